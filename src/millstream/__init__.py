@@ -1,0 +1,1 @@
+"""Millstream: stream processing in Python, exactly once, on Kafka or on nothing at all."""

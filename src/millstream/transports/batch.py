@@ -1,0 +1,117 @@
+"""Kafka's v2 record batches: built and read by aiokafka's C code, which is loaded here alone."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aiokafka.record._crecords.default_records import DefaultRecordBatchBuilder
+from aiokafka.record._crecords.memory_records import MemoryRecords
+
+from millstream.errors import LogDamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from aiokafka.record._crecords.default_records import DefaultRecord, DefaultRecordBatch
+
+    from millstream.records import OutgoingRecord
+
+__all__ = [
+    "BatchHeader",
+    "build_batch",
+    "headers_of",
+    "iterate_batches",
+    "iterate_records",
+    "rebase",
+]
+
+_HEADER = struct.Struct(">qiiBIhiqqqhii")
+_FRAME_BYTES = 12
+"""Base offset and length, which come before what the length counts."""
+
+
+class BatchHeader(NamedTuple):
+    """The fixed front of a batch. ``size`` is that of the whole batch, in bytes; times are in ms."""
+
+    base_offset: int
+    next_offset: int
+    size: int
+    crc: int
+    first_timestamp: int
+    max_timestamp: int
+    records: int
+
+
+def build_batch(
+    records: Sequence[OutgoingRecord], *, offsets: Sequence[int] | None = None, base_offset: int = 0
+) -> bytes:
+    """One uncompressed batch.
+
+    Args:
+        records: at least one; in memory they may be plain tuples.
+        offsets: ascending, relative to ``base_offset``; 0, 1, 2 … when left out.
+        base_offset: the offset that the batch begins at.
+    """
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
+        batch_size=2**31 - 1,
+    )
+    append = builder.append
+    if offsets is None:
+        for offset, (timestamp, key, value, headers) in enumerate(records):
+            append(offset, timestamp, key, value, headers)
+    else:
+        for offset, (timestamp, key, value, headers) in zip(offsets, records, strict=True):
+            append(offset, timestamp, key, value, headers)
+    return rebase(builder.build(), base_offset)
+
+
+def rebase(batch: bytes | bytearray, base_offset: int) -> bytes:
+    """The same batch at another offset; the checksum does not cover the offset."""
+    return base_offset.to_bytes(8, "big") + bytes(memoryview(batch)[8:])
+
+
+def headers_of(data: bytes) -> list[BatchHeader]:
+    """The headers of the whole batches in ``data``; a cut-off last one is left out."""
+    headers = []
+    at, end = 0, len(data)
+    while at + _HEADER.size <= end:
+        base, length, _, _, crc, _, last_delta, first, highest, _, _, _, count = (
+            _HEADER.unpack_from(data, at)
+        )
+        size = length + _FRAME_BYTES
+        if at + size > end:
+            break
+        headers.append(BatchHeader(base, base + last_delta + 1, size, crc, first, highest, count))
+        at += size
+    return headers
+
+
+def iterate_batches(data: bytes, *, where: str) -> Iterator[DefaultRecordBatch]:
+    """The batches of ``data``, checked against their checksums.
+
+    Raises:
+        LogDamagedError: a checksum is wrong; names ``where`` and the offset.
+    """
+    source = MemoryRecords(data)
+    while source.has_next():
+        batch: Any = source.next_batch()
+        if not batch.validate_crc():
+            raise LogDamagedError(f"{where}: the batch at offset {batch.base_offset} is damaged")
+        yield batch
+
+
+def iterate_records(data: bytes, *, where: str, position: int = 0) -> Iterator[DefaultRecord]:
+    """The records of ``data`` from ``position`` on, without control records."""
+    for batch in iterate_batches(data, where=where):
+        if batch.is_control_batch:
+            continue
+        for record in batch:
+            if record.offset >= position:
+                yield record
