@@ -1,0 +1,50 @@
+"""Topics, streams and agents: what programs declare, and what runs them."""
+
+from millstream.agents._agent import (
+    HEADER_CORRELATION,
+    HEADER_ERROR,
+    HEADER_REPLY_TO,
+    Agent,
+    Asker,
+    Sink,
+    new_correlation_id,
+    reply_headers,
+)
+from millstream.agents._declared import DeclaredStream, Step, StreamHome
+from millstream.agents._event import Event, current_event
+from millstream.agents._instance import Failure, Instance, InstanceHost, Run, Source, user_line
+from millstream.agents._policy import Dlq, OnError, Policy, Retry, policy_of
+from millstream.agents._stream import SKIP, Stream
+from millstream.agents._topic import Sender, Topic, field_getter
+
+__all__ = [
+    "HEADER_CORRELATION",
+    "HEADER_ERROR",
+    "HEADER_REPLY_TO",
+    "SKIP",
+    "Agent",
+    "Asker",
+    "DeclaredStream",
+    "Dlq",
+    "Event",
+    "Failure",
+    "Instance",
+    "InstanceHost",
+    "OnError",
+    "Policy",
+    "Retry",
+    "Run",
+    "Sender",
+    "Sink",
+    "Source",
+    "Step",
+    "Stream",
+    "StreamHome",
+    "Topic",
+    "current_event",
+    "field_getter",
+    "new_correlation_id",
+    "policy_of",
+    "reply_headers",
+    "user_line",
+]

@@ -1,0 +1,27 @@
+"""Values to bytes and back: codecs, the layout of keys, and the partitions that they belong to."""
+
+from millstream.serialization.base import Codec, CodecFactory
+from millstream.serialization.immutable import is_immutable_type
+from millstream.serialization.keys import KeyLayout, key_layout
+from millstream.serialization.partitioners import Partitioner, murmur2, partitioner
+from millstream.serialization.registry import (
+    codec_for,
+    codec_names,
+    key_codec_for,
+    register_codec,
+)
+
+__all__ = [
+    "Codec",
+    "CodecFactory",
+    "KeyLayout",
+    "Partitioner",
+    "codec_for",
+    "codec_names",
+    "is_immutable_type",
+    "key_codec_for",
+    "key_layout",
+    "murmur2",
+    "partitioner",
+    "register_codec",
+]

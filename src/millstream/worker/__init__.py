@@ -1,0 +1,26 @@
+"""What runs a program: shards, epochs, the group, recovery."""
+
+from millstream.worker._assign import MemberMetadata, ShardId, assign_shards, decode_assignment
+from millstream.worker._commit import CommitStats, Committer
+from millstream.worker._prepare import prepare_topics
+from millstream.worker._recovery import RecoveryProgress
+from millstream.worker._shard import AgentSpec, Shard, ShardCut, ShardOptions, TableSpec
+from millstream.worker._worker import Worker, WorkerPlan
+
+__all__ = [
+    "AgentSpec",
+    "CommitStats",
+    "Committer",
+    "MemberMetadata",
+    "RecoveryProgress",
+    "Shard",
+    "ShardCut",
+    "ShardId",
+    "ShardOptions",
+    "TableSpec",
+    "Worker",
+    "WorkerPlan",
+    "assign_shards",
+    "decode_assignment",
+    "prepare_topics",
+]

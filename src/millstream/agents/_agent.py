@@ -1,0 +1,170 @@
+"""Agents as programs declare them, and the calls that reach them by topic."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from millstream.clock import Duration, duration_ms
+from millstream.context import current
+from millstream.errors import AskError, ConfigurationError, ProgramError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from millstream.agents._declared import DeclaredStream
+    from millstream.agents._policy import Policy
+    from millstream.agents._topic import Topic
+    from millstream.records import Headers, Position
+
+__all__ = ["Agent", "Asker", "Sink", "reply_headers"]
+
+V = TypeVar("V")
+R = TypeVar("R")
+
+HEADER_REPLY_TO = "ms-reply-to"
+HEADER_CORRELATION = "ms-correlation-id"
+HEADER_ERROR = "ms-error"
+DEFAULT_ASK_TIMEOUT: Duration = "30s"
+
+Sink = Any
+"""Where an agent's results go: a topic, another agent, or a function, which may be async."""
+
+
+class Asker(Protocol):
+    """Sends a request and waits for its reply; the running app provides it."""
+
+    async def ask(
+        self,
+        topic: Topic[Any],
+        value: Any,
+        *,
+        key: Any,
+        timeout_s: float,
+    ) -> bytes | None: ...
+
+
+class Agent(Generic[V, R]):
+    """An async function over a stream, declared on its sources.
+
+    Calling the agent object calls the function, so that a test can drive it by hand.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Any], Any],
+        *,
+        name: str,
+        sources: Sequence[DeclaredStream],
+        topic: Topic[V] | None,
+        result_codec: Any = None,
+        sinks: Sequence[Sink] = (),
+        concurrency: int = 1,
+        ordered_by: Callable[[Any], Any] | None = None,
+        policy: Policy | None = None,
+        asker: Asker | None = None,
+        internal: bool = False,
+    ) -> None:
+        if concurrency < 1:
+            raise ConfigurationError(
+                f"agent {name!r}: concurrency is {concurrency}, and has to be at least 1"
+            )
+        if not (inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)):
+            raise ConfigurationError(
+                f"agent {name!r} is not an async function: write `async def {name}(stream)`"
+            )
+        self.function = function
+        self.name = name
+        self.sources = tuple(sources)
+        self.topic = topic
+        self.result_codec = result_codec
+        self.sinks = list(sinks)
+        self.concurrency = concurrency
+        self.ordered_by = ordered_by
+        self.policy = policy
+        self.internal = internal
+        self.help = inspect.getdoc(function) or ""
+        self._asker = asker
+        self.__name__ = name
+        self.__doc__ = function.__doc__
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.name!r}>"
+
+    def __call__(self, stream: Any) -> Any:
+        return self.function(stream)
+
+    def add_sink(self, sink: Sink) -> None:
+        """Send the agent's results there as well."""
+        self.sinks.append(sink)
+
+    def _inbox(self) -> Topic[V]:
+        if self.topic is None:
+            raise ProgramError(
+                f"agent {self.name!r} reads several topics or a derived stream: send to one of its"
+                f" topics instead"
+            )
+        return self.topic
+
+    async def cast(self, value: V, *, key: Any = None) -> Position | None:
+        """Send a value to the agent's topic and do not wait for it to be processed."""
+        return await self._inbox().send(value, key=key)
+
+    async def ask(self, value: V, *, key: Any = None, timeout: Duration = DEFAULT_ASK_TIMEOUT) -> R:
+        """Send a value and wait for what the agent yields for it.
+
+        Inside an event the request leaves at once, outside the epoch: it may be repeated after a crash.
+
+        Raises:
+            AskError: no answer in time, or the event at hand has already written a table or sent: the agent
+                that is asked could not see those writes before this event is finished.
+        """
+        topic = self._inbox()
+        if self._asker is None:
+            raise ProgramError(f"agent {self.name!r} cannot be asked here")
+        scope = current.get(None)
+        if scope is not None and scope.open and scope.shard.has_written(scope):
+            raise AskError(
+                f"agent {self.name!r} is asked after a table write or a send in the same event: what"
+                f" was written is not committed before the event ends. Ask first, or cast"
+            )
+        timeout_s = duration_ms(timeout, what="ask(timeout=)") / 1_000
+        data = await self._asker.ask(topic, value, key=key, timeout_s=timeout_s)
+        if data is None or self.result_codec is None:
+            return None  # type: ignore[return-value]
+        return self.result_codec.loads(data)  # type: ignore[no-any-return]
+
+    async def map(
+        self, values: Iterable[V], *, key: Any = None, timeout: Duration = DEFAULT_ASK_TIMEOUT
+    ) -> AsyncIterator[R]:
+        """Ask for each value, all at once; results as they come."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self.ask(value, key=key, timeout=timeout)) for value in values
+            ]
+            for done in asyncio.as_completed(tasks):
+                yield await done
+
+    async def join(
+        self, values: Iterable[V], *, key: Any = None, timeout: Duration = DEFAULT_ASK_TIMEOUT
+    ) -> list[R]:
+        """Ask for each value, all at once; results in the order of the values."""
+        return list(await asyncio.gather(*(self.ask(v, key=key, timeout=timeout) for v in values)))
+
+
+def reply_headers(headers: Headers) -> tuple[str, bytes] | None:
+    """Where a request wants its reply, and its correlation id; None for any other record."""
+    if not headers:
+        return None
+    found = dict(headers)
+    if HEADER_REPLY_TO not in found or HEADER_CORRELATION not in found:
+        return None
+    return found[HEADER_REPLY_TO].decode(), found[HEADER_CORRELATION]
+
+
+def new_correlation_id() -> bytes:
+    """An id that no other request has."""
+    return uuid.uuid4().hex.encode()

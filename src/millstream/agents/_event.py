@@ -1,0 +1,51 @@
+"""An event: a record, decoded, with where it came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from millstream.context import current
+from millstream.records import Position
+
+if TYPE_CHECKING:
+    from millstream.records import Headers
+
+__all__ = ["Event", "current_event"]
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Event(Generic[V]):
+    """A record as an agent sees it. ``timestamp`` is event time in ms since the epoch."""
+
+    key: Any
+    value: V
+    timestamp: int
+    offset: int
+    partition: int
+    topic: str
+    headers: Headers
+
+    @property
+    def id(self) -> str:
+        """Unique for ever, the same in every attempt: ``orders/3@5123``. Use it as an idempotency key."""
+        return str(Position(self.topic, self.partition, self.offset))
+
+
+def current_event() -> Event[Any] | None:
+    """The event that is being processed here, or None."""
+    scope = current.get(None)
+    if scope is None or not scope.open or scope.record is None or scope.tp is None:
+        return None
+    record = scope.record
+    return Event(
+        key=scope.stream.decode_key(scope.tp.topic, record.key),
+        value=scope.value,
+        timestamp=scope.timestamp,
+        offset=record.offset,
+        partition=scope.tp.partition,
+        topic=scope.tp.topic,
+        headers=record.headers,
+    )

@@ -1,0 +1,374 @@
+"""One running instance of an agent function, in one shard."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from millstream.agents._stream import SKIP, Stream
+from millstream.context import Scope, current
+from millstream.errors import AgentError, ConfigurationError, DecodeError, ProgramError
+from millstream.records import Position, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.agents._agent import Agent
+    from millstream.clock import Clock
+    from millstream.context import IncomingRecord
+
+__all__ = ["Failure", "Instance", "InstanceHost", "Run", "Source", "user_line"]
+
+logger = logging.getLogger("millstream.agents")
+
+
+class Source(NamedTuple):
+    """How an agent reads one of its topics."""
+
+    topic: str
+    decode: Callable[[bytes], Any]
+    decode_key: Callable[[bytes], Any]
+    time_of: Callable[[Any], int | None] | None
+    type_name: str
+    partition_count: int = 1
+
+
+class Run:
+    """Records of one partition in offset order, on their way through one agent."""
+
+    __slots__ = ("end", "records", "source", "start", "tp")
+
+    def __init__(
+        self,
+        tp: TopicPartition,
+        source: Source,
+        records: Iterator[IncomingRecord],
+        *,
+        start: int,
+        end: int,
+    ) -> None:
+        self.tp = tp
+        self.source = source
+        self.start = start
+        """An offset at or before the first one, and after any record of an earlier run."""
+        self.records = records
+        """What is left of them."""
+        self.end = end
+        """The offset after the last one."""
+
+
+class Failure(NamedTuple):
+    """An event that did not work out."""
+
+    scope: Scope
+    run: Run
+    record: IncomingRecord
+    error: BaseException
+    ran: bool = True
+    """Whether the agent function has seen the event, so that there may be something to undo."""
+
+
+class InstanceHost(Protocol):
+    """The running shard, as an instance needs it."""
+
+    journaled: bool
+    clock: Clock
+
+    def scope(self, agent: str, *, journaled: bool) -> Scope: ...
+
+    def event_begun(self, scope: Scope) -> None:
+        """A journaled event begins."""
+        ...
+
+    async def event_failed(self, instance: Instance, failure: Failure) -> bool:
+        """Undo the event and decide what comes next.
+
+        Returns:
+            True to try the record again, False to go past it.
+
+        Raises:
+            AgentError: the policy says stop.
+        """
+        ...
+
+    def time_reached(self, timestamp: int) -> None:
+        """Event time, where it is not the record's own."""
+        ...
+
+
+class Instance:
+    """Runs an agent function over the runs that it is given, one event at a time."""
+
+    def __init__(
+        self,
+        agent: Agent[Any, Any],
+        *,
+        host: InstanceHost,
+        sources: Mapping[str, Source],
+        emit: Callable[[Scope, Any], Awaitable[None]],
+        number: int = 0,
+    ) -> None:
+        self.agent = agent
+        self.sources = sources
+        self.number = number
+        self._host = host
+        self._emit = emit
+        self.scope = host.scope(agent.name, journaled=False)
+        self.journaled = host.journaled
+        self.interrupted = False
+        """Set to have the instance stop between two events and ask for its next run."""
+        self.run: Run | None = None
+        self.held: dict[TopicPartition, int] = {}
+        """First offsets of records that a batch holds and that are not finished."""
+        self._error: tuple[IncomingRecord, BaseException] | None = None
+        self._wanted: asyncio.Future[Run] | None = None
+        self.idle = asyncio.Event()
+        """Set while the instance waits for a run."""
+        self.on_idle: Callable[[Instance], None] | None = None
+
+    # for the shard --------------------------------------------------------------------------------
+
+    def deliver(self, run: Run) -> None:
+        """Give an idle instance its next run."""
+        assert self._wanted is not None
+        self.idle.clear()
+        self.run = run
+        if not self._wanted.done():
+            self._wanted.set_result(run)
+
+    @property
+    def in_event(self) -> bool:
+        """Whether an event is in progress, seen from outside: it waits for something."""
+        return self.scope.open
+
+    def position(self, tp: TopicPartition) -> int | None:
+        """The offset of the first unfinished record, or None where nothing of ``tp`` is unfinished."""
+        if tp in self.held:
+            return self.held[tp]
+        run = self.run
+        if run is None or run.tp != tp:
+            return None
+        if self.idle.is_set():
+            return None
+        record = self.scope.record
+        if record is None or self.scope.tp != tp or record.offset < run.start:
+            return run.start
+        return record.offset if self.scope.open else record.offset + 1
+
+    def take_rest(self) -> Run | None:
+        """Of an idle instance: what it left of its run when it was interrupted."""
+        run, self.run = self.run, None
+        if run is None:
+            return None
+        first = next(run.records, None)
+        if first is None:
+            return None
+        return Run(run.tp, run.source, _before(first, run.records), start=first.offset, end=run.end)
+
+    async def serve(self) -> None:
+        """Run the agent function until cancelled, and again whenever it fails or returns.
+
+        Raises:
+            AgentError: the policy of a failed record says stop, or the function failed outside of an event.
+        """
+        while True:
+            self.scope = self._host.scope(self.agent.name, journaled=False)
+            current.set(self.scope)
+            self.held.clear()
+            served = self.run
+            stream: Stream[Any] = Stream(self)
+            self.scope.stream = stream
+            try:
+                result = self.agent.function(stream)
+                if inspect.isasyncgen(result):
+                    async for output in result:
+                        await self._emit(self.scope, output)
+                else:
+                    await result
+            except asyncio.CancelledError:
+                raise
+            except Exception as exc:
+                await self._failed(exc)
+            else:
+                if self.scope.record is None and served is self.run:
+                    raise ProgramError(
+                        f"agent {self.agent.name!r} returned without reading its stream:"
+                        f" write `async for value in stream`"
+                    )
+                self._close()
+
+    # for the stream -------------------------------------------------------------------------------
+
+    async def next_run(self, timeout_s: float | None = None) -> Run | None:
+        """The next run with records; None when ``timeout_s`` is over."""
+        if self.run is not None and not self.idle.is_set():
+            rest = next(self.run.records, None)
+            if rest is not None:
+                self.run.records = _before(rest, self.run.records)
+                if not self.interrupted:
+                    return self.run
+        self.journaled = self._host.journaled
+        if self._wanted is None or self._wanted.done():
+            self._wanted = asyncio.get_running_loop().create_future()
+        self.idle.set()
+        if self.on_idle is not None:
+            self.on_idle(self)
+        if timeout_s is None:
+            run = await self._wanted
+        else:
+            sleep = asyncio.ensure_future(self._host.clock.sleep(timeout_s))
+            try:
+                await asyncio.wait([self._wanted, sleep], return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                sleep.cancel()
+            if not self._wanted.done():
+                return None
+            run = self._wanted.result()
+        self.journaled = self._host.journaled
+        self.interrupted = False
+        return run
+
+    def begin(self, run: Run, record: IncomingRecord) -> Any:
+        """Open an event that has a scope of its own, or an extracted time; its value, or `SKIP`."""
+        if self.journaled:
+            stream = self.scope.stream
+            scope = self.scope = self._host.scope(self.agent.name, journaled=True)
+            scope.stream = stream
+            current.set(scope)
+        else:
+            scope = self.scope
+        scope.tp = run.tp
+        scope.record = record
+        scope.timestamp = record.timestamp
+        scope.open = True
+        if self.journaled:
+            self._host.event_begun(scope)
+        source = run.source
+        data = record.value
+        if data is None:
+            return None
+        try:
+            value = source.decode(data)
+            if source.time_of is not None:
+                moment = source.time_of(value)
+                if moment is not None:
+                    scope.timestamp = moment
+                    self._host.time_reached(moment)
+        except Exception as exc:
+            return self.tombstone_or_error(record, exc)
+        return value
+
+    def finish(self) -> None:
+        """The event at hand is finished."""
+        self.scope.open = False
+
+    def tombstone_or_error(self, record: IncomingRecord, exc: Exception) -> Any:
+        """None where the record has no value; else `SKIP`, and `undecodable` decides."""
+        if record.value is None:
+            return None
+        self._error = (record, exc)
+        return SKIP
+
+    async def undecodable(self) -> Any:
+        """Apply the policy to a record whose value or time cannot be read; returns `SKIP` to go on."""
+        assert self._error is not None
+        assert self.run is not None
+        record, exc = self._error
+        self._error = None
+        if not isinstance(exc, ProgramError):
+            source = self.run.source
+            where = Position(*self.run.tp, record.offset)
+            error = DecodeError(
+                str(where), part="value", type_name=source.type_name, reason=str(exc)
+            )
+            error.__cause__ = exc
+            exc = error
+        await self._host.event_failed(self, Failure(self.scope, self.run, record, exc, ran=False))
+        self.scope.open = False
+        return SKIP
+
+    async def batches(self, count: int, wait_s: float | None) -> AsyncIterator[list[Any]]:
+        """Lists of values for `Stream.take`."""
+        if self.agent.concurrency > 1:
+            raise ConfigurationError(
+                f"agent {self.agent.name!r}: take() gathers events one after the other, and"
+                f" concurrency={self.agent.concurrency} works on many at once. Use one of the two"
+            )
+        clock = self._host.clock
+        values: list[Any] = []
+        deadline = 0.0
+        run: Run | None = None
+        while True:
+            left = None
+            if values and wait_s is not None:
+                left = max(0.0, deadline - clock.monotonic())
+            if run is None:
+                run = await self.next_run(left)
+            if run is not None:
+                for record in run.records:
+                    self.held.setdefault(run.tp, record.offset)
+                    value = self.begin(run, record)
+                    if value is SKIP:
+                        value = await self.undecodable()
+                    self.scope.open = False
+                    if value is SKIP:
+                        continue
+                    if not values and wait_s is not None:
+                        deadline = clock.monotonic() + wait_s
+                    values.append(value)
+                    if len(values) >= count:
+                        break
+                else:
+                    run = None
+            elif not values:
+                continue
+            if len(values) >= count or (
+                values and wait_s is not None and clock.monotonic() >= deadline
+            ):
+                self.scope.open = True
+                batch, values = values, []
+                yield batch
+                self.scope.open = False
+                self.held.clear()
+
+    # failures -------------------------------------------------------------------------------------
+
+    def _close(self) -> None:
+        """The function has ended: what it has seen of its run is finished."""
+        self.scope.open = False
+        record, run = self.scope.record, self.run
+        if run is not None and record is not None and self.scope.tp == run.tp:
+            run.start = max(run.start, record.offset + 1)
+
+    async def _failed(self, error: Exception) -> None:
+        scope, run = self.scope, self.run
+        if not scope.open or run is None or scope.record is None:
+            raise AgentError(
+                f"agent {self.agent.name!r}", cause=error, line=user_line(error)
+            ) from error
+        record = scope.record
+        again = await self._host.event_failed(self, Failure(scope, run, record, error))
+        self._close()
+        if again:
+            run.start = record.offset
+            run.records = _before(record, run.records)
+
+
+def _before(record: IncomingRecord, rest: Iterator[IncomingRecord]) -> Iterator[IncomingRecord]:
+    yield record
+    yield from rest
+
+
+def user_line(error: BaseException) -> str | None:
+    """``file:line`` of the innermost frame that is neither ours nor the standard library's."""
+    found = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = frame.filename.replace("\\", "/")
+        if "/millstream/" in path or path.startswith("<") or "/lib/python3" in path:
+            continue
+        found = f"{frame.filename}:{frame.lineno}"
+    return found

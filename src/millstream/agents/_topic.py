@@ -1,0 +1,309 @@
+"""Topics as programs use them: a typed description, and `send`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from millstream.clock import Duration, duration_ms, timestamp_ms
+from millstream.context import Output, Scope, current
+from millstream.errors import (
+    ConfigurationError,
+    EncodeError,
+    OutsideEventError,
+    ProgramError,
+    RecordTooLargeError,
+)
+from millstream.records import Headers, OutgoingRecord, Position, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import datetime
+
+    from millstream.agents._policy import Policy
+    from millstream.serialization.base import Codec
+
+__all__ = ["Sender", "Topic", "field_getter"]
+
+V = TypeVar("V")
+
+PARTITION_CACHE = 65_536
+"""Keys whose partition is remembered, per topic."""
+
+
+class Sender(Protocol):
+    """What a topic needs to send outside of an event; the running app provides it."""
+
+    def now(self) -> int: ...
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions the topic has; raises where the app is not running."""
+        ...
+
+    @property
+    def record_bytes_max(self) -> int: ...
+
+    async def append(
+        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+    ) -> dict[TopicPartition, int]: ...
+
+
+def field_getter(field: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function that reads a field from an object or a mapping; a function is returned as it is."""
+    if callable(field):
+        return field
+    attribute = attrgetter(field)
+
+    def get(value: Any) -> Any:
+        if isinstance(value, dict):
+            return value[field]
+        return attribute(value)
+
+    return get
+
+
+class Topic(Generic[V]):
+    """A named, partitioned log of values of one type.
+
+    Keys are encoded as UTF-8 where they are str, as they are where they are bytes, else as JSON text; the
+    partition is chosen as the Java client does (murmur2), unless the topic says otherwise.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        value_codec: Codec[Any],
+        key_codec: Codec[Any],
+        sender: Sender,
+        partitioner: Callable[[bytes, int], int],
+        key_from: str | Callable[[Any], Any] | None = None,
+        timestamp: str | Callable[[Any], Any] | None = None,
+        partitions: int | None = None,
+        retention: Duration | None = None,
+        compacted: bool = False,
+        internal: bool = False,
+        policy: Policy | None = None,
+        key_type: Any = str,
+        value_type: Any = Any,
+    ) -> None:
+        self.name = name
+        self.key_type = key_type
+        self.value_type = value_type
+        self.value_codec = value_codec
+        self.key_codec = key_codec
+        self.partitions = partitions
+        self.retention_ms = (
+            None if retention is None else duration_ms(retention, what=f"{name}: retention")
+        )
+        self.compacted = compacted
+        self.internal = internal
+        self.policy = policy
+        self.key_from = key_from
+        self.timestamp_from = timestamp
+        self.partitioner = partitioner
+        self._sender = sender
+        self._key_of = None if key_from is None else field_getter(key_from)
+        self._time_of = None if timestamp is None else field_getter(timestamp)
+        self._placed: dict[bytes, TopicPartition] = {}
+        self._next_keyless = 0
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name!r}>"
+
+    def key_of(self, value: V) -> Any:
+        """The key that ``key_from`` derives, or None.
+
+        Raises:
+            ProgramError: the value has no such field.
+        """
+        if self._key_of is None or value is None:
+            return None
+        try:
+            return self._key_of(value)
+        except (AttributeError, KeyError, TypeError, IndexError) as exc:
+            raise ProgramError(
+                f"topic {self.name!r}: key_from={self.key_from!r} cannot be read from a"
+                f" {type(value).__name__}: {exc}"
+            ) from exc
+
+    def time_of(self, value: V) -> int | None:
+        """The event time that ``timestamp`` extracts, in ms; None where the record's own counts.
+
+        Raises:
+            ProgramError: negative, or not a time.
+        """
+        if self._time_of is None or value is None:
+            return None
+        try:
+            moment = timestamp_ms(self._time_of(value))
+        except (AttributeError, KeyError, TypeError, IndexError, ConfigurationError) as exc:
+            raise ProgramError(
+                f"topic {self.name!r}: timestamp={self.timestamp_from!r} gives no time: {exc}"
+            ) from exc
+        if moment < 0:
+            raise ProgramError(f"topic {self.name!r}: the timestamp {moment} is negative")
+        return moment
+
+    def encode(
+        self,
+        value: V | None,
+        *,
+        key: Any = None,
+        timestamp: datetime | float | None = None,
+        headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+        now: int | None = None,
+    ) -> tuple[TopicPartition, OutgoingRecord]:
+        """The record that `send` would append, and where to.
+
+        Raises:
+            EncodeError: key or value cannot be encoded.
+            RecordTooLargeError: the record is above ``record_bytes_max``.
+        """
+        sender = self._sender
+        if key is None and self._key_of is not None:
+            key = self.key_of(value)  # type: ignore[arg-type]
+        try:
+            data = None if value is None else self.value_codec.dumps(value)
+        except Exception as exc:
+            raise EncodeError(f"topic {self.name!r}", value=value, reason=str(exc)) from exc
+        try:
+            key_data = None if key is None else self.key_codec.dumps(key)
+        except Exception as exc:
+            raise EncodeError(f"topic {self.name!r}, key", value=key, reason=str(exc)) from exc
+        if timestamp is not None:
+            moment = timestamp_ms(timestamp)
+        else:
+            extracted = None if self._time_of is None else self.time_of(value)  # type: ignore[arg-type]
+            moment = extracted if extracted is not None else (sender.now() if now is None else now)
+        size = (len(data) if data else 0) + (len(key_data) if key_data else 0)
+        if size > sender.record_bytes_max:
+            raise RecordTooLargeError(
+                f"topic {self.name!r}, key {key!r}",
+                size=size,
+                limit=sender.record_bytes_max,
+                setting="record_bytes_max",
+            )
+        if partition is None:
+            tp = self.place(key_data)
+        else:
+            count = sender.partitions(self.name)
+            if not 0 <= partition < count:
+                raise ProgramError(
+                    f"topic {self.name!r} has no partition {partition}: it has {count}"
+                )
+            tp = TopicPartition(self.name, partition)
+        return tp, OutgoingRecord(moment, key_data, data, _headers(headers) if headers else [])
+
+    def place(self, key: bytes | None) -> TopicPartition:
+        """The partition of a key; records without one go round."""
+        if key is None:
+            count = self._sender.partitions(self.name)
+            self._next_keyless = (self._next_keyless + 1) % count
+            return TopicPartition(self.name, self._next_keyless)
+        tp = self._placed.get(key)
+        if tp is None:
+            if len(self._placed) >= PARTITION_CACHE:
+                self._placed.clear()
+            count = self._sender.partitions(self.name)
+            tp = self._placed[key] = TopicPartition(self.name, self.partitioner(key, count))
+        return tp
+
+    def forget_placement(self) -> None:
+        """Partition counts may have changed: another log, another run."""
+        self._placed.clear()
+
+    def put(
+        self,
+        scope: Scope,
+        value: V | None,
+        *,
+        key: Any = None,
+        timestamp: datetime | float | None = None,
+        headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+    ) -> None:
+        """Send inside an event: encoded now, appended with the event's epoch."""
+        tp, (moment, key_data, data, listed) = self.encode(
+            value,
+            key=key,
+            timestamp=timestamp,
+            headers=headers,
+            partition=partition,
+            now=scope.timestamp,
+        )
+        if scope.journal is None:
+            scope.output.append(Output(tp, moment, key_data, data, listed, None))
+        else:
+            scope.wrote = True
+            scope.output.append(Output(tp, moment, key_data, data, listed, scope))
+
+    async def send(
+        self,
+        value: V | None,
+        *,
+        key: Any = None,
+        timestamp: datetime | float | None = None,
+        headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+    ) -> Position | None:
+        """Send a value; None as the value deletes the key where the topic is read as a table.
+
+        Inside an event the record joins the event's epoch: it is encoded now, and becomes visible when the
+        epoch commits. Its timestamp is the event's, where none is given. Elsewhere it is sent at once.
+
+        Returns:
+            Where the record is, once the log has it; None inside an event.
+
+        Raises:
+            EncodeError, RecordTooLargeError: nothing was sent.
+            LogUnavailableError: nothing was sent; only outside of an event.
+            OutsideEventError: the event that started this task is finished.
+        """
+        scope = current.get(None)
+        if scope is not None:
+            if not scope.open:
+                raise OutsideEventError(
+                    f"topic {self.name!r}: send",
+                    "A task that an event has started may send only until that event is finished:"
+                    " await it in the agent.",
+                )
+            self.put(
+                scope, value, key=key, timestamp=timestamp, headers=headers, partition=partition
+            )
+            return None
+        tp, record = self.encode(
+            value, key=key, timestamp=timestamp, headers=headers, partition=partition
+        )
+        first = await self._sender.append({tp: [record]})
+        return Position(tp.topic, tp.partition, first[tp])
+
+    async def send_many(self, values: Iterable[V], *, key: Any = None) -> int:
+        """Send many values at once, all of them or none; much quicker than one `send` after the other.
+
+        Returns:
+            How many were sent.
+        """
+        scope = current.get(None)
+        if scope is not None:
+            count = 0
+            for value in values:
+                await self.send(value, key=key)
+                count += 1
+            return count
+        batches: dict[TopicPartition, list[OutgoingRecord]] = {}
+        count = 0
+        for value in values:
+            tp, record = self.encode(value, key=key)
+            batches.setdefault(tp, []).append(record)
+            count += 1
+        if batches:
+            await self._sender.append(batches)
+        return count
+
+
+def _headers(headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]]) -> Headers:
+    pairs = headers.items() if hasattr(headers, "items") else headers
+    return [(name, v.encode() if isinstance(v, str) else bytes(v)) for name, v in pairs]

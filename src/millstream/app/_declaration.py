@@ -1,0 +1,263 @@
+"""A table as it was declared: its types, and how shards make their parts of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import msgspec
+
+from millstream.agents import Agent, DeclaredStream
+from millstream.context import current
+from millstream.errors import ConfigurationError, TopologyError
+from millstream.serialization import (
+    codec_for,
+    is_immutable_type,
+    key_codec_for,
+    key_layout,
+    partitioner,
+)
+from millstream.tables import DELETED, Table, TablePart
+from millstream.topology import AgentNode, TableNode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from millstream.agents import Topic
+    from millstream.app._app import App
+    from millstream.clock import Duration
+    from millstream.state.base import TableStore
+    from millstream.windows import AnyWindows
+    from millstream.worker import TableSpec
+
+__all__ = ["DeclaredTable"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class DeclaredTable(Generic[K, V]):
+    """What `App.table` was given."""
+
+    def __init__(
+        self,
+        app: App,
+        name: str,
+        *,
+        key: Any,
+        value: Any,
+        default: Any = None,
+        topic: Topic[Any] | None = None,
+        like: Topic[Any] | None = None,
+        partitions: int | None = None,
+        ttl_ms: int | None = None,
+        codec: str = "json",
+        on_change: Callable[..., Any] | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
+        partitioner: str | None = None,
+        everywhere: bool = False,
+        table_class: type[Table[Any, Any]] = Table,
+        help: str = "",
+    ) -> None:
+        if ttl_ms is not None and ttl_ms < 1:
+            raise ConfigurationError(f"table {name!r}: ttl has to be above 0")
+        self.app = app
+        self.name = name
+        self.key_type, self.value_type = key, value
+        self.layout = key_layout(key)
+        self.codec = topic.value_codec if topic is not None else codec_for(codec, value)
+        self.key_codec = topic.key_codec if topic is not None else key_codec_for(key)
+        self.topic = topic
+        self.like = like
+        self.partitions = partitions
+        self.ttl_ms = ttl_ms
+        self.on_change = on_change
+        self.upgrade = upgrade
+        self.everywhere = everywhere
+        self.windows: AnyWindows | None = None
+        self.merge: Any = None
+        self.default = default
+        self._partitioner = partitioner
+        self.table: Any = table_class(
+            name,
+            layout=self.layout,
+            **({} if default is None else {"default": default}),
+            read_only=topic is not None,
+            help=help,
+            home=self,
+        )
+
+    # for the table --------------------------------------------------------------------------------
+
+    def windowed(self, table: Table[Any, Any], windows: AnyWindows, merge: Any) -> Any:
+        """Make the table a windowed one; see `Table.tumbling` and its like."""
+        from millstream.tables._windowed import windowed
+
+        if self.topic is not None or self.windows is not None:
+            raise TopologyError(
+                f"table {self.name!r} cannot be windowed: it is read from a topic, or windowed already"
+            )
+        if self.ttl_ms is not None:
+            raise TopologyError(
+                f"table {self.name!r}: a windowed table forgets by its retention; leave ttl out"
+            )
+        self.windows = windows
+        self.merge = merge
+        self.table = windowed(
+            self.name,
+            layout=self.layout,
+            windows=windows,
+            default=self.default,
+            value_type=self.value_type,
+            merge=merge,
+            help=table.help,
+            home=self,
+        )
+        return self.table
+
+    def view(self, name: str, stale: Duration | None) -> Any:
+        """The committed table, for everything outside of events."""
+        return self.app.view(name, stale=stale)
+
+    # for the topology -----------------------------------------------------------------------------
+
+    @property
+    def changelog(self) -> str | None:
+        """The topic that holds the table's truth, unless it is read from one."""
+        return None if self.topic is not None else f"{self.app.id}-{self.name}-changelog"
+
+    def node(self) -> TableNode:
+        """The table as data."""
+        return TableNode(
+            name=self.name,
+            changelog=self.changelog,
+            partitions=self.partitions,
+            like=None if self.like is None else self.like.name,
+            source=None if self.topic is None else self.topic.name,
+            window=None if self.windows is None else str(self.windows),
+            everywhere=self.everywhere,
+        )
+
+    @property
+    def reader_name(self) -> str:
+        """Name of the agent that reads a table from its topic."""
+        return f"table:{self.name}"
+
+    def reader_node(self) -> AgentNode | None:
+        """That agent as data; None where there is none."""
+        if self.topic is None or self.everywhere:
+            return None
+        return AgentNode(name=self.reader_name, sources=(self.topic.name,), internal=True)
+
+    def reader(self) -> Agent[Any, Any] | None:
+        """The agent that reads the table from its topic; None where there is none."""
+        if self.topic is None or self.everywhere:
+            return None
+        name = self.name
+
+        async def read(stream: Any) -> None:
+            async for value in stream:
+                scope = current.get()
+                record, tp = scope.record, scope.tp
+                if record is None or tp is None or record.key is None:
+                    continue
+                key = stream.decode_key(tp.topic, record.key)
+                scope.parts[name].set(key, DELETED if value is None else value, scope)
+
+        return Agent(
+            read,
+            name=self.reader_name,
+            sources=[DeclaredStream((self.topic,), self.app)],
+            topic=None,
+            internal=True,
+        )
+
+    # for shards -----------------------------------------------------------------------------------
+
+    def spec(self, partitions: int, sources: list[Topic[Any]]) -> TableSpec:
+        """How shards make their parts of the table.
+
+        Args:
+            partitions: the resolved count.
+            sources: topics of that count: the partitioner is theirs.
+        """
+        from millstream.worker import TableSpec
+
+        if self._partitioner is not None:
+            place = partitioner(self._partitioner)
+        elif self.topic is not None:
+            place = self.topic.partitioner
+        else:
+            found = {source.partitioner for source in sources if not source.internal}
+            place = found.pop() if len(found) == 1 else partitioner("murmur2")
+        return TableSpec(
+            name=self.name,
+            partitions=partitions,
+            changelog=self.changelog,
+            source=None if self.topic is None else self.topic.name,
+            make=self.make_part,
+            place=self.place,
+            partitioner=place,
+            state_key=None if self.topic is None else self.state_key,
+            index_key=self._index_key(),
+        )
+
+    def place(self, key: Any) -> bytes:
+        """A key to the bytes that decide its shard."""
+        return self.key_codec.dumps(key)
+
+    def state_key(self, key: bytes) -> bytes:
+        """A record's key to the store's."""
+        assert self.topic is not None
+        return self.layout.encode(self.topic.key_codec.loads(key))
+
+    def _index_key(self) -> Any:
+        if self.windows is None:
+            return None
+        from millstream.tables._windowed_part import index_key_of
+
+        return index_key_of(self.windows)
+
+    @property
+    def loads(self) -> Callable[[bytes], Any]:
+        """Stored bytes to a value, old forms by way of ``upgrade``."""
+        if self.upgrade is None:
+            return self.codec.loads
+        loads, upgrade = self.codec.loads, self.upgrade
+
+        def load(data: bytes) -> Any:
+            try:
+                return loads(data)
+            except (ValueError, TypeError):
+                return upgrade(msgspec.json.decode(data))
+
+        return load
+
+    def make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
+        """A shard's part of the table."""
+        mutable = not is_immutable_type(self.value_type)
+        if self.windows is None:
+            return TablePart(
+                self.name,
+                store=store,
+                encode_key=self.layout.encode,
+                decode_key=self.layout.decode,
+                dumps=self.codec.dumps,
+                loads=self.loads,
+                mutable=mutable,
+                check=check,
+                type_name=self.codec.type_name,
+            )
+        from millstream.tables._windowed_part import windowed_part
+
+        return windowed_part(
+            self.name,
+            windows=self.windows,
+            store=store,
+            layout=self.layout,
+            dumps=self.codec.dumps,
+            loads=self.loads,
+            mutable=mutable,
+            check=check,
+            type_name=self.codec.type_name,
+            clock=self.app.clock,
+        )

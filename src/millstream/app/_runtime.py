@@ -1,0 +1,469 @@
+"""Assembly: the one place that chooses backends and puts the parts of a running app together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from millstream.agents import (
+    HEADER_CORRELATION,
+    Agent,
+    Failure,
+    Policy,
+    Source,
+    Topic,
+    reply_headers,
+)
+from millstream.app._replies import Replies, reply_topic
+from millstream.app._timers import run_shard_timer, run_timer
+from millstream.context import Output, Scope
+from millstream.errors import ConfigurationError, ProgramError, SettingError
+from millstream.records import TopicPartition
+from millstream.topology import TopicNode
+from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics
+
+if TYPE_CHECKING:
+    from millstream.app._app import App
+    from millstream.clock import Clock
+    from millstream.state.base import StateBackend
+    from millstream.topology import Topology
+    from millstream.transports.base import TopicInfo, Transport
+
+__all__ = ["Runtime", "open_transport"]
+
+DLQ_HEADERS = "__streams.errors."
+"""Kafka Streams' names for the headers of dead letters."""
+
+
+def open_transport(broker: str, clock: Clock) -> Transport:
+    """The log behind a broker URL.
+
+    Raises:
+        SettingError: the URL is of no known kind.
+    """
+    if broker.startswith("local://"):
+        from millstream.transports.local import LocalTransport
+
+        return LocalTransport(local_path(broker), clock=clock)
+    if broker.startswith("memory://"):
+        from millstream.transports.memory import MemoryTransport
+
+        return MemoryTransport(clock=clock)
+    if broker.startswith("kafka://"):
+        raise SettingError(
+            "broker", "kafka:// comes with the next version; use local://file.db meanwhile"
+        )
+    raise SettingError("broker", f"{broker!r} begins with none of local://, kafka://, memory://")
+
+
+def local_path(broker: str) -> Path:
+    """The file behind a ``local://`` URL, absolute."""
+    text = broker.removeprefix("local://")
+    if not text:
+        raise SettingError("broker", "local:// needs a file, for example local://shop.db")
+    return Path(text).expanduser().absolute()
+
+
+class Runtime:
+    """One run of an app: its transport, and a worker and a web server if it has them."""
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        worker: bool = True,
+        web: bool = False,
+        transport: Transport | None = None,
+        state: StateBackend | None = None,
+        commits: bool = True,
+    ) -> None:
+        app.discover()
+        self.app = app
+        self.settings = app.settings
+        self._with_worker = worker
+        self._with_web = web
+        self._commits = commits
+        self.transport: Transport = (
+            open_transport(app.settings.broker, app.clock) if transport is None else transport
+        )
+        self._given_state = state
+        self.worker: Worker | None = None
+        self.topology: Topology = app.topology
+        self.infos: Mapping[str, TopicInfo] = {}
+        self.partitions: Mapping[str, int] = {}
+        self.web_url = ""
+        self.slot = ""
+        self._replies: Replies | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        self._stop: Callable[[], None] = lambda: None
+        self.prepared = asyncio.Event()
+
+    # life -----------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Runtime]:
+        """Everything that runs, for the length of the block."""
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self.transport)
+            await self._prepare()
+            if self.app.lifespan is not None:
+                await stack.enter_async_context(self.app.lifespan(self.app))
+            self.app.runtime = self
+            stack.callback(self._forget)
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
+                    working = None
+                    async with contextlib.AsyncExitStack() as inner:
+                        state = self._open_state(inner) if self._with_worker else None
+                        everywhere = await self._everywhere(inner, tasks, state)
+                        if self._with_worker:
+                            assert state is not None
+                            self.worker = Worker(
+                                self._plan(),
+                                transport=self.transport,
+                                state=state,
+                                clock=self.app.clock,
+                                everywhere=everywhere,
+                                slot=self.slot,
+                            )
+                            self.worker.assigned += [_hook(h) for h in self.app.assigned_hooks]
+                            self.worker.revoked += [_hook(h) for h in self.app.revoked_hooks]
+                        if self._with_web:
+                            await self._serve_web(inner, tasks)
+                        if self.worker is not None:
+                            self.worker.url = self.web_url
+                            working = tasks.create_task(self.worker.run(commits=self._commits))
+                        self.prepared.set()
+                        try:
+                            yield self
+                        finally:
+                            if self.worker is not None and working is not None:
+                                self.worker.stop()
+                                await asyncio.wait([working])
+                    self._cancel_rest()
+            except BaseExceptionGroup as group:
+                raise _single(group) from None
+
+    def _forget(self) -> None:
+        self.app.runtime = None
+
+    def _cancel_rest(self) -> None:
+        for task in self._background:
+            task.cancel()
+
+    _background: list[asyncio.Task[Any]]
+
+    async def _prepare(self) -> None:
+        self._background = []
+        app, settings = self.app, self.settings
+        for topic in app.topics.values():
+            topic.forget_placement()
+        topics = dict(self.topology.topics)
+        for name in self._dead_letter_topics():
+            topics.setdefault(name, TopicNode(name=name, internal=True, partitions=1))
+        for sink in [sink for agent in app.agents.values() for sink in agent.sinks]:
+            if isinstance(sink, Topic) and sink.name not in topics:
+                raise ConfigurationError(f"sink {sink.name!r} is a topic of another app")
+        topology = _with_topics(self.topology, topics)
+        self.topology, self.infos = await prepare_topics(
+            topology,
+            self.transport,
+            partitions=settings.partitions,
+            replication=settings.replication,
+        )
+        self.partitions = {name: info.partitions for name, info in self.infos.items()}
+
+    def _dead_letter_topics(self) -> set[str]:
+        policies = [self._policy(agent, None) for agent in self.app.agents.values()]
+        policies += [t.policy for t in self.app.topics.values() if t.policy is not None]
+        return {self._dead_letter_topic(p) for p in policies if p.action == "dlq"}
+
+    def _dead_letter_topic(self, policy: Policy) -> str:
+        return policy.topic or f"{self.app.id}-dlq"
+
+    def _policy(self, agent: Agent[Any, Any], topic: Topic[Any] | None) -> Policy:
+        if agent.policy is not None:
+            return agent.policy
+        if topic is not None and topic.policy is not None:
+            return topic.policy
+        for stream in agent.sources:
+            for source in stream.topics:
+                if source.policy is not None:
+                    return source.policy
+        return self.settings.on_error
+
+    @property
+    def state_dir(self) -> Path:
+        """Where the worker's local state is."""
+        if self.settings.state_dir is not None:
+            return self.settings.state_dir.absolute()
+        if self.settings.broker.startswith("local://"):
+            return local_path(self.settings.broker).parent / ".millstream"
+        return Path.cwd() / ".millstream"
+
+    def _open_state(self, stack: contextlib.AsyncExitStack) -> StateBackend:
+        if self._given_state is not None:
+            return self._given_state
+        if self.settings.state == "memory":
+            from millstream.state.memory import MemoryBackend
+
+            return MemoryBackend()
+        from millstream.app._slot import take_slot
+        from millstream.state.rocks import RocksBackend
+
+        slot = stack.enter_context(take_slot(self.state_dir / self.app.id, self.settings.slot))
+        self.slot = slot.name
+        return RocksBackend(
+            slot,
+            cache_bytes=self.settings.state_cache_bytes,
+            write_buffer_bytes=self.settings.state_write_buffer_bytes,
+        )
+
+    async def replies(self) -> Replies:
+        """What `ask` waits at; opened when it is first needed."""
+        if self._replies is None:
+            replies = Replies(transport=self.transport, app=self.app.id, clock=self.app.clock)
+            await replies.open()
+            if self._replies is None:
+                self._replies = replies
+                self.partitions = {**self.partitions, reply_topic(self.app.id): 1}
+                assert self._tasks is not None
+                self._background.append(self._tasks.create_task(replies.run(), name="replies"))
+        return self._replies
+
+    # assembly -------------------------------------------------------------------------------------
+
+    def _plan(self) -> WorkerPlan:
+        settings = self.settings
+        groups = self.topology.shard_counts()
+        agents: dict[int, list[AgentSpec]] = {count: [] for count in groups}
+        by_name = dict(self.app.agents)
+        for declared in self.app.tables.values():
+            reader = declared.reader()
+            if reader is not None:
+                by_name[reader.name] = reader
+        for count, names in groups.items():
+            agents[count] = [self._agent_spec(by_name[name]) for name in names]
+        tables: dict[int, list[Any]] = {count: [] for count in groups}
+        for declared in self.app.tables.values():
+            if declared.everywhere:
+                continue
+            count = self.topology.tables[declared.name].partitions or 1
+            sources = [
+                topic
+                for topic in self.app.topics.values()
+                if topic.name in self.topology.sources and self.partitions[topic.name] == count
+            ]
+            tables[count].append(declared.spec(count, sources))
+        timers = self.app.timers
+        clock = self.app.clock
+        return WorkerPlan(
+            app=self.app.id,
+            fingerprint=self.topology.fingerprint(),
+            agents=agents,
+            tables=tables,
+            topic_ids={name: info.topic_id for name, info in self.infos.items()},
+            commit_interval_s=settings.commit_interval / 1_000,
+            session_timeout_s=settings.session_timeout / 1_000,
+            inbox_bytes_max=settings.inbox_bytes_max,
+            epoch_bytes_max=settings.epoch_bytes_max,
+            shard_tasks={
+                count: [run_shard_timer(t, clock) for t in timers if t.scope == "shard"]
+                for count in groups
+            },
+            worker_tasks=[
+                *(_task(function, self.app) for function in self.app.tasks),
+                *(_timer(t, clock) for t in timers if t.scope == "worker"),
+            ],
+            leader_tasks=[_timer(t, clock) for t in timers if t.scope == "leader"],
+        )
+
+    def _agent_spec(self, agent: Agent[Any, Any]) -> AgentSpec:
+        sources: dict[str, Source] = {}
+        policy = self._policy(agent, None)
+        for stream in agent.sources:
+            for topic in stream.topics:
+                sources[topic.name] = Source(
+                    topic=topic.name,
+                    decode=topic.value_codec.loads,
+                    decode_key=topic.key_codec.loads,
+                    time_of=topic.time_of if topic.timestamp_from is not None else None,
+                    type_name=topic.value_codec.type_name,
+                    partition_count=self.partitions[topic.name],
+                )
+        return AgentSpec(
+            agent=_with_steps(agent),
+            sources=sources,
+            policy=policy,
+            emit=self._emitter(agent),
+            dead_letter=self._dead_letter(policy),
+        )
+
+    def _emitter(self, agent: Agent[Any, Any]) -> Callable[[Scope, Any], Awaitable[None]]:
+        codec = agent.result_codec
+
+        async def emit(scope: Scope, value: Any) -> None:
+            from millstream.context import current
+
+            scope = current.get()
+            for sink in agent.sinks:
+                if isinstance(sink, Topic):
+                    sink.put(scope, value)
+                elif isinstance(sink, Agent):
+                    await sink.cast(value)
+                else:
+                    result = sink(value)
+                    if inspect.isawaitable(result):
+                        await result
+            record = scope.record
+            if record is not None and record.headers:
+                reply = reply_headers(record.headers)
+                if reply is not None and codec is not None:
+                    topic, correlation = reply
+                    scope.output.append(
+                        Output(
+                            TopicPartition(topic, 0),
+                            self.app.clock.now(),
+                            None,
+                            codec.dumps(value),
+                            [(HEADER_CORRELATION, correlation)],
+                            scope if scope.journal is not None else None,
+                        )
+                    )
+
+        return emit
+
+    def _dead_letter(self, policy: Policy) -> Callable[[Scope, Failure], None]:
+        topic = self._dead_letter_topic(policy)
+
+        def put(scope: Scope, failure: Failure) -> None:
+            record, tp = failure.record, failure.run.tp
+            error = failure.error
+            trace = "".join(traceback.format_exception(error))
+            facts = {
+                "exception": f"{type(error).__module__}.{type(error).__qualname__}",
+                "message": str(error),
+                "stacktrace": trace[-4_000:],
+                "topic": tp.topic,
+                "partition": str(tp.partition),
+                "offset": str(record.offset),
+            }
+            headers = list(record.headers or [])
+            headers += [(DLQ_HEADERS + name, text.encode()) for name, text in facts.items()]
+            scope.output.append(
+                Output(
+                    TopicPartition(topic, 0),
+                    record.timestamp,
+                    record.key,
+                    record.value,
+                    headers,
+                    scope if scope.journal is not None else None,
+                )
+            )
+
+        return put
+
+    async def _everywhere(
+        self,
+        stack: contextlib.AsyncExitStack,
+        tasks: asyncio.TaskGroup,
+        state: StateBackend | None,
+    ) -> Mapping[str, Any]:
+        declared = [table for table in self.app.tables.values() if table.everywhere]
+        if not declared or state is None:
+            return {}
+        from millstream.worker._everywhere import EverywhereTables
+
+        followed = EverywhereTables(
+            declared,
+            transport=self.transport,
+            state=state,
+            clock=self.app.clock,
+            app=self.app.id,
+            topic_ids={name: info.topic_id for name, info in self.infos.items()},
+            partitions=self.partitions,
+        )
+        stack.callback(followed.close)
+        await followed.load()
+        self._background.append(tasks.create_task(followed.follow(), name="global tables"))
+        return followed.parts
+
+    async def _serve_web(self, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
+        from millstream.app._web import serve_web
+
+        await serve_web(self, stack, tasks)
+
+
+def _with_steps(agent: Agent[Any, Any]) -> Agent[Any, Any]:
+    """The agent with the filters and maps of its declared streams in front."""
+    steps = [step for stream in agent.sources for step in stream.steps]
+    if not steps:
+        return agent
+    if len(agent.sources) > 1:
+        raise ProgramError(
+            f"agent {agent.name!r}: filter and map stand on a single source; give each source an agent"
+        )
+    function = agent.function
+
+    def stepped(stream: Any) -> Any:
+        for step in steps:
+            stream = getattr(stream, step.kind)(step.function)
+        return function(stream)
+
+    copy = object.__new__(Agent)
+    copy.__dict__.update(agent.__dict__)
+    copy.function = stepped
+    return copy
+
+
+def _with_topics(topology: Topology, topics: Mapping[str, TopicNode]) -> Topology:
+    from dataclasses import replace
+
+    return replace(topology, topics=topics)
+
+
+def _task(function: Callable[..., Awaitable[Any]], app: App) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        takes_app = len(inspect.signature(function).parameters) > 0
+        await (function(app) if takes_app else function())
+
+    return run
+
+
+def _timer(timer: Any, clock: Clock) -> Callable[[], Awaitable[None]]:
+    async def run() -> None:
+        await run_timer(timer, clock)
+
+    return run
+
+
+def _hook(function: Callable[..., Any]) -> Callable[[list[Any]], Awaitable[None]]:
+    async def call(shards: list[Any]) -> None:
+        result = function(shards)
+        if inspect.isawaitable(result):
+            await result
+
+    return call
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error in a group, however deep; the group itself where there are several."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        distinct = [e for e in error.exceptions if not isinstance(e, asyncio.CancelledError)]
+        if not distinct:
+            return error.exceptions[0]
+        if len(distinct) > 1 and not _same(distinct):
+            return error
+        error = distinct[0]
+    return error
+
+
+def _same(errors: list[BaseException]) -> bool:
+    return len({(type(e), str(e)) for e in errors}) == 1

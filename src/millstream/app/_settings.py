@@ -1,0 +1,200 @@
+"""Settings of an app: one frozen object, read from arguments, the environment and ``pyproject.toml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from millstream.agents import Policy, policy_of
+from millstream.clock import duration_ms
+from millstream.errors import MillstreamError, SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Settings", "read_settings", "setting_docs"]
+
+Guarantee = Literal["exactly_once", "at_least_once"]
+
+
+def _setting(default: Any, doc: str) -> Any:
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every setting, with its unit and default; durations are in ms, sizes in bytes."""
+
+    broker: str = _setting(
+        "", "Where the log is: local://file.db, or kafka://host:9092,host2:9092."
+    )
+    processing_guarantee: Guarantee = _setting("exactly_once", "exactly_once or at_least_once.")
+    commit_interval: int = _setting("20ms", "Shortest time between two commits, a duration.")
+    session_timeout: int = _setting(
+        "5s", "After so long without a sign of life a worker loses its shards, a duration."
+    )
+    partitions: int = _setting(4, "Partitions of topics that do not exist and declare none.")
+    replication: int = _setting(1, "Replicas of the topics that Millstream creates.")
+    standby_replicas: int = _setting(0, "Warm copies of each shard's tables on other workers.")
+    state_dir: Path | None = _setting(
+        None, "Where local state is kept; .millstream beside the log, or in the working directory."
+    )
+    state: Literal["rocksdb", "memory"] = _setting(
+        "rocksdb", "Where tables are kept: rocksdb or memory."
+    )
+    state_cache_bytes: int = _setting(
+        64 << 20, "RocksDB's block cache, for all tables of a worker."
+    )
+    state_write_buffer_bytes: int = _setting(64 << 20, "RocksDB's write buffers, likewise.")
+    on_error: Policy = _setting("stop", "stop, skip, dlq, Dlq(topic) or Retry(...).")
+    compat: Literal["kafka-streams"] | None = _setting(
+        None, "kafka-streams: give its results where they differ from ours."
+    )
+    record_bytes_max: int = _setting(1_000_000, "Largest record, key and value together, in bytes.")
+    inbox_bytes_max: int = _setting(
+        8 << 20, "Records fetched ahead, for each agent of each shard, in bytes."
+    )
+    epoch_bytes_max: int = _setting(
+        32 << 20,
+        "Input and output of a shard between two commits, above which it stops reading, in bytes.",
+    )
+    reply_timeout: int = _setting("30s", "How long ask() waits where it is not told, a duration.")
+    web: bool = _setting(True, "Whether a worker serves its tables and pages over HTTP.")
+    web_host: str = _setting("127.0.0.1", "The address that the web server listens on.")
+    web_port: int | None = _setting(
+        None, "Its port; 6066 or the next free one where none is given."
+    )
+    web_url: str = _setting("", "How other workers reach this one; from host and port where empty.")
+    slot: str = _setting("", "A name of the worker that stays when it restarts; found where empty.")
+
+
+_DURATIONS = {"commit_interval", "session_timeout", "reply_timeout"}
+
+
+def setting_docs() -> dict[str, tuple[str, Any]]:
+    """Name to documentation and default, in order."""
+    return {f.name: (f.metadata["doc"], f.default) for f in dataclasses.fields(Settings)}
+
+
+def _convert(name: str, value: Any, source: str) -> Any:
+    kind = Settings.__annotations__[name]
+    try:
+        if name in _DURATIONS:
+            text = value.strip() if isinstance(value, str) else value
+            if isinstance(text, str) and text.replace(".", "", 1).isdigit():
+                text = float(text)
+            return duration_ms(text, what=name)
+        if name == "on_error":
+            return policy_of(value)
+        if kind == "bool":
+            return _bool(value)
+        if kind.startswith("int"):
+            return None if value is None else _integer(value)
+        if kind.startswith("Path"):
+            return None if value is None else Path(value).expanduser()
+    except (MillstreamError, ValueError, TypeError) as exc:
+        if isinstance(exc, SettingError):
+            raise
+        raise SettingError(name, f"{value!r} from {source}: {exc}") from exc
+    if not isinstance(value, str) and value is not None:
+        raise SettingError(name, f"{value!r} from {source} is not text")
+    allowed = _allowed(kind)
+    if allowed and value not in allowed:
+        raise SettingError(
+            name, f"{value!r} from {source} is none of {', '.join(map(repr, allowed))}"
+        )
+    return value
+
+
+def _allowed(kind: str) -> tuple[Any, ...]:
+    if kind == "Guarantee":
+        return get_args(Guarantee)
+    if kind.startswith("Literal["):
+        inner = kind.partition("[")[2].partition("]")[0]
+        listed = tuple(part.strip().strip("\"'") for part in inner.split(","))
+        return (*listed, None) if "None" in kind else listed
+    return ()
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError("not a whole number")
+    number = int(value)
+    if number < 0:
+        raise ValueError("below 0")
+    return number
+
+
+def _bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("1", "true", "yes", "on"):
+        return True
+    if str(value).lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError("neither true nor false")
+
+
+def read_settings(
+    app: str,
+    arguments: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> Settings:
+    """Arguments of ``App`` come first, then ``MILLSTREAM_<NAME>``, then ``[tool.millstream]``, then defaults.
+
+    Raises:
+        SettingError: one that is unknown, or has a wrong value; names it and where it came from.
+    """
+    names = {f.name: f.default for f in dataclasses.fields(Settings)}
+    environ = os.environ if environ is None else environ
+    directory = Path.cwd() if directory is None else directory
+    for name in arguments:
+        if name not in names:
+            raise SettingError(name, f"there is no such setting{_close(name, names)}")
+    table = _tool_table(directory)
+    for name in table:
+        if name not in names and name != "app":
+            raise SettingError(
+                name, f"[tool.millstream] has it, and there is no such setting{_close(name, names)}"
+            )
+    values: dict[str, Any] = {}
+    for name, default in names.items():
+        variable = f"MILLSTREAM_{name.upper()}"
+        if name in arguments and arguments[name] is not None:
+            values[name] = _convert(name, arguments[name], "App(...)")
+        elif variable in environ:
+            values[name] = _convert(name, environ[variable], variable)
+        elif name in table:
+            values[name] = _convert(name, table[name], "[tool.millstream]")
+        else:
+            values[name] = _convert(name, default, "the defaults")
+    if not values["broker"]:
+        values["broker"] = f"local://{app}.db"
+    if values["partitions"] < 1:
+        raise SettingError("partitions", "a topic has at least 1")
+    return Settings(**values)
+
+
+def _close(name: str, names: Mapping[str, Any]) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _tool_table(directory: Path) -> dict[str, Any]:
+    path = directory / "pyproject.toml"
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file).get("tool", {}).get("millstream", {})
+    except FileNotFoundError:
+        return {}
+    except tomllib.TOMLDecodeError as exc:
+        raise SettingError("pyproject.toml", f"{path} cannot be read: {exc}") from exc
+    return dict(found)

@@ -1,0 +1,115 @@
+"""Which shard and event is being processed.
+
+A `Scope` is one event as the tables and topics see it. An agent instance sets `current` once and reuses one
+scope for all of its events, as long as none of its shard's events is ever cut in the middle. In a shard where
+that can happen (see `millstream.worker._cut`) each event gets a scope of its own, which keeps a journal: what
+it touched first and how that looked before, and which other events' unfinished work it has seen.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.records import Headers, TopicPartition
+
+__all__ = ["IncomingRecord", "Output", "PreImage", "Scope", "current"]
+
+
+class IncomingRecord(Protocol):
+    """A record as it comes out of a batch: what aiokafka's C record offers."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def timestamp(self) -> int: ...
+    @property
+    def key(self) -> bytes | None: ...
+    @property
+    def value(self) -> bytes | None: ...
+    @property
+    def headers(self) -> Headers: ...
+
+
+class Output(NamedTuple):
+    """A record that an event has sent, already encoded, waiting for the epoch."""
+
+    tp: TopicPartition
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+    scope: Scope | None
+    """The event, where the shard keeps journals; else None."""
+
+
+class PreImage(NamedTuple):
+    """How an entry of a table looked before an event first touched it.
+
+    ``dirty`` tells whether the entry had a value of this epoch; only then does ``value`` mean something: the
+    value itself where it cannot change in place, else its bytes.
+    """
+
+    dirty: bool
+    value: Any
+    order: int = 0
+    """Touches of a table's entries are numbered, so that the earliest one can be told."""
+
+
+class Scope:
+    """One event, or the events of one agent instance one after the other."""
+
+    __slots__ = (
+        "agent",
+        "depends",
+        "journal",
+        "open",
+        "output",
+        "parts",
+        "record",
+        "shard",
+        "stream",
+        "times",
+        "timestamp",
+        "tp",
+        "value",
+        "wrote",
+    )
+
+    def __init__(
+        self,
+        *,
+        shard: Any,
+        agent: str,
+        parts: Mapping[str, Any],
+        output: list[Output],
+        journaled: bool,
+    ) -> None:
+        self.shard = shard
+        """The running shard; `millstream.worker` knows its type."""
+        self.agent = agent
+        """Name of the agent, timer or callback."""
+        self.parts = parts
+        """The shard's part of every table, by the table's name."""
+        self.output = output
+        """Where sends go: the shard's append buffer."""
+        self.open = False
+        """Whether an event is in progress: only then may tables be used."""
+        self.record: IncomingRecord | None = None
+        self.tp: TopicPartition | None = None
+        self.timestamp = 0
+        """Event time of the event, ms since the epoch."""
+        self.stream: Any = None
+        self.value: Any = None
+        self.wrote = False
+        """Whether the event has written a table or sent; kept only with a journal."""
+        self.journal: dict[tuple[Any, Any], PreImage] | None = {} if journaled else None
+        self.depends: set[Scope] = set()
+        self.times: dict[Any, int] = {}
+        """Highest event time that this event gave to each windowed part; kept only with a journal."""
+
+
+current: ContextVar[Scope] = ContextVar("millstream_scope")

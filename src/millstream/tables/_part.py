@@ -1,0 +1,476 @@
+"""One table in one shard: this epoch's values, over those on their way, over the store.
+
+Theory of operation
+-------------------
+A key is looked up in four places, newest first::
+
+    dirty        changed, or handed out, since the last cut      values
+    committing   of the epoch on its way to the log              values, and their bytes once encoded
+    cache        clean entries that were used lately             values, or bytes where values can change
+    store        what the changelog is known to hold             bytes
+
+A *cut* moves ``dirty`` to ``committing`` and starts an empty one; nothing is copied. The committer encodes
+``committing`` in slices while events go on, hands it to the log, writes it to the store, and drops it
+(`settle`), or gives it back (`restore`) when the group has moved on and the shard stayed.
+
+Where values can change in place (any type that is not known to be immutable):
+
+* reading an entry hands out an object that the program may change, so reading makes the entry dirty; the cut
+  drops it again if its bytes are what they were (``base``);
+* an object in ``committing`` is encoded before anyone touches its key again, and whoever touches it gets an
+  object of their own;
+* the cache keeps bytes.
+
+In a shard with journals, an event's first touch of an entry records how it looked (`PreImage`), and touching
+what another unfinished or uncommitted event has touched ties the two: see `millstream.worker._cut`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from typing import TYPE_CHECKING, Any, Final
+
+from millstream.context import PreImage, Scope
+from millstream.errors import DecodeError, EncodeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from millstream.state.base import TableStore
+
+__all__ = ["DELETED", "MISSING", "TablePart"]
+
+
+class _Marker:
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+MISSING: Final = _Marker("MISSING")
+"""There is no such entry."""
+DELETED: Final = _Marker("DELETED")
+"""The entry is deleted in this epoch or in the one on its way."""
+
+ENCODE_SLICE: Final = 512
+"""Entries that are encoded before the event loop turns once."""
+
+
+class TablePart:
+    """The entries of one table in one shard."""
+
+    __slots__ = (
+        "_cache_old",
+        "_cache_size",
+        "_check",
+        "_order",
+        "base",
+        "cache",
+        "changed_system",
+        "committing",
+        "committing_base",
+        "committing_fresh",
+        "committing_system",
+        "decode_key",
+        "dirty",
+        "dumps",
+        "encode_key",
+        "encoded",
+        "fresh",
+        "last_toucher",
+        "loads",
+        "mutable",
+        "name",
+        "store",
+        "type_name",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        store: TableStore,
+        encode_key: Callable[[Any], bytes],
+        decode_key: Callable[[bytes], Any],
+        dumps: Callable[[Any], bytes],
+        loads: Callable[[bytes], Any],
+        mutable: bool,
+        check: Callable[[Any], None],
+        type_name: str = "value",
+        cache_size: int = 32_768,
+    ) -> None:
+        """
+        Args:
+            encode_key: key to its order-preserving bytes; raises TypeError for a key of the wrong type.
+            mutable: whether values may change in place.
+            check: raises WrongShardError for a key of another shard; called on a key's first use.
+            cache_size: clean entries that are kept, at most twice this many.
+        """
+        self.name = name
+        self.store = store
+        self.encode_key = encode_key
+        self.decode_key = decode_key
+        self.dumps = dumps
+        self.loads = loads
+        self.mutable = mutable
+        self.type_name = type_name
+        self._check = check
+        self._cache_size = cache_size
+        self._order = itertools.count().__next__
+        self.dirty: dict[Any, Any] = {}
+        self.base: dict[Any, bytes] = {}
+        self.fresh: set[Any] = set()
+        """Keys in ``dirty`` that hold a default which nobody assigned."""
+        self.committing: dict[Any, Any] = {}
+        self.committing_base: dict[Any, bytes] = {}
+        self.committing_fresh: set[Any] = set()
+        self.encoded: dict[Any, bytes] = {}
+        """Bytes of entries in ``committing``."""
+        self.cache: dict[Any, Any] = {}
+        self._cache_old: dict[Any, Any] = {}
+        self.changed_system: dict[bytes, bytes | None] = {}
+        """Entries under reserved keys (first byte 0) to go with the next cut."""
+        self.committing_system: dict[bytes, bytes | None] = {}
+        self.last_toucher: dict[Any, Scope] = {}
+
+    # reading and writing, by the event at hand ----------------------------------------------------
+
+    def get(self, key: Any, scope: Scope) -> Any:
+        """The value, or `MISSING`. Makes the entry dirty where values can change in place."""
+        if scope.journal is not None:
+            self.touch(key, scope)
+        try:
+            value = self.dirty[key]
+        except KeyError:
+            value = self.load(key)
+        return MISSING if value is DELETED else value
+
+    def set(self, key: Any, value: Any, scope: Scope) -> None:
+        """Give the entry a value."""
+        if scope.journal is not None:
+            self.touch(key, scope)
+        if key not in self.dirty:
+            self.admit(key)
+        elif key in self.fresh:
+            self.fresh.discard(key)
+            del self.base[key]
+        self.dirty[key] = value
+
+    def delete(self, key: Any, scope: Scope) -> None:
+        """Remove the entry, which may be missing."""
+        self.set(key, DELETED, scope)
+
+    def keep_default(self, key: Any, value: Any) -> None:
+        """Hold a default that was handed out, so that it is kept if it is changed in place."""
+        self.admit(key)
+        self.dirty[key] = value
+        self.base[key] = self._encode(key, value)
+        self.fresh.add(key)
+
+    def contains(self, key: Any, scope: Scope) -> bool:
+        """Whether there is such an entry; hands nothing out, and so makes nothing dirty."""
+        if scope.journal is not None:
+            self.touch(key, scope)
+        if key in self.dirty:
+            return self._is_kept(key)
+        if key in self.committing:
+            return (
+                self._bytes_of(key) is not None
+                if self.mutable
+                else self.committing[key] is not DELETED
+            )
+        self.admit(key)
+        return self.cached(key) is not MISSING or self.store.get(self.encode_key(key)) is not None
+
+    def admit(self, key: Any) -> None:
+        """Check the key on its first use: its type, and that it belongs to this shard."""
+        if key not in self.committing and key not in self.cache:
+            self._check(key)
+
+    def load(self, key: Any) -> Any:
+        """The value of a key that is not dirty, or `MISSING` or `DELETED`."""
+        if self.mutable:
+            return self._load_mutable(key)
+        value = self.committing.get(key, MISSING)
+        if value is MISSING:
+            value = self.cached(key)
+            if value is MISSING:
+                self._check(key)
+                data = self.store.get(self.encode_key(key))
+                if data is None:
+                    return MISSING
+                value = self.cache[key] = self.decode(key, data)
+                self.trim()
+        return value
+
+    def _load_mutable(self, key: Any) -> Any:
+        data = self._bytes_of(key)
+        if data is None:
+            return MISSING
+        value = self.dirty[key] = self.decode(key, data)
+        self.base[key] = data
+        return value
+
+    def _bytes_of(self, key: Any) -> bytes | None:
+        """The bytes of a key that is not dirty, in a table whose values can change in place."""
+        if key in self.committing:
+            value = self.committing[key]
+            if value is DELETED:
+                return None
+            data = self.encoded.get(key)
+            if data is None:
+                data = self.encoded[key] = self._encode(key, value)
+            if key in self.committing_fresh and data == self.committing_base[key]:
+                return None
+            return data
+        cached = self.cached(key)
+        if cached is not MISSING:
+            return cached  # type: ignore[no-any-return]
+        self._check(key)
+        return self.store.get(self.encode_key(key))
+
+    def cached(self, key: Any) -> Any:
+        """The clean entry, or `MISSING`."""
+        value = self.cache.get(key, MISSING)
+        if value is MISSING and self._cache_old:
+            value = self._cache_old.pop(key, MISSING)
+            if value is not MISSING:
+                self.cache[key] = value
+        return value
+
+    def trim(self) -> None:
+        """Keep the clean entries within their bound."""
+        if len(self.cache) > self._cache_size:
+            self._cache_old, self.cache = self.cache, {}
+
+    def forget_clean(self) -> None:
+        """Drop the clean entries: the store has changed under them."""
+        self.cache, self._cache_old = {}, {}
+
+    def decode(self, key: Any, data: bytes) -> Any:
+        """Stored bytes to a value.
+
+        Raises:
+            DecodeError: names table and key.
+        """
+        try:
+            return self.loads(data)
+        except Exception as exc:
+            raise DecodeError(
+                f"table {self.name!r}, key {key!r}",
+                part="stored value",
+                type_name=self.type_name,
+                reason=f"{exc}. Convert it with upgrade=, or reset the table",
+            ) from exc
+
+    def _encode(self, key: Any, value: Any) -> bytes:
+        try:
+            return self.dumps(value)
+        except Exception as exc:
+            raise EncodeError(
+                f"table {self.name!r}, key {key!r}", value=value, reason=str(exc)
+            ) from exc
+
+    def _is_kept(self, key: Any) -> bool:
+        value = self.dirty[key]
+        if value is DELETED:
+            return False
+        return key not in self.fresh or self._encode(key, value) != self.base[key]
+
+    # ranges ---------------------------------------------------------------------------------------
+
+    def items(
+        self, start: bytes, end: bytes | None, scope: Scope, *, reverse: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
+        """Entries with ``start <= key bytes < end`` in key order, as they are while iterating.
+
+        Keys that become part of the range after the iteration has begun are left out.
+        """
+        for key in self.keys(start, end, reverse=reverse):
+            value = self.get(key, scope)
+            if value is not MISSING:
+                yield key, value
+
+    def keys(self, start: bytes, end: bytes | None, *, reverse: bool = False) -> Iterator[Any]:
+        """Keys in order; those deleted meanwhile may still come."""
+        overlay: dict[bytes, Any] = {}
+        for source in (self.committing, self.dirty):
+            for key in source:
+                data = self.encode_key(key)
+                if start <= data and (end is None or data < end):
+                    overlay[data] = key
+        below = (
+            (data, MISSING)
+            for data, _ in self.store.items(max(start, b"\x01"), end, reverse=reverse)
+            if data not in overlay
+        )
+        above = sorted(overlay.items(), key=lambda pair: pair[0], reverse=reverse)
+        for data, key in heapq.merge(above, below, key=lambda pair: pair[0], reverse=reverse):
+            if key is MISSING:
+                yield self.decode_key(data)
+            elif key in self.dirty:
+                if self._is_kept(key):
+                    yield key
+            elif self.mutable:
+                if self._bytes_of(key) is not None:
+                    yield key
+            elif self.committing.get(key) is not DELETED:
+                yield key
+
+    # the journal ----------------------------------------------------------------------------------
+
+    def touch(self, key: Any, scope: Scope) -> None:
+        """Record how the entry looks before ``scope`` first touches it, and whose work it sees."""
+        journal = scope.journal
+        assert journal is not None
+        last = self.last_toucher.get(key)
+        if last is not scope:
+            if last is not None:
+                scope.depends.add(last)
+                if last.open and self.mutable:
+                    last.depends.add(scope)
+            self.last_toucher[key] = scope
+            if (self, key) in journal:
+                if last is not None:
+                    last.depends.add(scope)
+            else:
+                journal[self, key] = self._look(key)
+        scope.wrote = True
+
+    def _look(self, key: Any) -> PreImage:
+        if key not in self.dirty:
+            return PreImage(False, None, self._order())
+        value = self.dirty[key]
+        if value is DELETED or not self.mutable:
+            return PreImage(True, value, self._order())
+        if key in self.fresh and self._encode(key, value) == self.base[key]:
+            return PreImage(False, None, self._order())
+        return PreImage(True, self._encode(key, value), self._order())
+
+    def undo(self, key: Any, before: PreImage) -> None:
+        """Make the entry look as it did before an event, on which no other event depends."""
+        self.fresh.discard(key)
+        if not before.dirty:
+            self.dirty.pop(key, None)
+            self.base.pop(key, None)
+        elif self.mutable and before.value is not DELETED:
+            self.dirty[key] = self.decode(key, before.value)
+        else:
+            self.dirty[key] = before.value
+
+    # hooks for parts that keep time ---------------------------------------------------------------
+
+    def recovered(self) -> None:
+        """The store is whole: read from it what a part keeps in memory."""
+
+    def take_times(self, events: Sequence[Scope]) -> None:
+        """These events go with the cut: so does the event time that they brought."""
+
+    # the commit -----------------------------------------------------------------------------------
+
+    def is_dirty(self) -> bool:
+        """Whether the next cut takes something from here."""
+        return bool(self.dirty or self.changed_system)
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        """Move what is dirty to ``committing``, which must be empty.
+
+        Args:
+            excluded: for entries that an event outside the cut has touched: how they looked before the
+                first such event. Those stay dirty; what goes is how they looked.
+        """
+        self.committing, self.dirty = self.dirty, {}
+        self.committing_base, self.base = self.base, {}
+        self.committing_system, self.changed_system = self.changed_system, {}
+        fresh = self.fresh
+        self.committing_fresh, self.fresh = fresh, set()
+        for key, before in excluded.items():
+            live = self.committing.pop(key, MISSING)
+            if live is not MISSING:
+                self.dirty[key] = live
+                if key in fresh and not before.dirty:
+                    self.fresh.add(key)
+            base = self.committing_base.get(key)
+            if before.dirty:
+                if self.mutable and before.value is not DELETED:
+                    self.committing[key] = MISSING  # its bytes are in ``encoded``
+                    self.encoded[key] = before.value
+                    self.base[key] = before.value
+                else:
+                    self.committing[key] = before.value
+            elif base is not None:
+                self.base[key] = base
+
+    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
+        """Encode ``committing`` in slices; entries that have not changed fall out.
+
+        Yields:
+            State key to value bytes, or None for a deleted entry; the last slice holds system entries.
+        """
+        slice_: dict[bytes, bytes | None] = {}
+        encode_key, base, encoded = self.encode_key, self.committing_base, self.encoded
+        for key, value in list(self.committing.items()):
+            data: bytes | None
+            if value is DELETED:
+                data = None
+            elif self.mutable:
+                data = encoded.get(key)
+                if data is None:
+                    data = encoded[key] = self._encode(key, value)
+                if base.get(key) == data:
+                    if key in self.committing_fresh:
+                        del self.committing[key], encoded[key]
+                    continue
+            else:
+                data = self._encode(key, value)
+            slice_[encode_key(key)] = data
+            if len(slice_) >= ENCODE_SLICE:
+                yield slice_
+                slice_ = {}
+        slice_.update(self.committing_system)
+        yield slice_
+
+    def settle(self) -> None:
+        """The store holds ``committing`` now: keep it as clean entries, and drop it."""
+        if self.committing:
+            self.trim()
+            cache, old = self.cache, self._cache_old
+            if self.mutable:
+                for key, value in self.committing.items():
+                    if value is DELETED:
+                        cache.pop(key, None)
+                        old.pop(key, None)
+                    elif key in self.encoded:
+                        cache[key] = self.encoded[key]
+            else:
+                cache.update(self.committing)
+                for key in [k for k, v in self.committing.items() if v is DELETED]:
+                    cache.pop(key, None)
+                    old.pop(key, None)
+        self._drop()
+
+    def restore(self) -> None:
+        """The epoch was refused and the shard stayed: what was on its way is dirty again."""
+        for key, value in self.committing.items():
+            if key in self.committing_base:
+                self.base[key] = self.committing_base[key]
+            else:
+                self.base.pop(key, None)
+            if key in self.dirty:
+                continue
+            if value is MISSING or (key in self.encoded and value is not DELETED):
+                value = self.decode(key, self.encoded[key])
+            self.dirty[key] = value
+            if key in self.committing_fresh:
+                self.fresh.add(key)
+        self.changed_system = {**self.committing_system, **self.changed_system}
+        self._drop()
+
+    def _drop(self) -> None:
+        self.committing, self.committing_base, self.encoded = {}, {}, {}
+        self.committing_system, self.committing_fresh = {}, set()

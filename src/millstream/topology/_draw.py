@@ -1,0 +1,100 @@
+"""A topology as text, as a Mermaid diagram, and as SVG."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millstream.topology._nodes import Topology
+
+__all__ = ["draw_mermaid", "draw_svg", "draw_text"]
+
+_ROW_PX, _COLUMN_PX, _BOX_PX = 56, 250, (200, 36)
+
+
+def draw_text(topology: Topology) -> str:
+    """One agent after the other, with what it reads and sends to, then tables and timers."""
+    lines = [topology.app]
+    for agent in topology.agents.values():
+        sinks = f" → {', '.join(agent.sinks)}" if agent.sinks else ""
+        many = f"  (concurrency {agent.concurrency})" if agent.concurrency > 1 else ""
+        lines.append(f"  {', '.join(agent.sources)} → agent {agent.name}{sinks}{many}")
+    for table in topology.tables.values():
+        window = f", {table.window}" if table.window else ""
+        origin = table.source or table.changelog or ""
+        scope = "on every worker" if table.everywhere else f"{table.partitions or '?'} shards"
+        lines.append(f"  table {table.name} ({scope}{window}) ⇄ {origin}")
+    lines += [f"  timer {t.name} ({t.schedule}, {t.scope})" for t in topology.timers.values()]
+    return "\n".join(lines)
+
+
+def _edges(topology: Topology) -> list[tuple[str, str]]:
+    edges = []
+    for agent in topology.agents.values():
+        edges += [(f"topic:{source}", f"agent:{agent.name}") for source in agent.sources]
+        edges += [(f"agent:{agent.name}", f"topic:{sink}") for sink in agent.sinks]
+    edges += [
+        (f"topic:{table.source}", f"table:{table.name}")
+        for table in topology.tables.values()
+        if table.source
+    ]
+    return edges
+
+
+def draw_mermaid(topology: Topology) -> str:
+    """A Mermaid flowchart: topics as cylinders, agents as boxes, tables as rounded boxes."""
+    ids: dict[str, str] = {}
+    lines = ["flowchart LR"]
+    shapes = {"topic": '[("{}")]', "agent": '["{}"]', "table": '("{}")'}
+    nodes = [name for edge in _edges(topology) for name in edge]
+    nodes += [f"table:{name}" for name in topology.tables]
+    for node in dict.fromkeys(nodes):
+        kind, name = node.split(":", 1)
+        ids[node] = f"n{len(ids)}"
+        lines.append(f"    {ids[node]}{shapes[kind].format(name)}")
+    lines += [f"    {ids[a]} --> {ids[b]}" for a, b in _edges(topology)]
+    return "\n".join(lines)
+
+
+def draw_svg(topology: Topology) -> str:
+    """An SVG drawing with one column for each step away from the sources."""
+    edges = _edges(topology)
+    nodes = list(dict.fromkeys([name for edge in edges for name in edge]))
+    nodes += [f"table:{t}" for t in topology.tables if f"table:{t}" not in nodes]
+    depth = dict.fromkeys(nodes, 0)
+    for _ in nodes:
+        for before, after in edges:
+            depth[after] = min(max(depth[after], depth[before] + 1), len(nodes))
+    columns: dict[int, list[str]] = {}
+    for node in nodes:
+        columns.setdefault(depth[node], []).append(node)
+    place = {
+        node: (20 + x * _COLUMN_PX, 20 + y * _ROW_PX)
+        for x, (_, column) in enumerate(sorted(columns.items()))
+        for y, node in enumerate(column)
+    }
+    width = 20 + len(columns) * _COLUMN_PX
+    height = 20 + max((len(column) for column in columns.values()), default=1) * _ROW_PX
+    box_width, box_height = _BOX_PX
+    colours = {"topic": "#e8f0fe", "agent": "#fef7e0", "table": "#e6f4ea"}
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
+        f' font-family="system-ui, sans-serif" font-size="13">'
+    ]
+    for before, after in edges:
+        (x1, y1), (x2, y2) = place[before], place[after]
+        parts.append(
+            f'<path d="M{x1 + box_width},{y1 + box_height // 2} C{x1 + box_width + 30},'
+            f"{y1 + box_height // 2} {x2 - 30},{y2 + box_height // 2} {x2},"
+            f'{y2 + box_height // 2}" fill="none" stroke="#5f6368"/>'
+        )
+    for node, (x, y) in place.items():
+        kind, name = node.split(":", 1)
+        parts.append(
+            f'<rect x="{x}" y="{y}" width="{box_width}" height="{box_height}" rx="6"'
+            f' fill="{colours[kind]}" stroke="#5f6368"/>'
+            f'<text x="{x + 10}" y="{y + 23}">{escape(kind)} {escape(name)}</text>'
+        )
+    parts.append("</svg>")
+    return "".join(parts)

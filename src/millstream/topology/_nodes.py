@@ -1,0 +1,194 @@
+"""What an app consists of, as plain data: it can be validated, compared and drawn without running."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from millstream.errors import PartitionCountError, TopologyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["AgentNode", "TableNode", "TimerNode", "TopicNode", "Topology"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicNode:
+    """A topic. ``partitions`` is None until it is declared, found on the log, or defaulted."""
+
+    name: str
+    partitions: int | None = None
+    internal: bool = False
+    """Made and named by Millstream: changelogs, repartitions, replies."""
+    retention_ms: int | None = None
+    compacted: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableNode:
+    """A table. Its truth is ``changelog``, or ``source`` where it is read from a topic."""
+
+    name: str
+    changelog: str | None
+    partitions: int | None = None
+    like: str | None = None
+    source: str | None = None
+    window: str | None = None
+    everywhere: bool = False
+    """A global table: each worker holds all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentNode:
+    """An agent: reads ``sources``, and sends to ``sinks`` as far as they were declared."""
+
+    name: str
+    sources: tuple[str, ...]
+    sinks: tuple[str, ...] = ()
+    concurrency: int = 1
+    internal: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerNode:
+    """A timer: ``schedule`` is for people; scope is ``worker``, ``shard`` or ``leader``."""
+
+    name: str
+    schedule: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Topics, tables, agents and timers of one app, by name."""
+
+    app: str
+    topics: Mapping[str, TopicNode] = field(default_factory=dict)
+    tables: Mapping[str, TableNode] = field(default_factory=dict)
+    agents: Mapping[str, AgentNode] = field(default_factory=dict)
+    timers: Mapping[str, TimerNode] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> list[str]:
+        """Topics that some agent or table reads, sorted."""
+        read = {topic for agent in self.agents.values() for topic in agent.sources}
+        read |= {table.source for table in self.tables.values() if table.source}
+        return sorted(read)
+
+    def resolved(self, existing: Mapping[str, int], default: int) -> Topology:
+        """The same topology with a partition count for every topic and table.
+
+        Args:
+            existing: partition counts of the topics that the log holds.
+            default: the count for topics that neither exist nor declare one.
+
+        Raises:
+            PartitionCountError: a count that is declared is not the one that exists, or that of a table
+                cannot be told.
+        """
+        topics = {}
+        for topic in self.topics.values():
+            found = existing.get(topic.name)
+            if None not in (found, topic.partitions) and found != topic.partitions:
+                raise PartitionCountError(
+                    f"topic {topic.name!r} has {found} partitions, and the program declares"
+                    f" {topic.partitions}. Declare partitions={found}, or use a topic with another"
+                    f" name: records that are already there would change their partition"
+                )
+            topics[topic.name] = replace(topic, partitions=found or topic.partitions)
+        internal_repartitions = {
+            name for name, topic in topics.items() if topic.internal and topic.partitions is None
+        }
+        for name, topic in topics.items():
+            if topic.partitions is None and name not in internal_repartitions:
+                topics[name] = replace(topic, partitions=default)
+        outer = {
+            topics[name].partitions
+            for name in self.sources
+            if name in topics and name not in internal_repartitions
+        }
+        for name in internal_repartitions:
+            only = next(iter(outer)) if len(outer) == 1 else default
+            topics[name] = replace(topics[name], partitions=only)
+        counts = {
+            topics[topic].partitions
+            for agent in self.agents.values()
+            for topic in agent.sources
+            if topic in topics
+        }
+        tables = {}
+        for table in self.tables.values():
+            count = self._table_partitions(table, topics, counts, default)
+            found = existing.get(table.changelog) if table.changelog else None
+            if found is not None and found != count:
+                raise PartitionCountError(
+                    f"table {table.name!r} would have {count} partitions, and its changelog"
+                    f" {table.changelog!r} has {found}. Give the table partitions={found} and its"
+                    f" source topics as many, or start it anew: millstream reset"
+                )
+            tables[table.name] = replace(table, partitions=count)
+            if table.changelog:
+                topics[table.changelog] = TopicNode(
+                    name=table.changelog, partitions=count, internal=True, compacted=True
+                )
+        return replace(self, topics=topics, tables=tables)
+
+    def _table_partitions(
+        self,
+        table: TableNode,
+        topics: Mapping[str, TopicNode],
+        counts: set[int | None],
+        default: int,
+    ) -> int:
+        if table.source is not None:
+            return topics[table.source].partitions or default
+        if table.partitions is not None:
+            return table.partitions
+        if table.like is not None:
+            if table.like not in topics:
+                raise TopologyError(
+                    f"table {table.name!r}: like={table.like!r} is no topic of this app"
+                )
+            return topics[table.like].partitions or default
+        if len(counts) == 1:
+            return next(iter(counts)) or default
+        if not counts:
+            return default
+        found = ", ".join(
+            f"{name} {topics[name].partitions}" for name in self.sources if name in topics
+        )
+        raise PartitionCountError(
+            f"table {table.name!r}: the topics of this app have different partition counts ({found})."
+            f" Say which one the table goes with: like=topic, or partitions=n"
+        )
+
+    def shard_counts(self) -> dict[int, list[str]]:
+        """Agents by the partition count of their sources; call it on a resolved topology.
+
+        Raises:
+            PartitionCountError: an agent reads topics with different counts.
+        """
+        groups: dict[int, list[str]] = {}
+        for agent in self.agents.values():
+            counts = {self.topics[name].partitions or 1 for name in agent.sources}
+            if len(counts) > 1:
+                listed = ", ".join(
+                    f"{name} has {self.topics[name].partitions}" for name in agent.sources
+                )
+                raise PartitionCountError(
+                    f"agent {agent.name!r} reads topics that are not co-partitioned: {listed}."
+                    f" Bring them to one count with app.stream(...).group_by(...)"
+                )
+            for count in counts:
+                groups.setdefault(count, []).append(agent.name)
+        for table in self.tables.values():
+            if not table.everywhere:
+                groups.setdefault(table.partitions or 1, [])
+        return groups
+
+    def fingerprint(self) -> str:
+        """A text that two workers of one group share exactly when they run the same topology."""
+        agents = sorted(f"{a.name}<{','.join(a.sources)}" for a in self.agents.values())
+        tables = sorted(f"{t.name}:{t.partitions}:{t.window or ''}" for t in self.tables.values())
+        return "; ".join([*agents, *tables])

@@ -1,0 +1,354 @@
+"""One agent in one shard: what was fetched for it, and the instances that work on it.
+
+Each agent has an inbox, positions and a pace of its own, so agents never wait for one another. Where an agent
+reads several partitions of its shard, the record whose partition's head is oldest comes first; a partition
+that is known to have more data, which is not here yet, is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from millstream.agents import Instance, Run, Source
+from millstream.records import TopicPartition
+from millstream.transports.batch import iterate_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.agents import Agent
+    from millstream.context import IncomingRecord
+    from millstream.transports.base import Fetched
+    from millstream.worker._shard import Shard
+
+__all__ = ["Lane"]
+
+RUN_TARGET_S = 0.005
+"""How long a run should take at most, so that the event loop turns."""
+RUN_RECORDS_MIN, RUN_RECORDS_MAX = 16, 2_048
+PENDING_PER_INSTANCE = 16
+"""With concurrency: events taken in, per instance, while others with their key are in progress."""
+
+
+class Inbox:
+    """What was fetched of one partition and not taken yet."""
+
+    __slots__ = (
+        "_shard",
+        "batch",
+        "batch_end",
+        "batch_time",
+        "chunks",
+        "end",
+        "fetched",
+        "head",
+        "position",
+        "size",
+        "source",
+    )
+
+    def __init__(self, source: Source, position: int, shard: Shard) -> None:
+        self.source = source
+        self._shard = shard
+        self.position = position
+        """The offset of the next record to take."""
+        self.fetched = position
+        """The offset to fetch from."""
+        self.end = position
+        """The end of the partition, as far as it is known."""
+        self.chunks: deque[Iterator[Any]] = deque()
+        self.size = 0
+        """Bytes fetched and not taken, counted in whole chunks."""
+        self.batch: Iterator[IncomingRecord] = iter(())
+        self.batch_end = position
+        self.batch_time = -1
+        self.head: IncomingRecord | None = None
+
+    def add(self, fetched: Fetched) -> None:
+        """Take what a fetch brought."""
+        self.fetched = fetched.next_offset
+        self.end = max(self.end, fetched.end_offset)
+        if fetched.data:
+            self.size += len(fetched.data)
+            self.chunks.append(self._read(fetched.data, str(fetched.tp)))
+        elif self.is_empty():
+            self.position = fetched.next_offset
+
+    def _read(self, data: bytes, where: str) -> Iterator[tuple[Iterator[IncomingRecord], int, int]]:
+        for batch in iterate_batches(data, where=where):
+            if batch.next_offset <= self.position:
+                continue
+            if batch.is_control_batch:
+                yield iter(()), batch.next_offset, -1
+            elif batch.base_offset < self.position:
+                position = self.position
+                rest = (record for record in batch if record.offset >= position)
+                yield rest, batch.next_offset, batch.max_timestamp
+            else:
+                yield iter(batch), batch.next_offset, batch.max_timestamp
+        self.size -= len(data)
+        self._shard.epoch_bytes += len(data)
+
+    def take(self, count: int) -> tuple[list[IncomingRecord], int] | None:
+        """Up to ``count`` records and the offset after them; None when there is nothing here."""
+        while True:
+            records = list(itertools.islice(self.batch, count))
+            if records:
+                if len(records) < count:
+                    end = self.batch_end
+                    self.batch = iter(())  # a batch must not be asked again after its end
+                else:
+                    end = records[-1].offset + 1
+                self.position = end
+                return records, end
+            if not self._next_batch():
+                return None
+
+    def _next_batch(self) -> bool:
+        self.batch = iter(())
+        self.position = max(self.position, self.batch_end)
+        if self.source.time_of is None and self.batch_time > self._shard.stream_time:
+            self._shard.stream_time = self.batch_time
+        while self.chunks:
+            found = next(self.chunks[0], None)
+            if found is not None:
+                self.batch, self.batch_end, self.batch_time = found
+                return True
+            self.chunks.popleft()
+        return False
+
+    def peek(self) -> IncomingRecord | None:
+        """The next record, or None when there is nothing here."""
+        while self.head is None:
+            self.head = next(self.batch, None)
+            if self.head is None and not self._next_batch():
+                return None
+        return self.head
+
+    def pop(self) -> IncomingRecord:
+        """Take the record that `peek` showed."""
+        record, self.head = self.head, None
+        assert record is not None
+        self.position = record.offset + 1
+        return record
+
+    def is_empty(self) -> bool:
+        return not self.chunks and self.head is None
+
+
+class Lane:
+    """An agent of a running shard: inboxes, instances, and what is unfinished."""
+
+    def __init__(
+        self,
+        agent: Agent[Any, Any],
+        *,
+        shard: Shard,
+        sources: Mapping[str, Source],
+        positions: Mapping[TopicPartition, int],
+        instances: list[Instance],
+        inbox_bytes_max: int,
+    ) -> None:
+        self.agent = agent
+        self.shard = shard
+        self.inboxes = {tp: Inbox(sources[tp.topic], at, shard) for tp, at in positions.items()}
+        self.instances = instances
+        self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
+        self._arrived = asyncio.Event()
+        self.taken: Callable[[], None] = lambda: None
+        """Called after a run was taken, as there may be room to fetch again."""
+        self._run_records = 256
+        self._rest: deque[Run] = deque()
+        self._pending: deque[tuple[Run, IncomingRecord]] = deque()
+        self._dispatched: dict[Instance, tuple[TopicPartition, int, Any]] = {}
+        if agent.concurrency > 1:
+            for instance in instances:
+                instance.on_idle = self._instance_idle
+
+    # fetching -------------------------------------------------------------------------------------
+
+    def wanted(self) -> dict[TopicPartition, int]:
+        """Partitions with room in their inbox, and where to fetch from."""
+        return {
+            tp: inbox.fetched
+            for tp, inbox in self.inboxes.items()
+            if inbox.size < self._inbox_bytes_max
+        }
+
+    def add(self, fetched: Fetched) -> None:
+        """Take what a fetch brought."""
+        self.inboxes[fetched.tp].add(fetched)
+        self._arrived.set()
+
+    def lag(self) -> int:
+        """Records that are known to exist and are not finished."""
+        return sum(max(0, inbox.end - self.position(tp)) for tp, inbox in self.inboxes.items())
+
+    # positions ------------------------------------------------------------------------------------
+
+    def position(self, tp: TopicPartition) -> int:
+        """The offset of the first record of ``tp`` that is not finished."""
+        unfinished = [self.inboxes[tp].position]
+        for instance in self.instances:
+            at = instance.position(tp)
+            if at is not None:
+                unfinished.append(at)
+        unfinished += [run.start for run in self._rest if run.tp == tp]
+        unfinished += [record.offset for run, record in self._pending if run.tp == tp]
+        unfinished += [offset for at, offset, _ in self._dispatched.values() if at == tp]
+        return min(unfinished)
+
+    def in_progress(self) -> bool:
+        """Whether some event is in the middle."""
+        return any(instance.in_event for instance in self.instances)
+
+    def is_quiet(self) -> bool:
+        """Whether everything that is here is finished."""
+        return (
+            not self._rest
+            and not self._pending
+            and not self._dispatched
+            and all(instance.idle.is_set() and not instance.held for instance in self.instances)
+            and all(
+                inbox.is_empty() and inbox.fetched >= inbox.end for inbox in self.inboxes.values()
+            )
+        )
+
+    # pumping --------------------------------------------------------------------------------------
+
+    async def pump(self) -> NoReturn:
+        """Bring records to the instances, for ever."""
+        for instance in self.instances:
+            await instance.idle.wait()
+        if self.agent.concurrency > 1:
+            await self._pump_many()
+        while True:
+            await self.shard.gate.wait()
+            run = self._rest.popleft() if self._rest else self._next_run()
+            if run is None:
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            await self._feed(run)
+            self.taken()
+
+    def _next_run(self) -> Run | None:
+        if len(self.inboxes) == 1:
+            ((tp, inbox),) = self.inboxes.items()
+            start = inbox.position
+            found = inbox.take(self._run_records)
+            if found is None:
+                return None
+            records, end = found
+        else:
+            chosen = self._oldest()
+            if chosen is None:
+                return None
+            tp, inbox, bound = chosen
+            start = inbox.position
+            records = []
+            while len(records) < self._run_records:
+                head = inbox.peek()
+                if head is None or (records and self._time(inbox, head) > bound):
+                    break
+                records.append(inbox.pop())
+            end = inbox.position
+        return Run(tp, inbox.source, iter(records), start=start, end=end)
+
+    def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
+        heads: list[tuple[float, TopicPartition, Inbox]] = []
+        for tp, inbox in self.inboxes.items():
+            head = inbox.peek()
+            if head is not None:
+                heads.append((self._time(inbox, head), tp, inbox))
+            elif inbox.position < inbox.end:
+                return None
+        if not heads:
+            return None
+        heads.sort(key=lambda head: head[:2])
+        bound = heads[1][0] if len(heads) > 1 else float("inf")
+        return heads[0][1], heads[0][2], bound
+
+    @staticmethod
+    def _time(inbox: Inbox, record: IncomingRecord) -> float:
+        time_of = inbox.source.time_of
+        if time_of is None or record.value is None:
+            return record.timestamp
+        try:
+            moment = time_of(inbox.source.decode(record.value))
+        except Exception:
+            return record.timestamp  # the agent's policy meets it when its turn comes
+        return record.timestamp if moment is None else moment
+
+    async def _feed(self, run: Run) -> None:
+        instance = self.instances[0]
+        clock = self.shard.clock
+        began = clock.monotonic()
+        count = self._run_records
+        instance.deliver(run)
+        await instance.idle.wait()
+        rest = instance.take_rest()
+        if rest is not None:
+            self._rest.appendleft(rest)
+            return
+        spent = clock.monotonic() - began
+        if spent < RUN_TARGET_S / 2:
+            self._run_records = min(RUN_RECORDS_MAX, count * 2)
+        elif spent > RUN_TARGET_S:
+            self._run_records = max(RUN_RECORDS_MIN, count // 2)
+
+    # many at once ---------------------------------------------------------------------------------
+
+    async def _pump_many(self) -> NoReturn:
+        bound = PENDING_PER_INSTANCE * len(self.instances)
+        while True:
+            await self.shard.gate.wait()
+            self._arrived.clear()
+            while len(self._pending) < bound:
+                run = self._next_run()
+                if run is None:
+                    break
+                self._pending.extend((run, record) for record in run.records)
+                self.taken()
+            self._dispatch()
+            await self._arrived.wait()
+
+    def _dispatch(self) -> None:
+        idle = deque(i for i in self.instances if i not in self._dispatched and i.idle.is_set())
+        busy = {key for _, _, key in self._dispatched.values() if key is not None}
+        kept: list[tuple[Run, IncomingRecord]] = []
+        while self._pending and idle:
+            run, record = self._pending.popleft()
+            key = self._order_key(run, record)
+            if key is not None and key in busy:
+                kept.append((run, record))
+                continue
+            if key is not None:
+                busy.add(key)
+            instance = idle.popleft()
+            self._dispatched[instance] = (run.tp, record.offset, key)
+            one = iter([record])
+            instance.deliver(
+                Run(run.tp, run.source, one, start=record.offset, end=record.offset + 1)
+            )
+        self._pending.extendleft(reversed(kept))
+
+    def _instance_idle(self, instance: Instance) -> None:
+        if self._dispatched.pop(instance, None) is not None:
+            rest = instance.take_rest()
+            if rest is not None:
+                self._pending.appendleft((rest, next(rest.records)))
+        self._arrived.set()
+
+    def _order_key(self, run: Run, record: IncomingRecord) -> Any:
+        ordered_by = self.agent.ordered_by
+        if ordered_by is None or record.value is None:
+            return record.key
+        try:
+            return ordered_by(run.source.decode(record.value))
+        except Exception:
+            return record.key  # the instance meets the same error, and the policy decides

@@ -1,0 +1,60 @@
+"""Before the first event: topics as they are declared, and the topology that follows from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from millstream.errors import TopologyError
+from millstream.transports.base import TopicSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from millstream.topology import Topology
+    from millstream.transports.base import TopicInfo, Transport
+
+__all__ = ["prepare_topics"]
+
+
+async def prepare_topics(
+    topology: Topology,
+    transport: Transport,
+    *,
+    partitions: int,
+    replication: int,
+    only: Collection[str] | None = None,
+) -> tuple[Topology, Mapping[str, TopicInfo]]:
+    """Create what is missing, and resolve the topology against what is there.
+
+    Args:
+        partitions: the count for topics that neither exist nor declare one.
+        only: topics to create; all of the topology where left out.
+
+    Raises:
+        PartitionCountError: what exists is not what is declared.
+        TopologyError: a topic exists with another clean-up policy than its use needs.
+    """
+    existing = await transport.topics()
+    resolved = topology.resolved({n: t.partitions for n, t in existing.items()}, partitions)
+    missing = [
+        TopicSpec(
+            name=topic.name,
+            partitions=topic.partitions or partitions,
+            replication=replication,
+            retention_ms=topic.retention_ms,
+            compacted=topic.compacted,
+        )
+        for topic in resolved.topics.values()
+        if topic.name not in existing and (only is None or topic.name in only)
+    ]
+    if missing:
+        await transport.create_topics(missing)
+        existing = await transport.topics()
+    for table in resolved.tables.values():
+        changelog = existing.get(table.changelog) if table.changelog else None
+        if changelog is not None and not changelog.compacted:
+            raise TopologyError(
+                f"table {table.name!r}: its changelog {table.changelog!r} is not compacted, and would"
+                f" lose entries. Set cleanup.policy=compact on the topic, or give the table another name"
+            )
+    return resolved, existing

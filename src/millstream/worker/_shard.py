@@ -1,0 +1,591 @@
+"""A running shard: its tables, its agents, and what they have done since the last commit."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from millstream.agents import Failure, Instance, Policy, Source, user_line
+from millstream.context import Output, PreImage, Scope, current
+from millstream.errors import AgentError, InternalError, MillstreamError, WrongShardError
+from millstream.records import Position, TopicPartition
+from millstream.tables import TablePart
+from millstream.worker._cut import before_excluded, choose_excluded
+from millstream.worker._lane import Lane
+from millstream.worker._metadata import decode_metadata, encode_metadata
+from millstream.worker._recovery import RecoveryProgress, Replay, recover
+
+if TYPE_CHECKING:
+    from millstream.agents import Agent
+    from millstream.clock import Clock
+    from millstream.state.base import ShardStore, TableStore
+    from millstream.transports.base import OffsetAndMetadata, Transport
+
+__all__ = ["AgentSpec", "Shard", "ShardCut", "ShardOptions", "TableSpec"]
+
+logger = logging.getLogger("millstream.worker")
+
+QUIET_EVENTS = 2_000
+"""After so many events of which none was found in the middle, a shard stops keeping journals."""
+
+
+class MakePart(Protocol):
+    def __call__(self, store: TableStore, check: Callable[[Any], None]) -> TablePart: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """A table, as a shard needs it. Exactly one of ``changelog`` and ``source`` is its truth."""
+
+    name: str
+    partitions: int
+    changelog: str | None
+    source: str | None = None
+    make: MakePart
+    place: Callable[[Any], bytes]
+    """A key of the table to its bytes in the source topic's key codec."""
+    partitioner: Callable[[bytes, int], int]
+    state_key: Callable[[bytes], bytes] | None = None
+    index_key: Callable[[bytes], bytes | None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """An agent, as a shard needs it."""
+
+    agent: Agent[Any, Any]
+    sources: Mapping[str, Source]
+    policy: Policy
+    emit: Callable[[Scope, Any], Awaitable[None]]
+    dead_letter: Callable[[Scope, Failure], None]
+    """Send the record of a failure to the agent's dead-letter topic."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardOptions:
+    """What all shards of a worker share."""
+
+    app: str
+    group: str
+    clock: Clock
+    transport: Transport
+    topic_ids: Mapping[str, str]
+    everywhere: Mapping[str, TablePart]
+    """Parts of the global tables."""
+    inbox_bytes_max: int = 8 << 20
+    epoch_bytes_max: int = 32 << 20
+    """Input and output of one shard between two cuts, above which intake stops."""
+    progress: RecoveryProgress = field(default_factory=RecoveryProgress)
+
+
+@dataclass(slots=True)
+class ShardCut:
+    """A shard's share of an epoch."""
+
+    shard: Shard
+    offsets: dict[TopicPartition, tuple[int, str]]
+    outputs: list[Output]
+    parts: list[TablePart]
+    changes: dict[str, list[dict[bytes, bytes | None]]] = field(default_factory=dict)
+    """By table: slices of state key to value bytes."""
+
+
+class _Rewind(Exception):
+    """Carries the wish to start over from the last commit up through the shard's tasks."""
+
+
+class Shard:
+    """Shard ``number`` of ``count``: runs as long as `run` runs."""
+
+    def __init__(
+        self,
+        count: int,
+        number: int,
+        *,
+        store: ShardStore,
+        tables: Sequence[TableSpec],
+        agents: Sequence[AgentSpec],
+        options: ShardOptions,
+        table_counts: Mapping[str, int],
+    ) -> None:
+        self.count, self.number = count, number
+        self.name = f"{count}-{number}"
+        self.store = store
+        self.table_counts = table_counts
+        self.clock = options.clock
+        self._tables = {table.name: table for table in tables}
+        self._agents = {spec.agent.name: spec for spec in agents}
+        self._options = options
+        self.own_parts: dict[str, TablePart] = {}
+        self.parts: dict[str, Any] = {}
+        self.lanes: dict[str, Lane] = {}
+        self.output: list[Output] = []
+        self.epoch_bytes = 0
+        """Input taken since the last cut."""
+        self.stream_time = -1
+        self.journaled = True
+        self._suspends = False
+        self._quiet_events = 0
+        self._events: list[Scope] = []
+        self._failures: dict[tuple[str, TopicPartition, int], tuple[int, BaseException]] = {}
+        self.gate = asyncio.Event()
+        self._closed_by: set[str] = set()
+        self.committed: dict[TopicPartition, int] = {}
+        """Committed offsets: the position that the store reflects."""
+        self.store_lock = asyncio.Lock()
+        """Held while the store takes an epoch, so that queries see all of it or nothing."""
+        self.ready = asyncio.Event()
+        self.wake: Callable[[], None] = lambda: None
+        """Called when a lane has room to fetch again."""
+        self.counters: Counter[str] = Counter()
+        self._last_offsets: dict[TopicPartition, int] = {}
+        self._cut_positions: dict[tuple[str, TopicPartition], int] = {}
+        self._output_counted = 0
+        self._callbacks: set[Scope] = set()
+        self._time_moved = asyncio.Event()
+        self._rewind: asyncio.Future[None] | None = None
+        self.before_recovery: Callable[[], Awaitable[None]] = _nothing
+        self.local_tasks: list[Callable[[Shard], Awaitable[None]]] = []
+        """Timers of scope ``shard``: run beside the lanes."""
+
+    def __repr__(self) -> str:
+        return f"<Shard {self.number} of {self.count}>"
+
+    # life -----------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Recover, then process until cancelled; from the start again after a rewind.
+
+        Raises:
+            AgentError: a record stops the worker.
+        """
+        while True:
+            self._reset()
+            await self.before_recovery()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    await self._recover()
+                    self._rewind = asyncio.get_running_loop().create_future()
+                    self._start_lanes(tasks)
+                    for local in self.local_tasks:
+                        tasks.create_task(local(self))
+                    tasks.create_task(self._until_rewind())
+                    self.ready.set()
+                    self.wake()
+            except* _Rewind:
+                logger.info("shard %s of %s starts over from its last commit", *self._id)
+            finally:
+                self.ready.clear()
+                self.lanes = {}
+
+    @property
+    def _id(self) -> tuple[int, int]:
+        return self.number, self.count
+
+    def _reset(self) -> None:
+        self.output.clear()
+        self._output_counted = 0
+        self._cut_positions.clear()
+        self._events.clear()
+        self._callbacks.clear()
+        self.epoch_bytes = 0
+        self.journaled = True
+        self._quiet_events = 0
+        self._closed_by.clear()
+        self.gate.set()
+        self.own_parts = {}
+        self.parts = {}
+
+    async def _until_rewind(self) -> None:
+        assert self._rewind is not None
+        await self._rewind
+        raise _Rewind
+
+    def rewind(self) -> None:
+        """Drop everything that is not committed and start over."""
+        if self._rewind is not None and not self._rewind.done():
+            self._rewind.set_result(None)
+
+    def inputs(self) -> list[TopicPartition]:
+        """The partitions that this shard reads, sorted."""
+        topics = {topic for spec in self._agents.values() for topic in spec.sources}
+        return [TopicPartition(topic, self.number) for topic in sorted(topics)]
+
+    async def _recover(self) -> None:
+        options = self._options
+        inputs = self.inputs()
+        found: Mapping[TopicPartition, OffsetAndMetadata] = {}
+        if inputs:
+            found = await options.transport.committed(options.group, inputs)
+            starts = await options.transport.start_offsets(inputs)
+        self._positions: dict[tuple[str, TopicPartition], int] = {}
+        self.committed = {}
+        for tp in inputs:
+            metadata = decode_metadata(found[tp].metadata if tp in found else "")
+            self.stream_time = max(self.stream_time, metadata.t)
+            at = max(found[tp].offset, starts[tp]) if tp in found else starts[tp]
+            self.committed[tp] = self._last_offsets[tp] = at
+            for name, spec in self._agents.items():
+                if tp.topic in spec.sources:
+                    self._positions[name, tp] = max(metadata.a.get(name, at), at)
+        replays = []
+        for table in self._tables.values():
+            topic = table.changelog or table.source
+            assert topic is not None
+            tp = TopicPartition(topic, self.number)
+            end = None
+            if table.source is not None:
+                end = min(at for (_, read), at in self._positions.items() if read == tp)
+            replays.append(
+                Replay(
+                    table=table.name,
+                    tp=tp,
+                    topic_id=options.topic_ids[topic],
+                    end=end,
+                    state_key=table.state_key,
+                    index_key=table.index_key,
+                )
+            )
+        if replays:
+            await recover(
+                self.store,
+                replays,
+                transport=options.transport,
+                app=options.app,
+                clock=options.clock,
+                progress=options.progress,
+                shard=self.name,
+            )
+        self.own_parts = {
+            table.name: table.make(self.store.table(table.name), self._check(table))
+            for table in self._tables.values()
+        }
+        self.parts = {**self._options.everywhere, **self.own_parts}
+        for part in self.own_parts.values():
+            part.recovered()
+
+    def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
+        for name, spec in self._agents.items():
+            positions = {tp: at for (agent, tp), at in self._positions.items() if agent == name}
+            instances = [
+                Instance(spec.agent, host=self, sources=spec.sources, emit=spec.emit, number=number)
+                for number in range(spec.agent.concurrency)
+            ]
+            lane = Lane(
+                spec.agent,
+                shard=self,
+                sources=spec.sources,
+                positions=positions,
+                instances=instances,
+                inbox_bytes_max=self._options.inbox_bytes_max,
+            )
+            lane.taken = self.took_run
+            self.lanes[name] = lane
+            for instance in instances:
+                tasks.create_task(instance.serve(), name=f"{name}/{self.name}")
+            tasks.create_task(lane.pump(), name=f"pump {name}/{self.name}")
+
+    def _check(self, table: TableSpec) -> Callable[[Any], None]:
+        def check(key: Any) -> None:
+            data = table.place(key)
+            scope = current.get(None)
+            if scope is not None and scope.record is not None and scope.record.key == data:
+                return
+            owner = table.partitioner(data, self.count)
+            if owner != self.number:
+                raise WrongShardError(
+                    table=table.name, key=key, shard=self.number, owner=owner, count=self.count
+                )
+
+        return check
+
+    def changelog(self, table: str) -> str | None:
+        """The topic that a table's changes go to; None where it is read from one."""
+        return self._tables[table].changelog
+
+    def source(self, table: str) -> str | None:
+        """The topic that a table is read from, or None."""
+        return self._tables[table].source
+
+    def index_key(self, table: str) -> Callable[[bytes], bytes | None] | None:
+        """What derives a table's local index entries from its keys, or None."""
+        return self._tables[table].index_key
+
+    # the gate: intake stops while any reason holds ------------------------------------------------
+
+    def close_gate(self, reason: str) -> None:
+        """Take in nothing more, for this reason."""
+        self._closed_by.add(reason)
+        self.gate.clear()
+
+    def open_gate(self, reason: str) -> None:
+        """The reason holds no longer."""
+        self._closed_by.discard(reason)
+        if not self._closed_by:
+            self.gate.set()
+
+    def took_run(self) -> None:
+        """A run is through: bound what waits for the next commit."""
+        while self._output_counted < len(self.output):
+            output = self.output[self._output_counted]
+            self.epoch_bytes += len(output.value or b"") + len(output.key or b"")
+            self._output_counted += 1
+        if self.epoch_bytes > self._options.epoch_bytes_max:
+            self.close_gate("epoch full")
+        self._time_moved.set()
+        self.wake()
+
+    # for instances --------------------------------------------------------------------------------
+
+    def scope(self, agent: str, *, journaled: bool) -> Scope:
+        """A scope whose tables are this shard's."""
+        return Scope(
+            shard=self,
+            agent=agent,
+            parts=self.parts,
+            output=self.output,
+            journaled=journaled,
+        )
+
+    def event_begun(self, scope: Scope) -> None:
+        self._events.append(scope)
+
+    def time_reached(self, timestamp: int) -> None:
+        self.stream_time = max(self.stream_time, timestamp)
+
+    def begin_callback(self, name: str, timestamp: int) -> Scope:
+        """Open an event that comes from no record: a timer's, or a window's end."""
+        scope = self.scope(name, journaled=self.journaled)
+        scope.timestamp = timestamp
+        scope.open = True
+        if self.journaled:
+            self._events.append(scope)
+        else:
+            self._callbacks.add(scope)
+        return scope
+
+    def end_callback(self, scope: Scope) -> None:
+        """The event is finished."""
+        scope.open = False
+        self._callbacks.discard(scope)
+        self.took_run()
+
+    async def time_moved(self) -> None:
+        """Wait until stream time may have moved."""
+        self._time_moved.clear()
+        await self._time_moved.wait()
+
+    def in_progress(self) -> bool:
+        """Whether some event is in the middle, waiting for something."""
+        return bool(self._callbacks) or any(lane.in_progress() for lane in self.lanes.values())
+
+    def has_written(self, scope: Scope) -> bool:
+        """Whether the event has written or sent. Who asks makes the shard keep journals."""
+        self._suspends = True
+        return scope.wrote
+
+    async def event_failed(self, instance: Instance, failure: Failure) -> bool:
+        """Apply the policy; see `millstream.agents.InstanceHost`."""
+        spec = self._agents[instance.agent.name]
+        tp, offset = failure.run.tp, failure.record.offset
+        attempts = self._failures.get((spec.agent.name, tp, offset), (0, None))[0] + 1
+        policy = spec.policy
+        if policy.action == "stop" and attempts > policy.retries:
+            raise self._stopped(spec, failure)
+        self._failures[spec.agent.name, tp, offset] = (attempts, failure.error)
+        if failure.ran and not self._undo(failure.scope):
+            self._suspends = True
+            self.rewind()
+            await asyncio.Event().wait()
+        where = Position(*tp, offset)
+        if attempts <= policy.retries:
+            logger.warning(
+                "agent %r: %s: %s; attempt %d of %d",
+                spec.agent.name,
+                where,
+                failure.error,
+                attempts,
+                policy.retries + 1,
+            )
+            await self.clock.sleep(policy.delay_s(attempts))
+            return True
+        line = user_line(failure.error)
+        logger.error(
+            "agent %r: %s %s (key %r)%s: %s: %s",
+            spec.agent.name,
+            "sets aside" if policy.action == "dlq" else "skips",
+            where,
+            failure.record.key,
+            f" at {line}" if line else "",
+            type(failure.error).__name__,
+            failure.error,
+        )
+        self.counters["events_" + ("dead_lettered" if policy.action == "dlq" else "skipped")] += 1
+        if policy.action == "dlq":
+            spec.dead_letter(failure.scope, failure)
+        del self._failures[spec.agent.name, tp, offset]
+        return False
+
+    def _undo(self, scope: Scope) -> bool:
+        """Make it as if the event had not run; False where only a rewind can."""
+        if scope.journal is None:
+            return False
+        if any(scope in event.depends for event in self._events if event is not scope):
+            return False
+        for (part, key), before in scope.journal.items():
+            part.undo(key, before)
+            if part.last_toucher.get(key) is scope:
+                del part.last_toucher[key]
+        scope.journal.clear()
+        scope.depends.clear()
+        scope.times.clear()
+        scope.wrote = False
+        self.output[:] = [output for output in self.output if output.scope is not scope]
+        return True
+
+    def _stopped(self, spec: AgentSpec, failure: Failure) -> MillstreamError:
+        key = failure.record.key
+        shown = None if key is None else key.decode("utf-8", "backslashreplace")
+        return AgentError(
+            f"agent {spec.agent.name!r}",
+            cause=failure.error,
+            record=str(Position(*failure.run.tp, failure.record.offset)),
+            key=shown,
+            line=user_line(failure.error),
+        )
+
+    # the commit -----------------------------------------------------------------------------------
+
+    def has_work(self) -> bool:
+        """Whether there may be something to commit."""
+        if not self.ready.is_set():
+            return False
+        if self.output or any(part.is_dirty() for part in self.own_parts.values()):
+            return True
+        return any(
+            lane.position(tp) > self.committed.get(tp, 0)
+            for lane in self.lanes.values()
+            for tp in lane.inboxes
+        )
+
+    def cut(self) -> ShardCut | None:
+        """Take the finished prefix out; None when nothing can be taken now."""
+        if not self.ready.is_set():
+            return None
+        if not self.journaled and self.in_progress():
+            self._begin_journals()
+            return None
+        limits = {
+            (name, tp): lane.position(tp)
+            for name, lane in self.lanes.items()
+            for tp in lane.inboxes
+        }
+        excluded = choose_excluded(self._events, limits) if self._events else set()
+        before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
+        taken_events = [event for event in self._events if event not in excluded]
+        if excluded and not taken_events and not self._moves(limits):
+            return None
+        kept = [output for output in self.output if output.scope in excluded] if excluded else []
+        outputs = (
+            [output for output in self.output if output.scope not in excluded]
+            if kept
+            else self.output.copy()
+        )
+        self.output[:] = kept
+        self._events[:] = [event for event in self._events if event in excluded]
+        for event in excluded:
+            event.depends &= excluded
+        parts = []
+        for part in self.own_parts.values():
+            part.cut(before.get(part, {}))
+            if self.journaled:
+                part.take_times(taken_events)
+                part.last_toucher = {k: s for k, s in part.last_toucher.items() if s in excluded}
+            parts.append(part)
+        self.epoch_bytes = 0
+        self._output_counted = len(self.output)
+        self._note_quiet(taken_events, excluded)
+        return ShardCut(self, self._offsets(limits), outputs, parts)
+
+    def _moves(self, limits: Mapping[tuple[str, TopicPartition], int]) -> bool:
+        """Whether there is something in a cut at these positions, although it takes no event."""
+        return any(output.scope is None for output in self.output) or any(
+            at > self._cut_positions.get(source, -1) for source, at in limits.items()
+        )
+
+    def _offsets(
+        self, limits: Mapping[tuple[str, TopicPartition], int]
+    ) -> dict[TopicPartition, tuple[int, str]]:
+        by_tp: dict[TopicPartition, dict[str, int]] = {}
+        for (name, tp), at in limits.items():
+            by_tp.setdefault(tp, {})[name] = at
+            self._cut_positions[name, tp] = at
+        offsets = {tp: encode_metadata(self.stream_time, at) for tp, at in by_tp.items()}
+        for tp, (offset, _) in offsets.items():
+            if offset < self._last_offsets.get(tp, 0):
+                raise InternalError(f"the position of {tp} went back to {offset}")
+            self._last_offsets[tp] = offset
+        return offsets
+
+    def _note_quiet(self, taken: Sequence[Scope], excluded: set[Scope]) -> None:
+        if not self.journaled:
+            return
+        if excluded or any(lane.agent.concurrency > 1 for lane in self.lanes.values()):
+            self._suspends = True
+        self._quiet_events += len(taken)
+        if not self._suspends and self._quiet_events >= QUIET_EVENTS and not self._events:
+            self._set_journaled(False)
+
+    def _begin_journals(self) -> None:
+        """Events in the middle were found: wait for them, and keep journals from then on."""
+        self._suspends = True
+        self.close_gate("journals begin")
+        for lane in self.lanes.values():
+            for instance in lane.instances:
+                instance.interrupted = True
+
+    def check_journals(self) -> None:
+        """Finish what `cut` began when it found events in the middle."""
+        if "journals begin" in self._closed_by and not self.in_progress():
+            self._set_journaled(True)
+            self.open_gate("journals begin")
+
+    def _set_journaled(self, on: bool) -> None:
+        self.journaled = on
+        for lane in self.lanes.values():
+            for instance in lane.instances:
+                instance.interrupted = True
+
+    def settle(self, cut: ShardCut) -> None:
+        """The store holds the cut."""
+        for part in cut.parts:
+            part.settle()
+        for tp, (offset, _) in cut.offsets.items():
+            self.committed[tp] = offset
+
+    def give_back(self, cut: ShardCut) -> None:
+        """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
+        for part in cut.parts:
+            part.restore()
+        self.output[:0] = [output._replace(scope=None) for output in cut.outputs]
+
+    # queries --------------------------------------------------------------------------------------
+
+    def position_text(self) -> dict[str, int]:
+        """Committed offsets of the inputs, as queries report them."""
+        return {str(tp): offset for tp, offset in sorted(self.committed.items())}
+
+    def require_table(self, name: str) -> TablePart:
+        """The part of a table that this shard owns."""
+        part = self.own_parts.get(name)
+        if part is None:
+            raise InternalError(f"shard {self.name} holds no table {name!r}")
+        return part
+
+
+async def _nothing() -> None:
+    return None

@@ -1,0 +1,359 @@
+"""A worker: one process, one event loop, a set of shards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from millstream import hooks
+from millstream.errors import FencedError, IllegalGenerationError, TopologyError
+from millstream.worker._assign import (
+    MemberMetadata,
+    ShardId,
+    assign_shards,
+    decode_assignment,
+)
+from millstream.worker._commit import Committer
+from millstream.worker._fetch import Fetcher
+from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
+
+if TYPE_CHECKING:
+    from millstream.clock import Clock
+    from millstream.state.base import ShardStore, StateBackend
+    from millstream.transports.base import Assignment, Membership, Transport
+
+__all__ = ["Worker", "WorkerPlan"]
+
+logger = logging.getLogger("millstream.worker")
+
+ALIVE_INTERVAL_S = 0.5
+MAINTENANCE_INTERVAL_S = 5.0
+STOP_TIMEOUT_S = 1.5
+"""How long a stopping worker waits for events in progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPlan:
+    """What a worker runs, resolved against the log."""
+
+    app: str
+    fingerprint: str
+    agents: Mapping[int, Sequence[AgentSpec]]
+    """By partition count of their sources."""
+    tables: Mapping[int, Sequence[TableSpec]]
+    topic_ids: Mapping[str, str]
+    commit_interval_s: float = 0.02
+    session_timeout_s: float = 5.0
+    inbox_bytes_max: int = 8 << 20
+    epoch_bytes_max: int = 32 << 20
+    shard_tasks: Mapping[int, Sequence[Callable[[Shard], Awaitable[None]]]] = field(
+        default_factory=dict
+    )
+    """Timers of scope ``shard``, by partition count."""
+    worker_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
+    """The user's tasks, and timers of scope ``worker``: run once the first shards are ready."""
+    leader_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
+    """Run where the first shard of the largest group is."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Partition counts for which there is something to run, sorted."""
+        return sorted(set(self.agents) | set(self.tables))
+
+
+class Worker:
+    """Runs the shards that its group gives it."""
+
+    def __init__(
+        self,
+        plan: WorkerPlan,
+        *,
+        transport: Transport,
+        state: StateBackend,
+        clock: Clock,
+        everywhere: Mapping[str, Any] = {},
+        url: str = "",
+        slot: str = "",
+    ) -> None:
+        self.plan = plan
+        self.url = url
+        self.slot = slot
+        self.shards: dict[ShardId, Shard] = {}
+        self.ready = asyncio.Event()
+        """Set while every assigned shard is ready, after the first assignment."""
+        self.membership: Membership | None = None
+        self.assignment: Assignment | None = None
+        self.assigned: list[Callable[[list[ShardId]], Awaitable[None]]] = []
+        self.revoked: list[Callable[[list[ShardId]], Awaitable[None]]] = []
+        self._transport = transport
+        self._state = state
+        self._clock = clock
+        self._stores: dict[ShardId, ShardStore] = {}
+        self._running: dict[ShardId, asyncio.Task[None]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._stopping = asyncio.Event()
+        self._leading: list[asyncio.Task[Any]] = []
+        self.options = ShardOptions(
+            app=plan.app,
+            group=plan.app,
+            clock=clock,
+            transport=transport,
+            topic_ids=plan.topic_ids,
+            everywhere=everywhere,
+            inbox_bytes_max=plan.inbox_bytes_max,
+            epoch_bytes_max=plan.epoch_bytes_max,
+        )
+        self.committer = Committer(
+            transport=transport,
+            group=plan.app,
+            app=plan.app,
+            clock=clock,
+            interval_s=plan.commit_interval_s,
+            topic_ids=plan.topic_ids,
+        )
+        self.committer.shards = self.shards
+        self.committer.fenced = self._fenced
+        self.fetchers = {
+            spec.agent.name: Fetcher(
+                transport=transport, lanes=self._lanes_of(spec.agent.name), clock=clock
+            )
+            for specs in plan.agents.values()
+            for spec in specs
+        }
+
+    def _lanes_of(self, agent: str) -> Callable[[], list[Any]]:
+        return lambda: [
+            shard.lanes[agent]
+            for shard in self.shards.values()
+            if shard.ready.is_set() and agent in shard.lanes
+        ]
+
+    def _stir(self) -> None:
+        self.committer.stirred.set()
+        for fetcher in self.fetchers.values():
+            fetcher.stir()
+        if self.assignment is not None and all(s.ready.is_set() for s in self.shards.values()):
+            self.ready.set()
+
+    # life -----------------------------------------------------------------------------------------
+
+    async def run(self, *, commits: bool = True) -> None:
+        """Work until `stop` is called, then commit what is finished and leave the group.
+
+        Args:
+            commits: whether to commit by itself; a test calls `Committer.commit` instead.
+
+        Raises:
+            AgentError: a record stopped the worker.
+            TopologyError: the running group has another topology.
+        """
+        async with self._joined():
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    self._tasks = tasks
+                    serving = [
+                        tasks.create_task(self._follow_group(), name="group"),
+                        tasks.create_task(self._tell_alive(), name="alive"),
+                        tasks.create_task(self._maintain(), name="maintenance"),
+                        *(
+                            tasks.create_task(fetcher.run(), name=f"fetch {name}")
+                            for name, fetcher in self.fetchers.items()
+                        ),
+                        *(
+                            tasks.create_task(self._when_ready(task), name="user task")
+                            for task in self.plan.worker_tasks
+                        ),
+                    ]
+                    if commits:
+                        serving.append(tasks.create_task(self.committer.run(), name="committer"))
+                    await self._stopping.wait()
+                    await self._finish(commits)
+                    for task in [*serving, *self._leading, *self._running.values()]:
+                        task.cancel()
+            finally:
+                self._running.clear()
+                self._leading.clear()
+                self._tasks = None
+                self.ready.clear()
+                self.shards.clear()
+                for store in self._stores.values():
+                    store.close()
+                self._stores.clear()
+
+    def stop(self) -> None:
+        """Have `run` come to its end: within a second or two."""
+        self._stopping.set()
+
+    @contextlib.asynccontextmanager
+    async def _joined(self) -> AsyncIterator[None]:
+        if not self.plan.counts:
+            yield
+            return
+        self.membership = await self._transport.join(
+            self.plan.app,
+            metadata=self._metadata(()),
+            assign=assign_shards,
+            session_timeout_s=self.plan.session_timeout_s,
+        )
+        try:
+            yield
+        finally:
+            await asyncio.shield(self.membership.leave())
+            hooks.reached("group.left")
+
+    async def _finish(self, commits: bool) -> None:
+        """Let the events in progress end, as far as they do in time, and commit."""
+        for shard in self.shards.values():
+            shard.close_gate("stopping")
+        deadline = self._clock.monotonic() + STOP_TIMEOUT_S
+        while commits and self.in_progress():
+            if self._clock.monotonic() >= deadline:
+                break
+            await asyncio.sleep(0.01)
+        if commits:
+            await self.committer.commit()
+
+    async def _when_ready(self, task: Callable[[], Awaitable[None]]) -> None:
+        if self.plan.counts:
+            await self.ready.wait()
+        await task()
+
+    async def _tell_alive(self) -> None:
+        while self.membership is not None:
+            self.membership.alive()
+            await asyncio.sleep(ALIVE_INTERVAL_S)
+
+    async def _maintain(self) -> None:
+        while True:
+            await self._clock.sleep(MAINTENANCE_INTERVAL_S)
+            await self._transport.maintain()
+
+    # the group ------------------------------------------------------------------------------------
+
+    def _metadata(self, owned: Sequence[ShardId]) -> bytes:
+        warm = [
+            (int(count), int(number))
+            for count, _, number in (name.partition("-") for name in self._state.shards())
+            if count.isdigit() and number.isdigit()
+        ]
+        return msgspec.json.encode(
+            MemberMetadata(
+                url=self.url,
+                slot=self.slot,
+                topology=self.plan.fingerprint,
+                counts=tuple(self.plan.counts),
+                owned=tuple(sorted(owned)),
+                warm=tuple(sorted(warm)),
+            )
+        )
+
+    async def _follow_group(self) -> None:
+        if self.membership is None:
+            return
+        while True:
+            assignment = await self.membership.next_assignment()
+            self._check_topology(assignment)
+            await self._apply(assignment)
+
+    def _check_topology(self, assignment: Assignment) -> None:
+        for member, data in assignment.members.items():
+            other = msgspec.json.decode(data, type=MemberMetadata)
+            if member != assignment.member_id and other.topology != self.plan.fingerprint:
+                raise TopologyError(
+                    f"another program runs under the app id {self.plan.app!r}: it has"
+                    f" [{other.topology}], and this one has [{self.plan.fingerprint}]. Give one of"
+                    f" them another id, or stop its workers first"
+                )
+
+    async def _apply(self, assignment: Assignment) -> None:
+        before = self.assignment
+        assert self.membership is not None
+        mine = set(decode_assignment(assignment.assigned))
+        steady = (
+            before is not None
+            and before.member_id == assignment.member_id
+            and assignment.generation in (before.generation, before.generation + 1)
+        )
+        lost = set(self.shards) - mine if steady else set(self.shards)
+        self.ready.clear()
+        async with self.committer.lock:
+            await self._stop_shards(sorted(lost))
+            self.assignment = assignment
+            self.committer.member_id = assignment.member_id
+            self.committer.generation = assignment.generation
+        gained = sorted(mine - set(self.shards))
+        for callback in self.assigned:
+            await callback(gained)
+        for shard_id in gained:
+            self._start_shard(shard_id)
+        hooks.reached("group.assigned", generation=assignment.generation)
+        self._lead()
+        self._stir()
+
+    async def _stop_shards(self, shard_ids: list[ShardId]) -> None:
+        if not shard_ids:
+            return
+        running = [self._running.pop(shard_id) for shard_id in shard_ids]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for shard_id in shard_ids:
+            self.shards.pop(shard_id)
+            self._stores.pop(shard_id).close()
+        for callback in self.revoked:
+            await callback(shard_ids)
+
+    def _start_shard(self, shard_id: ShardId) -> None:
+        count, number = shard_id
+        store = self._stores[shard_id] = self._state.open(f"{count}-{number}")
+        shard = Shard(
+            count,
+            number,
+            store=store,
+            tables=self.plan.tables.get(count, ()),
+            agents=self.plan.agents.get(count, ()),
+            options=self.options,
+            table_counts={
+                table.name: other for other, tables in self.plan.tables.items() for table in tables
+            },
+        )
+        shard.wake = self._stir
+        shard.before_recovery = self._until_settled
+        shard.local_tasks = list(self.plan.shard_tasks.get(count, ()))
+        self.shards[shard_id] = shard
+        assert self._tasks is not None
+        self._running[shard_id] = self._tasks.create_task(shard.run(), name=f"shard {shard.name}")
+
+    async def _until_settled(self) -> None:
+        """No commit is on its way: committed offsets are what the log says."""
+        async with self.committer.lock:
+            pass
+
+    def _lead(self) -> None:
+        leads = bool(self.plan.counts) and (max(self.plan.counts), 0) in self.shards
+        if leads and not self._leading:
+            assert self._tasks is not None
+            self._leading = [
+                self._tasks.create_task(self._when_ready(task)) for task in self.plan.leader_tasks
+            ]
+        elif not leads:
+            for task in self._leading:
+                task.cancel()
+            self._leading = []
+
+    def _fenced(self, error: FencedError) -> None:
+        """A commit was refused: the next assignment tells what is still ours."""
+        logger.info("a commit was refused: %s", error)
+        if not isinstance(error, IllegalGenerationError):
+            for shard in self.shards.values():
+                shard.rewind()
+
+    def in_progress(self) -> bool:
+        """Whether any event is in the middle."""
+        return any(shard.in_progress() for shard in self.shards.values())
