@@ -34,16 +34,12 @@ class IncomingRecord(Protocol):
     def headers(self) -> Headers: ...
 
 
-class Output(NamedTuple):
-    """A record that an event has sent, already encoded, waiting for the epoch."""
+Output = tuple["TopicPartition", int, bytes | None, bytes | None, "Headers", "Scope | None"]
+"""A record that an event has sent, already encoded, waiting for the epoch.
 
-    tp: TopicPartition
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: Headers
-    scope: Scope | None
-    """The event, where the shard keeps journals; else None."""
+Partition, timestamp (ms), key, value, headers, and the event where the shard keeps journals, else None. A plain
+tuple: one is made for each record that is sent.
+"""
 
 
 class PreImage(NamedTuple):

@@ -1,7 +1,8 @@
 """A worker in a process of its own, for the tests of the embedded log.
 
 ``local_process.py FILE SESSION_S [POINT ACTION]`` joins group ``g`` and then obeys the lines that it reads: ``commit N``
-commits an epoch with position N, ``append`` appends a record. At POINT inside a commit it does ACTION to itself, which
+commits an epoch with position N, ``hold`` keeps the present assignment, ``late N`` commits an epoch that was cut
+under the one that was kept, ``append`` appends a record. At POINT inside a commit it does ACTION to itself, which
 is the name of a signal. It says what happens in lines of JSON.
 """
 
@@ -69,12 +70,18 @@ async def main(path: str, session_s: float) -> None:
             session_timeout_s=session_s,
         )
         latest: list[Assignment] = []
+        held: list[Assignment] = []
         tasks = [asyncio.ensure_future(follow(membership, latest))]
         tasks.append(asyncio.ensure_future(turn(membership)))
         while line := await asyncio.to_thread(sys.stdin.readline):
             word, _, number = line.strip().partition(" ")
             if word == "commit":
                 await commit(transport, latest[-1], int(number))
+            elif word == "hold":
+                held.append(latest[-1])
+                say(held=held[-1].generation)
+            elif word == "late":
+                await commit(transport, held[-1], int(number))
             elif word == "append":
                 record = OutgoingRecord(1, b"k", b"appended", [])
                 await transport.append({TopicPartition("a", 0): [record]})

@@ -246,7 +246,17 @@ def test_a_damaged_file_is_named(path: Path) -> None:
         asyncio.run(use())
 
 
-# full, and locked
+# durable, full, and locked
+
+
+@pytest.mark.parametrize(("durable", "synchronous"), [(True, 2), (False, 1)])
+async def test_what_a_commit_waits_for(path: Path, durable: bool, synchronous: int) -> None:
+    """Epochs sync the -wal file with each commit (FULL), heartbeats and upkeep do not (NORMAL)."""
+    await written(path)
+    connection = LogFile(path).connect(durable=durable)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (synchronous,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
 
 
 async def test_a_full_disk(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

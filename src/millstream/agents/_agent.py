@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from millstream.clock import Duration, duration_ms
@@ -13,7 +12,7 @@ from millstream.context import current
 from millstream.errors import AskError, ConfigurationError, ProgramError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from millstream.agents._declared import DeclaredStream
     from millstream.agents._policy import Policy

@@ -6,11 +6,12 @@ an agent of Millstream's own feeds; what follows reads from there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from millstream.agents._topic import Topic
 
 __all__ = ["DeclaredStream", "Step", "StreamHome"]

@@ -6,7 +6,6 @@ import asyncio
 import inspect
 import logging
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from millstream.agents._stream import SKIP, Stream
@@ -15,7 +14,7 @@ from millstream.errors import AgentError, ConfigurationError, DecodeError, Progr
 from millstream.records import Position, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 
     from millstream.agents._agent import Agent
     from millstream.clock import Clock

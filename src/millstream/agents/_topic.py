@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from millstream.clock import Duration, duration_ms, timestamp_ms
-from millstream.context import Output, Scope, current
+from millstream.context import Scope, current
 from millstream.errors import (
     ConfigurationError,
     EncodeError,
@@ -18,7 +17,7 @@ from millstream.errors import (
 from millstream.records import Headers, OutgoingRecord, Position, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import datetime
 
     from millstream.agents._policy import Policy
@@ -28,6 +27,8 @@ __all__ = ["Sender", "Topic", "field_getter"]
 
 V = TypeVar("V")
 
+NO_HEADERS: Headers = []
+"""Shared by all records without headers; nobody adds to it."""
 PARTITION_CACHE = 65_536
 """Keys whose partition is remembered, per topic."""
 
@@ -106,6 +107,9 @@ class Topic(Generic[V]):
         self._sender = sender
         self._key_of = None if key_from is None else field_getter(key_from)
         self._time_of = None if timestamp is None else field_getter(timestamp)
+        self._dumps = value_codec.dumps
+        self._dump_key = key_codec.dumps
+        self._record_bytes_max = sender.record_bytes_max
         self._placed: dict[bytes, TopicPartition] = {}
         self._next_keyless = 0
 
@@ -162,40 +166,50 @@ class Topic(Generic[V]):
             EncodeError: key or value cannot be encoded.
             RecordTooLargeError: the record is above ``record_bytes_max``.
         """
-        sender = self._sender
-        if key is None and self._key_of is not None:
-            key = self.key_of(value)  # type: ignore[arg-type]
-        try:
-            data = None if value is None else self.value_codec.dumps(value)
-        except Exception as exc:
-            raise EncodeError(f"topic {self.name!r}", value=value, reason=str(exc)) from exc
-        try:
-            key_data = None if key is None else self.key_codec.dumps(key)
-        except Exception as exc:
-            raise EncodeError(f"topic {self.name!r}, key", value=key, reason=str(exc)) from exc
+        key_data, data = self._encode_pair(key, value)
         if timestamp is not None:
             moment = timestamp_ms(timestamp)
         else:
             extracted = None if self._time_of is None else self.time_of(value)  # type: ignore[arg-type]
-            moment = extracted if extracted is not None else (sender.now() if now is None else now)
-        size = (len(data) if data else 0) + (len(key_data) if key_data else 0)
-        if size > sender.record_bytes_max:
-            raise RecordTooLargeError(
-                f"topic {self.name!r}, key {key!r}",
-                size=size,
-                limit=sender.record_bytes_max,
-                setting="record_bytes_max",
-            )
+            if extracted is not None:
+                moment = extracted
+            else:
+                moment = self._sender.now() if now is None else now
         if partition is None:
             tp = self.place(key_data)
         else:
-            count = sender.partitions(self.name)
+            count = self._sender.partitions(self.name)
             if not 0 <= partition < count:
                 raise ProgramError(
                     f"topic {self.name!r} has no partition {partition}: it has {count}"
                 )
             tp = TopicPartition(self.name, partition)
         return tp, OutgoingRecord(moment, key_data, data, _headers(headers) if headers else [])
+
+    def _encode_pair(self, key: Any, value: V | None) -> tuple[bytes | None, bytes | None]:
+        """Key and value as bytes; the key derived from the value where it is None."""
+        if key is None and self._key_of is not None and value is not None:
+            try:
+                key = self._key_of(value)
+            except (AttributeError, KeyError, TypeError, IndexError):
+                key = self.key_of(value)  # raises
+        try:
+            data = None if value is None else self._dumps(value)
+        except Exception as exc:
+            raise EncodeError(f"topic {self.name!r}", value=value, reason=str(exc)) from exc
+        try:
+            key_data = None if key is None else self._dump_key(key)
+        except Exception as exc:
+            raise EncodeError(f"topic {self.name!r}, key", value=key, reason=str(exc)) from exc
+        size = (len(data) if data else 0) + (len(key_data) if key_data else 0)
+        if size > self._record_bytes_max:
+            raise RecordTooLargeError(
+                f"topic {self.name!r}, key {key!r}",
+                size=size,
+                limit=self._record_bytes_max,
+                setting="record_bytes_max",
+            )
+        return key_data, data
 
     def place(self, key: bytes | None) -> TopicPartition:
         """The partition of a key; records without one go round."""
@@ -226,19 +240,27 @@ class Topic(Generic[V]):
         partition: int | None = None,
     ) -> None:
         """Send inside an event: encoded now, appended with the event's epoch."""
-        tp, (moment, key_data, data, listed) = self.encode(
-            value,
-            key=key,
-            timestamp=timestamp,
-            headers=headers,
-            partition=partition,
-            now=scope.timestamp,
-        )
-        if scope.journal is None:
-            scope.output.append(Output(tp, moment, key_data, data, listed, None))
+        if timestamp is None and headers is None and partition is None and self._time_of is None:
+            key_data, data = self._encode_pair(key, value)
+            tp = self._placed.get(key_data) if key_data is not None else None
+            if tp is None:
+                tp = self.place(key_data)
+            if scope.journal is None:
+                scope.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
+                return
+            moment, listed = scope.timestamp, NO_HEADERS
         else:
-            scope.wrote = True
-            scope.output.append(Output(tp, moment, key_data, data, listed, scope))
+            tp, (moment, key_data, data, listed) = self.encode(
+                value,
+                key=key,
+                timestamp=timestamp,
+                headers=headers,
+                partition=partition,
+                now=scope.timestamp,
+            )
+        journaled = scope.journal is not None
+        scope.wrote = journaled
+        scope.output.append((tp, moment, key_data, data, listed, scope if journaled else None))
 
     async def send(
         self,

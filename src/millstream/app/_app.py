@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from millstream.app._runtime import Runtime
     from millstream.clock import Clock
+    from millstream.serialization import Codec
 
 __all__ = ["App"]
 
@@ -93,7 +94,7 @@ class App:
         value: Any = Any,
         key_from: str | Callable[[Any], Any] | None = None,
         codec: str = "json",
-        key_codec: str | None = None,
+        key_codec: str | Codec[Any] | None = None,
         partitions: int | None = None,
         retention: Duration | None = None,
         compacted: bool = False,
@@ -127,7 +128,7 @@ class App:
         topic: Topic[Any] = Topic(
             name,
             value_codec=codec_for(codec, value),
-            key_codec=key_codec_for(key, key_codec),
+            key_codec=key_codec_for(key, key_codec) if isinstance(key_codec, str | None) else key_codec,
             sender=self._sender,
             partitioner=_partitioner(partitioner),
             key_from=key_from,
@@ -174,10 +175,10 @@ class App:
             value=Any if any(step.kind == "map" for step in stream.steps) else first.value_type,
             key_from=None,
             codec=first.value_codec.name,
+            key_codec=_AnyKeyCodec(),
             retention="7d",
             internal=True,
         )
-        topic.key_codec = _AnyKeyCodec()
         self._forwarder(name, stream, topic, getter)
         return topic
 

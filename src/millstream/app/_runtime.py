@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import inspect
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +20,15 @@ from millstream.agents import (
 )
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
-from millstream.context import Output, Scope
+from millstream.context import Scope
 from millstream.errors import ConfigurationError, ProgramError, SettingError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
     from millstream.app._app import App
     from millstream.clock import Clock
     from millstream.state.base import StateBackend
@@ -102,6 +103,8 @@ class Runtime:
         self._tasks: asyncio.TaskGroup | None = None
         self._stop: Callable[[], None] = lambda: None
         self.prepared = asyncio.Event()
+        self._working: asyncio.Task[None] | None = None
+        self._background: list[asyncio.Task[Any]] = []
 
     # life -----------------------------------------------------------------------------------------
 
@@ -139,6 +142,7 @@ class Runtime:
                         if self.worker is not None:
                             self.worker.url = self.web_url
                             working = tasks.create_task(self.worker.run(commits=self._commits))
+                            self._working = working
                         self.prepared.set()
                         try:
                             yield self
@@ -150,6 +154,10 @@ class Runtime:
             except BaseExceptionGroup as group:
                 raise _single(group) from None
 
+    def failed(self) -> bool:
+        """Whether the worker has ended, with an error."""
+        return self._working is not None and self._working.done()
+
     def _forget(self) -> None:
         self.app.runtime = None
 
@@ -157,10 +165,7 @@ class Runtime:
         for task in self._background:
             task.cancel()
 
-    _background: list[asyncio.Task[Any]]
-
     async def _prepare(self) -> None:
-        self._background = []
         app, settings = self.app, self.settings
         for topic in app.topics.values():
             topic.forget_placement()
@@ -327,7 +332,7 @@ class Runtime:
                 if reply is not None and codec is not None:
                     topic, correlation = reply
                     scope.output.append(
-                        Output(
+                (
                             TopicPartition(topic, 0),
                             self.app.clock.now(),
                             None,
@@ -357,7 +362,7 @@ class Runtime:
             headers = list(record.headers or [])
             headers += [(DLQ_HEADERS + name, text.encode()) for name, text in facts.items()]
             scope.output.append(
-                Output(
+                (
                     TopicPartition(topic, 0),
                     record.timestamp,
                     record.key,

@@ -368,6 +368,13 @@ class TablePart:
     def recovered(self) -> None:
         """The store is whole: read from it what a part keeps in memory."""
 
+    def advance(self, by: int) -> None:
+        """Move the part's own event time forward, in ms."""
+
+    def shown(self, key: Any) -> Any:
+        """A key of this part's dictionaries as users see it."""
+        return key
+
     def take_times(self, events: Sequence[Scope]) -> None:
         """These events go with the cut: so does the event time that they brought."""
 

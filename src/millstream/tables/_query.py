@@ -94,7 +94,7 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     to: int | None = None
     """Bounds of the windows' starts."""
     at: int | None = None
-    """A moment that the windows contain."""
+    """A moment that the windows contain; of aligned windows only the latest-starting one."""
     after: bytes | None = None
     """The state key after which to go on."""
     reverse: bool = False
@@ -109,12 +109,13 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def takes(self, window: Window | None, windows: AnyWindows | None) -> bool:
         """Whether a window is among those that are wanted."""
-        if window is None:
+        if window is None or windows is None:
             return True
         start, end = window
         if self.at is not None:
-            inside = end + 1 if isinstance(windows, (Sliding, Session)) else end
-            return start <= self.at < inside
+            if isinstance(windows, (Sliding, Session)):
+                return start <= self.at <= end
+            return self.at >= 0 and start == windows.latest(self.at)
         return (self.from_ is None or start >= self.from_) and (self.to is None or start < self.to)
 
 
@@ -246,6 +247,14 @@ class TableInfo:
             end, start = _BOUNDS.unpack_from(state_key, len(state_key) - 16)
             return state_key[1:-16], Window(start, end)
         return None
+
+    def expired(self, window: Window | None, stream_time: int) -> bool:
+        """Whether the retention of a window is over, although the store may still have it."""
+        windows = self.windows
+        if window is None or windows is None:
+            return False
+        at = window.end if isinstance(windows, Session) else window.start
+        return windows.expires_at(at) <= stream_time
 
     def state_value(self, stored: bytes) -> bytes:
         """The bytes of the value itself, in what the store has for an entry."""

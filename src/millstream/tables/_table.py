@@ -173,7 +173,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         try:
             return cast("TablePart", scope.parts[self.name])
         except KeyError:
-            raise _no_part(self.name, scope) from None
+            raise no_part(self.name, scope) from None
 
     def __getitem__(self, key: K) -> V:
         scope = current.get(None)
@@ -182,7 +182,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         try:
             part = scope.parts[self.name]
         except KeyError:
-            raise _no_part(self.name, scope) from None
+            raise no_part(self.name, scope) from None
         if scope.journal is None:
             try:
                 value = part.dirty[key]
@@ -217,7 +217,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         try:
             part = scope.parts[self.name]
         except KeyError:
-            raise _no_part(self.name, scope) from None
+            raise no_part(self.name, scope) from None
         if self.read_only:
             raise ConfigurationError(
                 f"table {self.name!r} is read from a topic: send to that topic instead of writing"
@@ -342,7 +342,7 @@ class SetTable(Table[K, set[V]]):
             del self[key]
 
 
-def _no_part(name: str, scope: Scope) -> Exception:
+def no_part(name: str, scope: Scope) -> Exception:
     shard = scope.shard
     count = getattr(shard, "count", None)
     owner = getattr(shard, "table_counts", {}).get(name)

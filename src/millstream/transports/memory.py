@@ -101,6 +101,13 @@ class MemoryLog:
         self._numbers = itertools.count(1)
         self._bell = Bell()
 
+    def batches(self, tp: TopicPartition) -> list[bytes]:
+        """What a partition holds; nothing where it does not exist."""
+        topic = self._topics.get(tp.topic)
+        if topic is None or tp.partition >= len(topic.partitions):
+            return []
+        return [batch.data for batch in topic.partitions[tp.partition].batches]
+
 
 class MemoryTransport:
     """A worker's view of a log in memory.

@@ -10,18 +10,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from millstream.agents import Instance, Run, Source
-from millstream.records import TopicPartition
 from millstream.transports.batch import iterate_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from millstream.agents import Agent
     from millstream.context import IncomingRecord
+    from millstream.records import TopicPartition
     from millstream.transports.base import Fetched
     from millstream.worker._shard import Shard
 
@@ -89,7 +88,8 @@ class Inbox:
                 rest = (record for record in batch if record.offset >= position)
                 yield rest, batch.next_offset, batch.max_timestamp
             else:
-                yield iter(batch), batch.next_offset, batch.max_timestamp
+                # a batch may be iterated once, and not be asked for its iterator again
+                yield itertools.chain(batch), batch.next_offset, batch.max_timestamp
         self.size -= len(data)
         self._shard.epoch_bytes += len(data)
 

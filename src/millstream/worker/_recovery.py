@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from millstream import hooks
-from millstream.records import TopicPartition
 from millstream.tables import (
     POSITION_KEY,
     StorePosition,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from millstream.clock import Clock
+    from millstream.records import TopicPartition
     from millstream.state.base import ShardStore
     from millstream.transports.base import Transport
 
@@ -92,11 +92,10 @@ async def recover(
             log_end=end,
             now=clock.now(),
         )
-        if plan.rebuild:
-            if plan.reason != "new":
-                progress.rebuilt[f"{replay.table}/{shard}"] = plan.reason
-                if not replay.keep_on_rebuild:
-                    store.drop(replay.table)
+        if plan.rebuild and plan.reason != "new":
+            progress.rebuilt[f"{replay.table}/{shard}"] = plan.reason
+            if not replay.keep_on_rebuild:
+                store.drop(replay.table)
         plans[replay.tp] = (replay, plan)
         progress.records_total += plan.end - plan.start
     await _replay(store, plans, transport=transport, app=app, clock=clock, progress=progress)

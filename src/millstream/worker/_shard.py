@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,16 +12,18 @@ from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
 from millstream.errors import AgentError, InternalError, MillstreamError, WrongShardError
 from millstream.records import Position, TopicPartition
-from millstream.tables import TablePart
 from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._recovery import RecoveryProgress, Replay, recover
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
     from millstream.agents import Agent
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, TableStore
+    from millstream.tables import TablePart
     from millstream.transports.base import OffsetAndMetadata, Transport
 
 __all__ = ["AgentSpec", "Shard", "ShardCut", "ShardOptions", "TableSpec"]
@@ -331,8 +332,8 @@ class Shard:
     def took_run(self) -> None:
         """A run is through: bound what waits for the next commit."""
         while self._output_counted < len(self.output):
-            output = self.output[self._output_counted]
-            self.epoch_bytes += len(output.value or b"") + len(output.key or b"")
+            _, _, key, value, _, _ = self.output[self._output_counted]
+            self.epoch_bytes += len(key or b"") + len(value or b"")
             self._output_counted += 1
         if self.epoch_bytes > self._options.epoch_bytes_max:
             self.close_gate("epoch full")
@@ -372,6 +373,13 @@ class Shard:
         """The event is finished."""
         scope.open = False
         self._callbacks.discard(scope)
+        self.took_run()
+
+    def advance_stream_time(self, by: int) -> None:
+        """Move event time forward by hand, in ms, everywhere in the shard."""
+        self.stream_time = max(self.stream_time, 0) + by
+        for part in self.own_parts.values():
+            part.advance(by)
         self.took_run()
 
     async def time_moved(self) -> None:
@@ -444,7 +452,7 @@ class Shard:
         scope.depends.clear()
         scope.times.clear()
         scope.wrote = False
-        self.output[:] = [output for output in self.output if output.scope is not scope]
+        self.output[:] = [output for output in self.output if output[-1] is not scope]
         return True
 
     def _stopped(self, spec: AgentSpec, failure: Failure) -> MillstreamError:
@@ -489,9 +497,9 @@ class Shard:
         taken_events = [event for event in self._events if event not in excluded]
         if excluded and not taken_events and not self._moves(limits):
             return None
-        kept = [output for output in self.output if output.scope in excluded] if excluded else []
+        kept = [output for output in self.output if output[-1] in excluded] if excluded else []
         outputs = (
-            [output for output in self.output if output.scope not in excluded]
+            [output for output in self.output if output[-1] not in excluded]
             if kept
             else self.output.copy()
         )
@@ -513,7 +521,7 @@ class Shard:
 
     def _moves(self, limits: Mapping[tuple[str, TopicPartition], int]) -> bool:
         """Whether there is something in a cut at these positions, although it takes no event."""
-        return any(output.scope is None for output in self.output) or any(
+        return any(output[-1] is None for output in self.output) or any(
             at > self._cut_positions.get(source, -1) for source, at in limits.items()
         )
 
@@ -571,7 +579,7 @@ class Shard:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
         for part in cut.parts:
             part.restore()
-        self.output[:0] = [output._replace(scope=None) for output in cut.outputs]
+        self.output[:0] = [(*output[:5], None) for output in cut.outputs]
 
     # queries --------------------------------------------------------------------------------------
 

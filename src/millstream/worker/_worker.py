@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from millstream.worker._fetch import Fetcher
 from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, StateBackend
     from millstream.transports.base import Assignment, Membership, Transport
@@ -98,6 +99,7 @@ class Worker:
         self._running: dict[ShardId, asyncio.Task[None]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._stopping = asyncio.Event()
+        self._abandoned = False
         self._leading: list[asyncio.Task[Any]] = []
         self.options = ShardOptions(
             app=plan.app,
@@ -173,7 +175,7 @@ class Worker:
                     if commits:
                         serving.append(tasks.create_task(self.committer.run(), name="committer"))
                     await self._stopping.wait()
-                    await self._finish(commits)
+                    await self._finish()
                     for task in [*serving, *self._leading, *self._running.values()]:
                         task.cancel()
             finally:
@@ -188,6 +190,11 @@ class Worker:
 
     def stop(self) -> None:
         """Have `run` come to its end: within a second or two."""
+        self._stopping.set()
+
+    def abandon(self) -> None:
+        """Have `run` come to its end at once, with nothing committed any more: for tests of crashes."""
+        self._abandoned = True
         self._stopping.set()
 
     @contextlib.asynccontextmanager
@@ -207,17 +214,18 @@ class Worker:
             await asyncio.shield(self.membership.leave())
             hooks.reached("group.left")
 
-    async def _finish(self, commits: bool) -> None:
+    async def _finish(self) -> None:
         """Let the events in progress end, as far as they do in time, and commit."""
+        if self._abandoned:
+            return
         for shard in self.shards.values():
             shard.close_gate("stopping")
         deadline = self._clock.monotonic() + STOP_TIMEOUT_S
-        while commits and self.in_progress():
+        while self.in_progress():
             if self._clock.monotonic() >= deadline:
                 break
             await asyncio.sleep(0.01)
-        if commits:
-            await self.committer.commit()
+        await self.committer.commit()
 
     async def _when_ready(self, task: Callable[[], Awaitable[None]]) -> None:
         if self.plan.counts:

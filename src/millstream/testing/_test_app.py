@@ -1,0 +1,295 @@
+"""Running an app in a test: in memory, on the real engine, with a clock that is moved by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from millstream.app._runtime import Runtime
+from millstream.clock import Duration, ManualClock, duration_ms
+from millstream.errors import ProgramError
+from millstream.records import Position, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from millstream.agents import Topic
+    from millstream.app import App
+    from millstream.worker import Worker
+
+__all__ = ["CommittedTable", "TestApp"]
+
+TURNS_MAX = 200
+"""Turns of the event loop without any progress, after which an app counts as settled."""
+REAL_WAIT_S = 5.0
+"""How long an event that waits for something real, a thread or a socket, may take."""
+
+
+class TestApp:
+    """An app that runs inside ``async with``, deterministically.
+
+    Nothing happens by itself: `send` and `advance` return when everything that follows from them is processed
+    and committed. Time stands still until `advance` moves it.
+
+    Args:
+        start: what the clock shows at first, in ms since the epoch.
+    """
+
+    __test__ = False
+
+    def __init__(self, app: App, *, start: int = 1_700_000_000_000) -> None:
+        self.app = app
+        self.clock = ManualClock(start)
+        self._real_clock = app.clock
+        self._stack: contextlib.AsyncExitStack | None = None
+        self._runtime: Runtime | None = None
+
+    async def __aenter__(self) -> TestApp:
+        from millstream.state.memory import MemoryBackend
+        from millstream.transports.memory import MemoryLog
+
+        self.app.clock = self.clock
+        self._log = MemoryLog()
+        self._state = MemoryBackend()
+        await self._start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert self._stack is not None
+        try:
+            await self._stack.__aexit__(*exc)  # type: ignore[arg-type]
+        finally:
+            self.app.clock = self._real_clock
+
+    async def _start(self) -> None:
+        from millstream.transports.memory import MemoryTransport
+
+        self._stack = contextlib.AsyncExitStack()
+        runtime = Runtime(
+            self.app,
+            transport=MemoryTransport(clock=self.clock, log=self._log),
+            state=self._state,
+            commits=False,
+        )
+        self._runtime = await self._stack.enter_async_context(runtime.running())
+        await self.settle()
+
+    async def _stop(self) -> None:
+        assert self._stack is not None
+        await self._stack.aclose()
+
+    @property
+    def worker(self) -> Worker:
+        """The running worker."""
+        assert self._runtime is not None
+        assert self._runtime.worker is not None
+        return self._runtime.worker
+
+    # what a test does -----------------------------------------------------------------------------
+
+    async def send(
+        self,
+        topic: Topic[Any],
+        value: Any,
+        *,
+        key: Any = None,
+        timestamp: Any = None,
+        headers: Mapping[str, bytes | str] | None = None,
+        partition: int | None = None,
+    ) -> Position:
+        """Send a value, as from outside, and let the app process it and commit.
+
+        Raises:
+            AgentError: the record stopped the worker.
+        """
+        position = await topic.send(
+            value, key=key, timestamp=timestamp, headers=headers, partition=partition
+        )
+        if position is None:
+            raise ProgramError("TestApp.send is for tests, not for agents")
+        await self.settle()
+        return position
+
+    async def send_many(self, topic: Topic[Any], values: Iterable[Any]) -> None:
+        """Send values at once, and let the app process them and commit."""
+        await topic.send_many(values)
+        await self.settle()
+
+    async def advance(self, wall: Duration = 0, *, stream: Duration = 0) -> None:
+        """Move the clock forward, or event time in every shard, and let the app follow.
+
+        The clock stops at each moment for which somebody waits, in order.
+        """
+        target = self.clock.now() + duration_ms(wall, what="advance")
+        while (due := self.clock.next_due()) is not None and due <= target:
+            self.clock.move_to(due)
+            await self.settle()
+        self.clock.move_to(target)
+        by = duration_ms(stream, what="advance(stream=)")
+        if by:
+            for shard in self.worker.shards.values():
+                shard.advance_stream_time(by)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Let the app process everything that is there, and commit it."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + REAL_WAIT_S
+        still = 0
+        before: object = None
+        while True:
+            await asyncio.sleep(0)
+            worker = self.worker
+            if self._failed():
+                await self._stop()
+            if not worker.ready.is_set() and worker.plan.counts:
+                if loop.time() > deadline:
+                    raise ProgramError("the app did not become ready")
+                await asyncio.sleep(0.001)
+                continue
+            if await worker.committer.commit():
+                still = 0
+            now = self._progress()
+            still = still + 1 if now == before else 0
+            before = now
+            if still < 20:
+                continue
+            if await self._caught_up():
+                return
+            if worker.in_progress():
+                if self.clock.next_due() is not None and still > TURNS_MAX:
+                    return
+                if loop.time() > deadline:
+                    return
+                await asyncio.sleep(0.001)
+            elif still > TURNS_MAX:
+                return
+
+    def _failed(self) -> bool:
+        runtime = self._runtime
+        return runtime is not None and runtime.failed()
+
+    def _progress(self) -> object:
+        return [
+            (shard.name, name, tp, lane.position(tp), lane.inboxes[tp].fetched)
+            for shard in self.worker.shards.values()
+            for name, lane in shard.lanes.items()
+            for tp in lane.inboxes
+        ]
+
+    async def _caught_up(self) -> bool:
+        assert self._runtime is not None
+        for shard in self.worker.shards.values():
+            for lane in shard.lanes.values():
+                ends = await self._runtime.transport.end_offsets(list(lane.inboxes))
+                if any(lane.position(tp) < end for tp, end in ends.items()):
+                    return False
+            if shard.has_work():
+                return False
+        return True
+
+    async def crash(self, *, lose_state: bool = False) -> None:
+        """End the worker as a kill would, with nothing committed that was not, and start another.
+
+        Args:
+            lose_state: whether the local state is lost as well.
+        """
+        self.worker.abandon()
+        await self._stop()
+        if lose_state:
+            for shard in self._state.shards():
+                self._state.destroy(shard)
+        await self._start()
+
+    async def rebalance(self) -> None:
+        """Have the group take every shard away and give it back."""
+        membership = self.worker.membership
+        assert self._runtime is not None
+        assert membership is not None
+        assignment = self.worker.assignment
+        assert assignment is not None
+        self._runtime.transport.evict(self.app.id, assignment.member_id)  # type: ignore[attr-defined]
+        for _ in range(TURNS_MAX):
+            await asyncio.sleep(0)
+            if self.worker.assignment is not assignment:
+                break
+        await self.settle()
+
+    # what a test looks at -------------------------------------------------------------------------
+
+    def table(self, table: Any) -> CommittedTable:
+        """A table's committed entries, over all shards."""
+        return CommittedTable(self, table.name)
+
+    def sent(self, topic: Topic[Any]) -> list[Any]:
+        """The values in a topic, partition by partition in order of offset."""
+        return [value for _, value in self.records(topic)]
+
+    def records(self, topic: Topic[Any]) -> list[tuple[Any, Any]]:
+        """Keys and values in a topic, partition by partition in order of offset."""
+        from millstream.transports.batch import iterate_records
+
+        assert self._runtime is not None
+        found = []
+        for partition in range(self._runtime.partitions[topic.name]):
+            tp = TopicPartition(topic.name, partition)
+            for data in self._log.batches(tp):
+                for record in iterate_records(data, where=str(tp)):
+                    key = None if record.key is None else topic.key_codec.loads(record.key)
+                    value = None if record.value is None else topic.value_codec.loads(record.value)
+                    found.append((key, value))
+        return found
+
+
+class CommittedTable:
+    """A table's committed entries: a mapping for tests. Windowed tables have (key, window) as keys."""
+
+    def __init__(self, test: TestApp, name: str) -> None:
+        self._test = test
+        self._name = name
+
+    def _entries(self) -> Iterator[tuple[Any, Any]]:
+        for shard in self._test.worker.shards.values():
+            part = shard.own_parts.get(self._name)
+            if part is None:
+                continue
+            for data, value in part.store.items(b"\x01"):
+                if data[:1] == b"\x04":  # a local index
+                    continue
+                key = part.decode_key(data)
+                yield part.shown(key), part.decode(key, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        for found, value in self._entries():
+            if found == key:
+                return value
+        raise KeyError(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The value, or ``default``."""
+        try:
+            return self[key]
+        except KeyError:
+            return default
+
+    def __contains__(self, key: object) -> bool:
+        return any(found == key for found, _ in self._entries())
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self._entries())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._entries())
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """Entries, shard by shard in key order."""
+        return list(self._entries())
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self._entries()) == other
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return repr(dict(self._entries()))
