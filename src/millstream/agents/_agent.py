@@ -38,7 +38,7 @@ class Asker(Protocol):
 
     async def ask(
         self,
-        topic: Topic[Any],
+        topic: Topic[Any, Any],
         value: Any,
         *,
         key: Any,
@@ -57,8 +57,8 @@ class Agent(Generic[V, R]):
         function: Callable[[Any], Any],
         *,
         name: str,
-        sources: Sequence[DeclaredStream],
-        topic: Topic[V] | None,
+        sources: Sequence[DeclaredStream[Any]],
+        topic: Topic[V, Any] | None,
         result_codec: Any = None,
         sinks: Sequence[Sink] = (),
         concurrency: int = 1,
@@ -100,7 +100,7 @@ class Agent(Generic[V, R]):
         """Send the agent's results there as well."""
         self.sinks.append(sink)
 
-    def _inbox(self) -> Topic[V]:
+    def _inbox(self) -> Topic[V, Any]:
         if self.topic is None:
             raise ProgramError(
                 f"agent {self.name!r} reads several topics or a derived stream: send to one of its"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
+
+from typing_extensions import TypeVar
 
 from millstream.context import current
 from millstream.records import Position
@@ -14,13 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["Event", "current_event"]
 
 V = TypeVar("V")
+K = TypeVar("K", default=Any)
 
 
 @dataclass(frozen=True, slots=True)
-class Event(Generic[V]):
+class Event(Generic[V, K]):
     """A record as an agent sees it. ``timestamp`` is event time in ms since the epoch."""
 
-    key: Any
+    key: K
     value: V
     timestamp: int
     offset: int

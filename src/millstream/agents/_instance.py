@@ -239,7 +239,7 @@ class Instance:
             scope.stream = stream
             current.set(scope)
         else:
-            scope = self.scope
+            scope = self.plain_scope()
         scope.tp = run.tp
         scope.record = record
         scope.timestamp = record.timestamp
@@ -260,6 +260,16 @@ class Instance:
         except Exception as exc:
             return self.tombstone_or_error(record, exc)
         return value
+
+    def plain_scope(self) -> Scope:
+        """The scope that all events share while the shard keeps no journals."""
+        scope = self.scope
+        if scope.journal is not None:
+            stream = scope.stream
+            scope = self.scope = self._host.scope(self.agent.name, journaled=False)
+            scope.stream = stream
+            current.set(scope)
+        return scope
 
     def finish(self) -> None:
         """The event at hand is finished."""

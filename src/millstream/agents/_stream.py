@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
+
+from typing_extensions import TypeVar
 
 from millstream.agents._event import Event
 from millstream.clock import Duration, duration_ms
@@ -21,12 +23,13 @@ __all__ = ["Stream"]
 
 V = TypeVar("V")
 W = TypeVar("W")
+K = TypeVar("K", default=Any)
 
 SKIP = object()
 """Stands for a record that its policy lets pass."""
 
 
-class Stream(AsyncIterator[V], Generic[V]):
+class Stream(AsyncIterator[V], Generic[V, K]):
     """The values of an agent's sources, in the order in which its shard takes them.
 
     An event is finished when the next one is asked for; only then may it be committed.
@@ -63,7 +66,7 @@ class Stream(AsyncIterator[V], Generic[V]):
                     if instance.interrupted:
                         break
             else:
-                scope = instance.scope
+                scope = instance.plain_scope()
                 scope.tp = run.tp
                 scope.open = True
                 for record in run.records:
@@ -91,23 +94,23 @@ class Stream(AsyncIterator[V], Generic[V]):
             else:
                 yield value
 
-    def _with(self, step: Callable[[Any], Any]) -> Stream[Any]:
+    def _with(self, step: Callable[[Any], Any]) -> Stream[Any, K]:
         return Stream(self._instance, (*self._steps, step))
 
-    def filter(self, keep: Callable[[V], Any]) -> Stream[V]:
+    def filter(self, keep: Callable[[V], Any]) -> Stream[V, K]:
         """The values for which ``keep`` is true."""
         return self._with(lambda value: value if keep(value) else SKIP)
 
-    def map(self, function: Callable[[V], W]) -> Stream[W]:
+    def map(self, function: Callable[[V], W]) -> Stream[W, K]:
         """What ``function`` makes of each value."""
         return self._with(function)
 
-    def enumerate(self, start: int = 0) -> Stream[tuple[int, V]]:
+    def enumerate(self, start: int = 0) -> Stream[tuple[int, V], K]:
         """Values with a running number, which begins anew whenever the agent function does."""
         counter = itertools.count(start)
         return self._with(lambda value: (next(counter), value))
 
-    async def events(self) -> AsyncIterator[Event[V]]:
+    async def events(self) -> AsyncIterator[Event[V, K]]:
         """Values as `Event`, with key, timestamp, offset, partition, topic and headers."""
         async for value in self:
             scope = self._instance.scope
@@ -124,7 +127,7 @@ class Stream(AsyncIterator[V], Generic[V]):
                 headers=record.headers,
             )
 
-    async def items(self) -> AsyncIterator[tuple[Any, V]]:
+    async def items(self) -> AsyncIterator[tuple[K, V]]:
         """Pairs of key and value."""
         async for value in self:
             scope = self._instance.scope

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol
+
+from typing_extensions import TypeVar
 
 from millstream.clock import Duration, duration_ms, timestamp_ms
 from millstream.context import Scope, current
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Sender", "Topic", "field_getter"]
 
 V = TypeVar("V")
+K = TypeVar("K", default=str)
 
 NO_HEADERS: Headers = []
 """Shared by all records without headers; nobody adds to it."""
@@ -64,7 +67,7 @@ def field_getter(field: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
     return get
 
 
-class Topic(Generic[V]):
+class Topic(Generic[V, K]):
     """A named, partitioned log of values of one type.
 
     Keys are encoded as UTF-8 where they are str, as they are where they are bytes, else as JSON text; the
@@ -266,7 +269,7 @@ class Topic(Generic[V]):
         self,
         value: V | None,
         *,
-        key: Any = None,
+        key: K | None = None,
         timestamp: datetime | float | None = None,
         headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
         partition: int | None = None,
@@ -302,7 +305,7 @@ class Topic(Generic[V]):
         first = await self._sender.append({tp: [record]})
         return Position(tp.topic, tp.partition, first[tp])
 
-    async def send_many(self, values: Iterable[V], *, key: Any = None) -> int:
+    async def send_many(self, values: Iterable[V], *, key: K | None = None) -> int:
         """Send many values at once, all of them or none; much quicker than one `send` after the other.
 
         Returns:

@@ -22,14 +22,26 @@ from millstream.topology import AgentNode, TimerNode, TopicNode, Topology
 
 if TYPE_CHECKING:
     import click
+    from typing_extensions import TypeForm
 
+    from millstream.agents import OnError, Sink, Stream
+    from millstream.app._decorator import AgentDecorator, OwnTopicDecorator
     from millstream.app._runtime import Runtime
     from millstream.clock import Clock
     from millstream.serialization import Codec
+    from millstream.tables import Table
 
 __all__ = ["App"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+K = TypeVar("K")
+V = TypeVar("V")
+R = TypeVar("R")
+A = TypeVar("A")
+B = TypeVar("B")
+C = TypeVar("C")
+D = TypeVar("D")
+E = TypeVar("E")
 
 _NAME = "letters, digits, dot, underscore and hyphen, at most 200"
 
@@ -66,7 +78,7 @@ class App:
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.lifespan = lifespan
         self._sender = AppSender(self)
-        self.topics: dict[str, Topic[Any]] = {}
+        self.topics: dict[str, Topic[Any, Any]] = {}
         self.tables: dict[str, DeclaredTable[Any, Any]] = {}
         self.agents: dict[str, Agent[Any, Any]] = {}
         self.timers: list[Timer] = []
@@ -86,6 +98,74 @@ class App:
 
     # topics ---------------------------------------------------------------------------------------
 
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        value: TypeForm[V],
+        key_from: str | Callable[[Any], Any] | None = ...,
+        codec: str = ...,
+        key_codec: str | Codec[Any] | None = ...,
+        partitions: int | None = ...,
+        retention: Duration | None = ...,
+        compacted: bool = ...,
+        timestamp: str | Callable[[Any], Any] | None = ...,
+        on_error: OnError | None = ...,
+        partitioner: str = ...,
+        internal: bool = ...,
+    ) -> Topic[V]: ...
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V],
+        key_from: str | Callable[[Any], Any] | None = ...,
+        codec: str = ...,
+        key_codec: str | Codec[Any] | None = ...,
+        partitions: int | None = ...,
+        retention: Duration | None = ...,
+        compacted: bool = ...,
+        timestamp: str | Callable[[Any], Any] | None = ...,
+        on_error: OnError | None = ...,
+        partitioner: str = ...,
+        internal: bool = ...,
+    ) -> Topic[V, K]: ...
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        key_from: str | Callable[[Any], Any] | None = ...,
+        codec: str = ...,
+        key_codec: str | Codec[Any] | None = ...,
+        partitions: int | None = ...,
+        retention: Duration | None = ...,
+        compacted: bool = ...,
+        timestamp: str | Callable[[Any], Any] | None = ...,
+        on_error: OnError | None = ...,
+        partitioner: str = ...,
+        internal: bool = ...,
+    ) -> Topic[Any, K]: ...
+    @overload
+    def topic(
+        self,
+        name: str,
+        *,
+        key_from: str | Callable[[Any], Any] | None = ...,
+        codec: str = ...,
+        key_codec: str | Codec[Any] | None = ...,
+        partitions: int | None = ...,
+        retention: Duration | None = ...,
+        compacted: bool = ...,
+        timestamp: str | Callable[[Any], Any] | None = ...,
+        on_error: OnError | None = ...,
+        partitioner: str = ...,
+        internal: bool = ...,
+    ) -> Topic[Any]: ...
     def topic(
         self,
         name: str,
@@ -102,7 +182,7 @@ class App:
         on_error: Any = None,
         partitioner: str = "murmur2",
         internal: bool = False,
-    ) -> Topic[Any]:
+    ) -> Topic[Any, Any]:
         """Describe a topic. Nothing is created before the app runs.
 
         Args:
@@ -125,10 +205,12 @@ class App:
             raise TopologyError(
                 f"topic {name!r} is declared twice: keep the first object and use it everywhere"
             )
-        topic: Topic[Any] = Topic(
+        topic: Topic[Any, Any] = Topic(
             name,
             value_codec=codec_for(codec, value),
-            key_codec=key_codec_for(key, key_codec) if isinstance(key_codec, str | None) else key_codec,
+            key_codec=key_codec_for(key, key_codec)
+            if isinstance(key_codec, str | None)
+            else key_codec,
             sender=self._sender,
             partitioner=_partitioner(partitioner),
             key_from=key_from,
@@ -144,13 +226,13 @@ class App:
         self.topics[name] = topic
         return topic
 
-    def stream(self, *topics: Topic[Any]) -> DeclaredStream:
+    def stream(self, *topics: Topic[V, Any]) -> DeclaredStream[V]:
         """The records of some topics, to be filtered, mapped, regrouped, and read by an agent."""
         return DeclaredStream(tuple(topics), self)
 
     def regroup(
-        self, stream: DeclaredStream, key: str | Callable[[Any], Any], name: str | None
-    ) -> Topic[Any]:
+        self, stream: DeclaredStream[Any], key: str | Callable[[Any], Any], name: str | None
+    ) -> Topic[Any, Any]:
         """Make the topic and the agent behind ``group_by``; see `DeclaredStream.group_by`."""
         sources = "-".join(topic.name.removeprefix(f"{self.id}-") for topic in stream.topics)
         if name is None:
@@ -182,15 +264,15 @@ class App:
         self._forwarder(name, stream, topic, getter)
         return topic
 
-    def forward(self, stream: DeclaredStream, topic: Topic[Any]) -> None:
+    def forward(self, stream: DeclaredStream[Any], topic: Topic[Any, Any]) -> None:
         """Make the agent behind ``through``; see `DeclaredStream.through`."""
         self._forwarder(f"to-{topic.name}", stream, topic, None)
 
     def _forwarder(
         self,
         name: str,
-        stream: DeclaredStream,
-        topic: Topic[Any],
+        stream: DeclaredStream[Any],
+        topic: Topic[Any, Any],
         key_of: Callable[[Any], Any] | None,
     ) -> None:
         from millstream.context import current
@@ -230,17 +312,99 @@ class App:
     # agents ---------------------------------------------------------------------------------------
 
     @overload
-    def agent(self, source: Callable[..., Any], /) -> Agent[Any, Any]: ...
+    def agent(self, function: Callable[[Stream[V, Any]], AsyncIterator[R]], /) -> Agent[V, R]: ...
+    @overload
+    def agent(self, function: Callable[[Stream[V, Any]], Awaitable[None]], /) -> Agent[V, None]: ...
     @overload
     def agent(
         self,
-        *sources: Any,
-        name: str | None = None,
-        concurrency: int = 1,
-        ordered_by: str | Callable[[Any], Any] | None = None,
-        sink: Sequence[Any] | Any = (),
-        on_error: Any = None,
-    ) -> Callable[[Callable[..., Any]], Agent[Any, Any]]: ...
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> OwnTopicDecorator: ...
+    @overload
+    def agent(
+        self,
+        source1: Topic[A, Any] | DeclaredStream[A],
+        /,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> AgentDecorator[A]: ...
+    @overload
+    def agent(
+        self,
+        source1: Topic[A, Any] | DeclaredStream[A],
+        source2: Topic[B, Any] | DeclaredStream[B],
+        /,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> AgentDecorator[A | B]: ...
+    @overload
+    def agent(
+        self,
+        source1: Topic[A, Any] | DeclaredStream[A],
+        source2: Topic[B, Any] | DeclaredStream[B],
+        source3: Topic[C, Any] | DeclaredStream[C],
+        /,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> AgentDecorator[A | B | C]: ...
+    @overload
+    def agent(
+        self,
+        source1: Topic[A, Any] | DeclaredStream[A],
+        source2: Topic[B, Any] | DeclaredStream[B],
+        source3: Topic[C, Any] | DeclaredStream[C],
+        source4: Topic[D, Any] | DeclaredStream[D],
+        /,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> AgentDecorator[A | B | C | D]: ...
+    @overload
+    def agent(
+        self,
+        source1: Topic[A, Any] | DeclaredStream[A],
+        source2: Topic[B, Any] | DeclaredStream[B],
+        source3: Topic[C, Any] | DeclaredStream[C],
+        source4: Topic[D, Any] | DeclaredStream[D],
+        source5: Topic[E, Any] | DeclaredStream[E],
+        /,
+        *,
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> AgentDecorator[A | B | C | D | E]: ...
+    @overload
+    def agent(
+        self,
+        *sources: Topic[Any, Any] | DeclaredStream[Any],
+        name: str | None = ...,
+        concurrency: int = ...,
+        ordered_by: str | Callable[[Any], Any] | None = ...,
+        sink: Sequence[Sink] | Sink = ...,
+        on_error: OnError | None = ...,
+    ) -> AgentDecorator[Any]: ...
     def agent(
         self,
         *sources: Any,
@@ -261,12 +425,12 @@ class App:
             on_error: stop, skip, dlq, Dlq(topic) or Retry(...).
         """
         if len(sources) == 1 and inspect.isfunction(sources[0]):
-            return self.agent()(sources[0])
+            return self.agent()(sources[0])  # type: ignore[arg-type]
 
         def declare(function: Callable[..., Any]) -> Agent[Any, Any]:
             agent_name = _check_name(name or function.__name__, "agent")
             streams = [self._as_stream(source, agent_name) for source in sources]
-            topic: Topic[Any] | None = None
+            topic: Topic[Any, Any] | None = None
             if not streams:
                 topic = self.topic(
                     f"{self.id}-{agent_name}", value=_stream_type(function), internal=True
@@ -300,7 +464,7 @@ class App:
         self.agents[agent.name] = agent
         return agent
 
-    def _as_stream(self, source: Any, agent: str) -> DeclaredStream:
+    def _as_stream(self, source: Any, agent: str) -> DeclaredStream[Any]:
         if isinstance(source, DeclaredStream):
             return source
         if isinstance(source, Topic):
@@ -311,6 +475,86 @@ class App:
 
     # tables ---------------------------------------------------------------------------------------
 
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V],
+        default: V | Callable[[], V] | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        partitions: int | None = ...,
+        ttl: Duration | None = ...,
+        codec: str = ...,
+        on_change: Callable[..., Any] | None = ...,
+        upgrade: Callable[[Any], Any] | None = ...,
+        partitioner: str | None = ...,
+        help: str = ...,
+    ) -> Table[K, V]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        value: TypeForm[V],
+        default: V | Callable[[], V] | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        partitions: int | None = ...,
+        ttl: Duration | None = ...,
+        codec: str = ...,
+        on_change: Callable[..., Any] | None = ...,
+        upgrade: Callable[[Any], Any] | None = ...,
+        partitioner: str | None = ...,
+        help: str = ...,
+    ) -> Table[str, V]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        topic: Topic[V, K],
+        default: V | Callable[[], V] | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        partitions: int | None = ...,
+        ttl: Duration | None = ...,
+        codec: str = ...,
+        on_change: Callable[..., Any] | None = ...,
+        upgrade: Callable[[Any], Any] | None = ...,
+        partitioner: str | None = ...,
+        help: str = ...,
+    ) -> Table[K, V]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        default: Any = ...,
+        like: Topic[Any, Any] | None = ...,
+        partitions: int | None = ...,
+        ttl: Duration | None = ...,
+        codec: str = ...,
+        on_change: Callable[..., Any] | None = ...,
+        upgrade: Callable[[Any], Any] | None = ...,
+        partitioner: str | None = ...,
+        help: str = ...,
+    ) -> Table[K, Any]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        default: Any = ...,
+        like: Topic[Any, Any] | None = ...,
+        partitions: int | None = ...,
+        ttl: Duration | None = ...,
+        codec: str = ...,
+        on_change: Callable[..., Any] | None = ...,
+        upgrade: Callable[[Any], Any] | None = ...,
+        partitioner: str | None = ...,
+        help: str = ...,
+    ) -> Table[str, Any]: ...
     def table(
         self,
         name: str,
@@ -318,8 +562,8 @@ class App:
         key: Any = None,
         value: Any = None,
         default: Any = None,
-        topic: Topic[Any] | None = None,
-        like: Topic[Any] | None = None,
+        topic: Topic[Any, Any] | None = None,
+        like: Topic[Any, Any] | None = None,
         partitions: int | None = None,
         ttl: Duration | None = None,
         codec: str = "json",
@@ -364,11 +608,39 @@ class App:
             )
         )
 
+    @overload
     def global_table(
         self,
         name: str,
         *,
-        topic: Topic[Any] | None = None,
+        topic: Topic[V, K],
+        default: V | Callable[[], V] | None = ...,
+        help: str = ...,
+    ) -> Table[K, V]: ...
+    @overload
+    def global_table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V],
+        default: V | Callable[[], V] | None = ...,
+        help: str = ...,
+    ) -> Table[K, V]: ...
+    @overload
+    def global_table(
+        self,
+        name: str,
+        *,
+        value: TypeForm[V],
+        default: V | Callable[[], V] | None = ...,
+        help: str = ...,
+    ) -> Table[str, V]: ...
+    def global_table(
+        self,
+        name: str,
+        *,
+        topic: Topic[Any, Any] | None = None,
         key: Any = None,
         value: Any = None,
         default: Any = None,
@@ -396,6 +668,46 @@ class App:
             )
         )
 
+    @overload
+    def set_table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V],
+        partitions: int | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        help: str = ...,
+    ) -> SetTable[K, V]: ...
+    @overload
+    def set_table(
+        self,
+        name: str,
+        *,
+        value: TypeForm[V],
+        partitions: int | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        help: str = ...,
+    ) -> SetTable[str, V]: ...
+    @overload
+    def set_table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        partitions: int | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        help: str = ...,
+    ) -> SetTable[K, str]: ...
+    @overload
+    def set_table(
+        self,
+        name: str,
+        *,
+        partitions: int | None = ...,
+        like: Topic[Any, Any] | None = ...,
+        help: str = ...,
+    ) -> SetTable[str, str]: ...
     def set_table(
         self,
         name: str,
@@ -403,7 +715,7 @@ class App:
         key: Any = str,
         value: Any = str,
         partitions: int | None = None,
-        like: Topic[Any] | None = None,
+        like: Topic[Any, Any] | None = None,
         help: str = "",
     ) -> Any:
         """Declare a table of sets of ``value``."""

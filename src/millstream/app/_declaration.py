@@ -46,8 +46,8 @@ class DeclaredTable(Generic[K, V]):
         key: Any,
         value: Any,
         default: Any = None,
-        topic: Topic[Any] | None = None,
-        like: Topic[Any] | None = None,
+        topic: Topic[Any, Any] | None = None,
+        like: Topic[Any, Any] | None = None,
         partitions: int | None = None,
         ttl_ms: int | None = None,
         codec: str = "json",
@@ -173,7 +173,7 @@ class DeclaredTable(Generic[K, V]):
 
     # for shards -----------------------------------------------------------------------------------
 
-    def spec(self, partitions: int, sources: list[Topic[Any]]) -> TableSpec:
+    def spec(self, partitions: int, sources: list[Topic[Any, Any]]) -> TableSpec:
         """How shards make their parts of the table.
 
         Args:

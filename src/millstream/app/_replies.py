@@ -73,7 +73,7 @@ class Replies:
             future.set_result(value)
 
     async def ask(
-        self, topic: Topic[Any], value: Any, *, key: Any, timeout_s: float
+        self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float
     ) -> bytes | None:
         """Send a request and wait for its reply.
 

@@ -192,7 +192,7 @@ class Runtime:
     def _dead_letter_topic(self, policy: Policy) -> str:
         return policy.topic or f"{self.app.id}-dlq"
 
-    def _policy(self, agent: Agent[Any, Any], topic: Topic[Any] | None) -> Policy:
+    def _policy(self, agent: Agent[Any, Any], topic: Topic[Any, Any] | None) -> Policy:
         if agent.policy is not None:
             return agent.policy
         if topic is not None and topic.policy is not None:

@@ -52,7 +52,7 @@ class AppSender:
         return await self._runtime().transport.append(records)
 
     async def ask(
-        self, topic: Topic[Any], value: Any, *, key: Any, timeout_s: float
+        self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float
     ) -> bytes | None:
         """Send a request and wait for its reply."""
         replies = await self._runtime().replies()

@@ -15,13 +15,16 @@ from millstream.context import Scope, current
 from millstream.errors import ConfigurationError
 from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._table import NO_DEFAULT, no_part, require_scope
-from millstream.tables._windowed_part import AlignedPart, KeyedPart, WindowedPart, index_key
-from millstream.windows import AnyWindows, Session, Sliding, Window
+from millstream.tables._windowed_part import WindowedPart, windowed_part
+from millstream.windows import AnyWindows, Session, Window
 
 if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.serialization.keys import KeyLayout
     from millstream.state.base import TableStore
+    from millstream.tables._table import TableHome
+    from millstream.tables._view import View
+    from millstream.tables._windowed_part import AlignedPart, KeyedPart
 
 __all__ = ["OnClose", "WindowView", "WindowedTable", "windowed"]
 
@@ -296,6 +299,7 @@ class WindowedTable(Generic[K, V]):
         merge: Callable[[Any, Any], Any] | None = None,
         value_type: Any = None,
         help: str = "",
+        home: TableHome | None = None,
     ) -> None:
         """
         Args:
@@ -311,6 +315,7 @@ class WindowedTable(Generic[K, V]):
         self.layout = layout
         self.declared = windows
         self.help = help
+        self.home = home
         self._factory: Callable[[], Any] | None = default if callable(default) else None
         self._default = NO_DEFAULT if callable(default) else default
         self.merge = merge
@@ -326,6 +331,16 @@ class WindowedTable(Generic[K, V]):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}, {self.declared}>"
+
+    def view(self, stale: Duration | None = None) -> View[K, V]:
+        """The table as everything outside of events reads it: committed data, any shard, any worker.
+
+        Args:
+            stale: be content with a copy that is behind by no more than this.
+        """
+        if self.home is None:
+            raise ConfigurationError(f"table {self.name!r} was not declared with app.table()")
+        return cast("View[K, V]", self.home.view(self.name, stale))
 
     def _natural_merge(self, value_type: Any) -> Callable[[Any, Any], Any]:
         sample = self._default
@@ -457,11 +472,6 @@ class WindowedTable(Generic[K, V]):
         for function in self.closing:
             await function(key, window, value)
 
-    @property
-    def index_key(self) -> Callable[[bytes], bytes | None] | None:
-        """What derives the store's index entries from its keys, or None."""
-        return index_key if isinstance(self.declared, Sliding | Session) else None
-
     def make_part(
         self,
         store: TableStore,
@@ -475,36 +485,35 @@ class WindowedTable(Generic[K, V]):
         cache_size: int = 32_768,
     ) -> AlignedPart | KeyedPart:
         """The table in one shard."""
-        common: dict[str, Any] = {
-            "store": store,
-            "encode_key": self.layout.encode,
-            "decode_key": self.layout.decode,
-            "dumps": dumps,
-            "loads": loads,
-            "mutable": mutable,
-            "check": check,
-            "clock": clock,
-            "closes": bool(self.closing),
-            "type_name": type_name,
-            "cache_size": cache_size,
-        }
-        windows = self.declared
-        if isinstance(windows, Sliding | Session):
-            return KeyedPart(self.name, windows=windows, merge=self.merge, **common)
-        return AlignedPart(self.name, windows=windows, **common)
+        return windowed_part(
+            self.name,
+            windows=self.declared,
+            store=store,
+            layout=self.layout,
+            dumps=dumps,
+            loads=loads,
+            mutable=mutable,
+            check=check,
+            clock=clock,
+            merge=self.merge,
+            closes=bool(self.closing),
+            type_name=type_name,
+            cache_size=cache_size,
+        )
 
 
 def windowed(
     name: str,
-    windows: AnyWindows,
     *,
     layout: KeyLayout[K],
-    default: Any = NO_DEFAULT,
+    windows: AnyWindows,
+    default: Any = None,
     merge: Callable[[V, V], V] | None = None,
     value_type: type[V] | Any = None,
     help: str = "",
+    home: TableHome | None = None,
 ) -> WindowedTable[K, V]:
-    """A windowed table; see `WindowedTable`.
+    """A windowed table; see `WindowedTable`. A ``default`` of None is none.
 
     Raises:
         ConfigurationError: ``merge`` is missing, or has no use.
@@ -513,10 +522,11 @@ def windowed(
         name,
         layout=layout,
         windows=windows,
-        default=default,
+        default=NO_DEFAULT if default is None else default,
         merge=merge,
         value_type=value_type,
         help=help,
+        home=home,
     )
 
 

@@ -90,7 +90,7 @@ class TestApp:
 
     async def send(
         self,
-        topic: Topic[Any],
+        topic: Topic[Any, Any],
         value: Any,
         *,
         key: Any = None,
@@ -111,7 +111,7 @@ class TestApp:
         await self.settle()
         return position
 
-    async def send_many(self, topic: Topic[Any], values: Iterable[Any]) -> None:
+    async def send_many(self, topic: Topic[Any, Any], values: Iterable[Any]) -> None:
         """Send values at once, and let the app process them and commit."""
         await topic.send_many(values)
         await self.settle()
@@ -222,11 +222,11 @@ class TestApp:
         """A table's committed entries, over all shards."""
         return CommittedTable(self, table.name)
 
-    def sent(self, topic: Topic[Any]) -> list[Any]:
+    def sent(self, topic: Topic[Any, Any]) -> list[Any]:
         """The values in a topic, partition by partition in order of offset."""
         return [value for _, value in self.records(topic)]
 
-    def records(self, topic: Topic[Any]) -> list[tuple[Any, Any]]:
+    def records(self, topic: Topic[Any, Any]) -> list[tuple[Any, Any]]:
         """Keys and values in a topic, partition by partition in order of offset."""
         from millstream.transports.batch import iterate_records
 

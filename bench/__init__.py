@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench core`` prints a table, and JSON with ``--json``."""

@@ -1,0 +1,281 @@
+"""Tumbling, hopping and calendar windows in one shard; the theory of operation is in `_windowed_base`."""
+
+from __future__ import annotations
+
+import struct
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from millstream.tables._part import DELETED, MISSING, TablePart
+from millstream.tables._windowed_base import (
+    CLOSED_KEY,
+    DUE_MAX,
+    EXPIRE_KEYS_MAX,
+    NEVER,
+    Due,
+    WindowedPart,
+)
+from millstream.windows import Hopping, Tumbling, Window
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from millstream.clock import Clock
+    from millstream.context import Scope
+    from millstream.state.base import TableStore
+    from millstream.windows import AlignedWindows
+
+__all__ = ["AlignedPart"]
+
+_pack = struct.Struct(">Q").pack
+
+
+class AlignedPart(WindowedPart):
+    """Tumbling, hopping and calendar windows. Entries are ``(start, key)``."""
+
+    __slots__ = (
+        "_expire_from",
+        "advance_ms",
+        "grace_ms",
+        "open_starts",
+        "size_ms",
+        "span_ms",
+        "windows",
+    )
+
+    cursor_entry = (-1, None)
+    first_key = b"\x02"
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        windows: AlignedWindows,
+        store: TableStore,
+        encode_key: Callable[[Any], bytes],
+        decode_key: Callable[[bytes], Any],
+        dumps: Callable[[Any], bytes],
+        loads: Callable[[bytes], Any],
+        mutable: bool,
+        check: Callable[[Any], None],
+        clock: Clock,
+        closes: bool = False,
+        type_name: str = "value",
+        cache_size: int = 32_768,
+    ) -> None:
+        """Arguments as for `TablePart`, where keys are those of the program."""
+
+        def encode_entry(entry: tuple[int, Any]) -> bytes:
+            start, key = entry
+            return CLOSED_KEY if start < 0 else b"\x02" + _pack(start) + encode_key(key)
+
+        def decode_entry(data: bytes) -> tuple[int, Any]:
+            return int.from_bytes(data[1:9], "big"), decode_key(data[9:])
+
+        def check_entry(entry: tuple[int, Any]) -> None:
+            if entry[0] >= 0:
+                check(entry[1])
+
+        super().__init__(
+            name,
+            store=store,
+            encode_key=encode_entry,
+            decode_key=decode_entry,
+            dumps=dumps,
+            loads=loads,
+            mutable=mutable,
+            check=check_entry,
+            clock=clock,
+            closes=closes,
+            type_name=type_name,
+            cache_size=cache_size,
+        )
+        self.windows = windows
+        self.grace_ms = windows.grace_ms
+        self.size_ms = self.advance_ms = self.span_ms = 0
+        if isinstance(windows, Tumbling | Hopping):
+            self.size_ms, self.advance_ms = windows.size_ms, windows.advance_ms
+            self.span_ms = windows.size_ms + windows.grace_ms
+            if windows.offset_ms == 0 and not mutable:
+                self.flat = 1 if isinstance(windows, Tumbling) else 2
+        self.open_starts: set[int] = set()
+        """Starts of windows that may have data and are not closed; kept only where windows close."""
+        self._expire_from = 0
+
+    def first(self, entry: tuple[int, Any], initial: Callable[[Any, TablePart], Any]) -> Any:
+        """The value of an entry that is not dirty, or deleted; of immutable ones, without a journal."""
+        value = DELETED if entry in self.dirty else self.load(entry)
+        if value is MISSING or value is DELETED:
+            value = initial(entry[1], self)
+            if self.closes:
+                self.opened(entry[0])
+        return value
+
+    def opened(self, start: int) -> None:
+        """A window has data, perhaps for the first time."""
+        if start not in self.open_starts:
+            self.open_starts.add(start)
+            if not self.closing_due:
+                self.due_at = min(self.due_at, self.windows.end(start) + self.grace_ms)
+
+    def _accepted(self, scope: Scope) -> list[int]:
+        """Starts of the event's windows that take it; others are counted."""
+        stream_time = self.seen(scope)
+        starts = self.windows.starts(scope.timestamp)
+        if scope.timestamp >= stream_time:
+            return list(starts)
+        accepted = []
+        for start in starts:
+            final_at = self.windows.end(start) + self.grace_ms
+            if final_at > stream_time:
+                accepted.append(start)
+            else:
+                self.late(start, final_at, scope)
+        return accepted
+
+    def update(
+        self,
+        key: Any,
+        operation: Callable[[Any, Any], Any],
+        operand: Any,
+        initial: Callable[[Any, TablePart], Any],
+        scope: Scope,
+    ) -> None:
+        for start in self._accepted(scope):
+            entry = (start, key)
+            value = self.get(entry, scope)
+            if value is MISSING:
+                value = initial(key, self)
+                if self.closes:
+                    self.opened(start)
+            self.set(entry, operation(value, operand), scope)
+
+    def event_windows(
+        self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope
+    ) -> Iterator[tuple[Window, Any]]:
+        for start in self._accepted(scope):
+            entry = (start, key)
+            value = self.get(entry, scope)
+            if value is MISSING:
+                value = initial(key, self)
+                if self.mutable:
+                    self.keep_default(entry, value)
+                    if self.closes:
+                        self.opened(start)
+            yield self.windows.window(start), value
+
+    def discard(self, key: Any, scope: Scope) -> None:
+        for start in self._accepted(scope):
+            if self.contains((start, key), scope):
+                self.delete((start, key), scope)
+
+    def read(self, entry: tuple[int, Any], scope: Scope) -> Any:
+        expires_at = self.windows.expires_at(entry[0])
+        if expires_at <= self.stream_time:
+            self._tie(expires_at, scope)
+            return MISSING
+        return self.peek(entry, scope)
+
+    def at(self, key: Any, moment: int, scope: Scope) -> Any:
+        self.seen(scope)
+        if moment < 0:
+            return MISSING
+        return self.read((self.windows.latest(moment), key), scope)
+
+    def of_key(
+        self, key: Any, start: int | None, end: int | None, scope: Scope
+    ) -> Iterator[tuple[Window, Any]]:
+        stream_time = self.seen(scope)
+        oldest = max(0, stream_time - self.windows.retention_ms)
+        first = oldest if start is None else max(start, oldest)
+        after = stream_time + 1 if end is None else min(end, stream_time + 1)
+        for at in self.windows.starts_between(first, after):
+            value = self.read((at, key), scope)
+            if value is not MISSING:
+                yield self.windows.window(at), value
+
+    def of_shard(
+        self, start: int | None, end: int | None, scope: Scope
+    ) -> Iterator[tuple[Any, Window, Any]]:
+        self.seen(scope)
+        first = b"\x02" + _pack(max(start or 0, 0))
+        after = b"\x03" if end is None else b"\x02" + _pack(max(end, 0))
+        for entry in self.keys(first, after):
+            if self.windows.expires_at(entry[0]) > self.stream_time:
+                yield entry[1], self.windows.window(entry[0]), entry
+
+    # closing --------------------------------------------------------------------------------------
+
+    def _place(self, entry: Any) -> bytes:
+        return self.encode_key(entry)
+
+    def _final_at(self, entry: Any) -> int:
+        return self.windows.end(entry[0]) + self.grace_ms
+
+    def _find_open(self) -> None:
+        at = self._cut_cursor[:9] or b"\x02"
+        while (key := next(iter(self.store.keys(at, b"\x03")), None)) is not None:
+            start = int.from_bytes(key[1:9], "big")
+            self.opened(start)
+            at = b"\x02" + _pack(start + 1)
+
+    def due(self) -> list[Due]:
+        found: list[Due] = []
+        for start in sorted(self.open_starts):
+            if self.windows.end(start) + self.grace_ms > self.stream_time:
+                break
+            window = self.windows.window(start)
+            of_start = [
+                Due(entry, entry[1], window, place)
+                for place, entry in self._after_cursor(start, DUE_MAX - len(found))
+            ]
+            if not of_start:
+                self.open_starts.discard(start)
+            found += of_start
+            if len(found) >= DUE_MAX:
+                break
+        if not found:
+            self.closing_due = False
+            self.due_at = NEVER
+            if self.open_starts:
+                self.due_at = self.windows.end(min(self.open_starts)) + self.grace_ms
+        return found
+
+    def _after_cursor(self, start: int, count: int) -> list[tuple[bytes, Any]]:
+        """The window's first ``count`` entries after the cursor, in key order."""
+        cursor = self.cursor()
+        prefix = b"\x02" + _pack(start)
+        overlay: dict[bytes, Any] = {}
+        for source in (self.committing, self.dirty):
+            for entry in source:
+                if entry[0] == start:
+                    overlay[self.encode_key(entry)] = entry
+        here = [(k, e) for k, e in overlay.items() if k > cursor and self.exists(e)]
+        first = max(prefix, cursor + b"\x00")
+        stored = (k for k in self.store.keys(first, b"\x02" + _pack(start + 1)) if k not in overlay)
+        here += [(k, self.decode_key(k)) for k in islice(stored, count)]
+        return sorted(here, key=lambda pair: pair[0])[:count]
+
+    # expiry ---------------------------------------------------------------------------------------
+
+    def _expiry_limit(self) -> int:
+        return self.lasting_time - self.windows.retention_ms
+
+    def _closed_limit(self) -> int:
+        return int.from_bytes(self._cut_cursor[1:9], "big") - 1
+
+    def _expiry_moves(self, limit: int) -> bool:
+        if limit < self._expire_from:
+            return False
+        self._expire_from = next(iter(self.windows.starts_between(limit + 1, NEVER)), limit + 1)
+        return True
+
+    def _is_expired(self, entry: Any, limit: int) -> bool:
+        return bool(entry[0] <= limit)
+
+    def _expired_keys(self, limit: int) -> Iterable[bytes]:
+        end = b"\x02" + _pack(limit + 1)
+        keys = list(islice(self.store.keys(self._scan_from, end), EXPIRE_KEYS_MAX))
+        self._expiring = len(keys) == EXPIRE_KEYS_MAX
+        self._scan_from = keys[-1] + b"\x00" if self._expiring else end
+        return keys

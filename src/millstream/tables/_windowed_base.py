@@ -1,0 +1,449 @@
+"""Windowed tables in one shard: a `TablePart` that keeps time, forgets old windows, and tells which are final.
+
+Theory of operation
+-------------------
+**Layout.** Aligned windows (tumbling, hopping, calendar) lie by time, then key; sliding windows and sessions by
+key, then time, with a local index by time::
+
+    02 start(8) key             entry (start, key)
+    03 key end(8) start(8)      entry (key, end, start)
+    04 end(8) 03 key end start  index of the line above: in the store alone, derived by `_keyed_part.index_key`
+    00 time                     operator stream time
+    00 closed                   the closing cursor: the place of the last window that was closed
+
+So what expires is one range of keys, and what closes is a scan in order of window end, then key. Numbers are
+big endian. A sliding window's value begins with 8 bytes: the newest timestamp that contributed to it.
+
+**Stream time** is the highest event time that the part has seen. In a shard without journals a cut takes it as
+it is. In one with journals each event notes the time that it brings (`Scope.times`), and the cut takes the
+highest of the events in it. Time is not an entry like others, or each event would be tied to the one before:
+the highest of several times does not depend on their order. Only who *acted* on a time that others brought (its
+window was closed by them, or expired) is tied to the event that brought it (`_tie`).
+
+**Expiry.** A window whose retention is over is not read any more, whether or not its bytes are still there.
+Each cut takes tombstones for at most `EXPIRE_KEYS_MAX` of them: entries of this epoch are deleted where they
+stand, those in the store are found by a keys-only scan, and go as bytes. The bound follows from the committed
+stream time, so it needs no key of its own, and the first scan after a recovery begins at the oldest entry: what
+lies before the bound is dropped whatever happened before. With ``on_close`` nothing expires that does not end
+before the closing cursor of the same cut.
+
+**Closing.** The part knows the moment at which the next window with data becomes final (``due_at``), and says so
+once (``on_due``). `due` lists final windows after the cursor, in order; `close` reads one and moves the cursor.
+The cursor is an entry like others, under a reserved dict key, so it is cut, undone and tied with the event that
+moved it: each window is closed once.
+"""
+
+from __future__ import annotations
+
+import struct
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from millstream.tables._part import DELETED, MISSING, TablePart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from millstream.clock import Clock
+    from millstream.context import IncomingRecord, PreImage, Scope
+    from millstream.state.base import TableStore
+    from millstream.windows import Window
+
+__all__ = ["CLOSED_KEY", "DUE_MAX", "EXPIRE_KEYS_MAX", "NEVER", "TIME_KEY", "Due", "WindowedPart"]
+
+TIME_KEY: Final = b"\x00time"
+CLOSED_KEY: Final = b"\x00closed"
+
+EXPIRE_KEYS_MAX: Final = 1_000
+"""Entries of the store that expire with one cut."""
+DUE_MAX: Final = 1_000
+"""Windows that are listed for closing at once."""
+
+NEVER: Final = 1 << 62
+
+_number = struct.Struct(">Q")
+_pack = _number.pack
+
+
+class Due(NamedTuple):
+    """A window that is final."""
+
+    entry: Any
+    """Its key in the part's dicts."""
+    key: Any
+    window: Window
+    place: bytes
+    """Where it stands in the order of closing."""
+
+
+class WindowedPart(TablePart):
+    """What parts of windowed tables have in common. Reads give values that the caller may keep."""
+
+    __slots__ = (
+        "_base_time",
+        "_cut_cursor",
+        "_expired_to",
+        "_expiring",
+        "_late_record",
+        "_late_windows",
+        "_recheck",
+        "_scan_from",
+        "_timed",
+        "_written_time",
+        "clock",
+        "closes",
+        "closing_due",
+        "due_at",
+        "flat",
+        "late_records",
+        "on_due",
+        "on_late",
+        "stream_time",
+    )
+
+    cursor_entry: Any
+    """The dict key of the closing cursor."""
+    first_key: bytes
+    """Where the part's scans for expiry begin."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        store: TableStore,
+        encode_key: Callable[[Any], bytes],
+        decode_key: Callable[[bytes], Any],
+        dumps: Callable[[Any], bytes],
+        loads: Callable[[bytes], Any],
+        mutable: bool,
+        check: Callable[[Any], None],
+        clock: Clock,
+        closes: bool = False,
+        type_name: str = "value",
+        cache_size: int = 32_768,
+    ) -> None:
+        """
+        Args:
+            encode_key: from entry to store key.
+            decode_key: from store key to entry.
+            check: for an entry.
+            closes: whether final windows are to be closed.
+
+        Others as for `TablePart`.
+        """
+        super().__init__(
+            name,
+            store=store,
+            encode_key=encode_key,
+            decode_key=decode_key,
+            dumps=dumps,
+            loads=loads,
+            mutable=mutable,
+            check=check,
+            type_name=type_name,
+            cache_size=cache_size,
+        )
+        self.clock = clock
+        self.closes = closes
+        self.flat = 0
+        """For the hot path: 1 tumbling, 2 hopping, both without offset and with immutable values; else 0."""
+        self.stream_time = -1
+        """The highest event time seen, committed or not."""
+        self._base_time = -1
+        """While events in ``_timed`` are not cut: stream time without them."""
+        self._timed: dict[Scope, int] = {}
+        self._written_time = -1
+        self.late_records = 0
+        """Updates dropped because their window takes no more, once for each record and window."""
+        self.on_late: Callable[[int], None] | None = None
+        """Called with the record's event time for each update that is dropped."""
+        self._late_record: IncomingRecord | None = None
+        self._late_windows: set[int] = set()
+        self.due_at = NEVER
+        """Stream time at which the next open window may become final."""
+        self.closing_due = False
+        """Whether `due` may have something; nothing is asked of the part until it has been asked."""
+        self.on_due: Callable[[], None] = _nothing
+        """Called once when windows become due, in the middle of the event that brought the time."""
+        self._cut_cursor = b""
+        self._expired_to = -1
+        self._expiring = False
+        self._recheck = False
+        self._scan_from = self.first_key
+
+    # time -----------------------------------------------------------------------------------------
+
+    def seen(self, scope: Scope) -> int:
+        """Advance stream time to the event's; returns stream time."""
+        timestamp = scope.timestamp
+        if scope.journal is not None:
+            if not self._timed:
+                self._base_time = self.stream_time
+            if timestamp > self._base_time and timestamp > scope.times.get(self, -1):
+                scope.times[self] = self._timed[scope] = timestamp
+        if timestamp > self.stream_time:
+            self.stream_time = timestamp
+            if timestamp >= self.due_at:
+                self.became_due()
+        return self.stream_time
+
+    def advance(self, by: int) -> None:
+        """Advance stream time from outside of any event, in ms: idle inputs, and tests."""
+        timestamp = self.stream_time + by
+        if self._timed and timestamp > self._base_time:
+            self._base_time = timestamp
+        if timestamp > self.stream_time:
+            self.stream_time = timestamp
+            if timestamp >= self.due_at:
+                self.became_due()
+
+    def became_due(self) -> None:
+        """Say that windows are final."""
+        self.due_at = NEVER
+        self.closing_due = True
+        self.on_due()
+
+    def _tie(self, moment: int, scope: Scope) -> None:
+        """The event acts on stream time having reached ``moment``: tie it to who brought that."""
+        if scope.journal is None or not self._timed or moment <= self._base_time:
+            return
+        for owner, timestamp in self._timed.items():
+            if timestamp >= moment:
+                if owner is not scope:
+                    scope.depends.add(owner)
+                return
+
+    def late(self, window: int, moment: int, scope: Scope) -> None:
+        """Count an update for a window, told by a number, that was final at ``moment``."""
+        self._tie(moment, scope)
+        if scope.record is not self._late_record or scope.record is None:
+            self._late_record = scope.record
+            self._late_windows.clear()
+        elif window in self._late_windows:
+            return
+        self._late_windows.add(window)
+        self.late_records += 1
+        if self.on_late is not None:
+            self.on_late(scope.timestamp)
+
+    def take_times(self, events: Sequence[Scope]) -> None:
+        """These events go with the next cut: so does the event time that they brought."""
+        for event in events:
+            timestamp = self._timed.pop(event, None)
+            if timestamp is not None and timestamp > self._base_time:
+                self._base_time = timestamp
+
+    def undo_time(self, scope: Scope) -> None:
+        """The event is undone: so is the event time that it brought."""
+        if self._timed.pop(scope, None) is not None:
+            self.stream_time = max([self._base_time, *self._timed.values()])
+
+    @property
+    def lasting_time(self) -> int:
+        """Stream time without that of events which may still be undone."""
+        return self._base_time if self._timed else self.stream_time
+
+    # values ---------------------------------------------------------------------------------------
+
+    def peek(self, entry: Any, scope: Scope) -> Any:
+        """The value, or `MISSING`: the caller's own, where values can change."""
+        if scope.journal is not None:
+            self.touch(entry, scope)
+        if entry in self.dirty:
+            if not self._is_kept(entry):
+                return MISSING
+            value = self.dirty[entry]
+            return self.decode(entry, self._encode(entry, value)) if self.mutable else value
+        if self.mutable:
+            data = self._bytes_of(entry)
+            return MISSING if data is None else self.decode(entry, data)
+        value = self.load(entry)
+        return MISSING if value is DELETED else value
+
+    def exists(self, entry: Any) -> bool:
+        """Whether there is such an entry, asked by nobody in particular."""
+        if entry in self.dirty:
+            return self._is_kept(entry)
+        if self.mutable:
+            return self._bytes_of(entry) is not None
+        value = self.load(entry)
+        return value is not MISSING and value is not DELETED
+
+    def copy(self, value: Any) -> Any:
+        """Another object with the value."""
+        return self.loads(self.dumps(value)) if self.mutable else value
+
+    def value_of(self, stored: Any) -> Any:
+        """The program's value in what `peek` gives."""
+        return stored
+
+    # what kinds of windows differ in --------------------------------------------------------------
+
+    @abstractmethod
+    def update(
+        self,
+        key: Any,
+        operation: Callable[[Any, Any], Any],
+        operand: Any,
+        initial: Callable[[Any, TablePart], Any],
+        scope: Scope,
+    ) -> None:
+        """Put ``operation(value, operand)`` into every window that takes the event.
+
+        Args:
+            initial: makes the value of a window that has none, from key and part.
+        """
+
+    @abstractmethod
+    def event_windows(
+        self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope
+    ) -> Iterator[tuple[Window, Any]]:
+        """Windows that take the event, and their values; what is changed in place is kept."""
+
+    @abstractmethod
+    def discard(self, key: Any, scope: Scope) -> None:
+        """Delete the event's windows, as far as they still take records."""
+
+    @abstractmethod
+    def at(self, key: Any, moment: int, scope: Scope) -> Any:
+        """The value of the latest-starting window that holds ``moment``, or `MISSING`."""
+
+    @abstractmethod
+    def read(self, entry: Any, scope: Scope) -> Any:
+        """The program's value of an entry, or `MISSING`, also where it has expired."""
+
+    @abstractmethod
+    def of_key(
+        self, key: Any, start: int | None, end: int | None, scope: Scope
+    ) -> Iterator[tuple[Window, Any]]:
+        """Windows of a key with ``start <= window.start < end``, in order of time."""
+
+    @abstractmethod
+    def of_shard(
+        self, start: int | None, end: int | None, scope: Scope
+    ) -> Iterator[tuple[Any, Window, Any]]:
+        """Keys, windows and entries of the shard with ``start <= window.start < end``."""
+
+    @abstractmethod
+    def _place(self, entry: Any) -> bytes:
+        """Where the entry stands in the order of closing."""
+
+    @abstractmethod
+    def due(self) -> list[Due]:
+        """Final windows that are not closed, in order of end, then key: the first `DUE_MAX` of them.
+
+        Empty when there are none; the part then tells again when there are.
+        """
+
+    @abstractmethod
+    def _final_at(self, entry: Any) -> int: ...
+
+    @abstractmethod
+    def _find_open(self) -> None:
+        """After a recovery: find what is still to close."""
+
+    @abstractmethod
+    def _expiry_limit(self) -> int:
+        """What has expired at `lasting_time` ends up to here; in the unit of the part's layout."""
+
+    @abstractmethod
+    def _closed_limit(self) -> int:
+        """What was closed before the last cut ends up to here, in the same unit."""
+
+    @abstractmethod
+    def _expiry_moves(self, limit: int) -> bool:
+        """Whether there may be more to expire than at the last limit."""
+
+    @abstractmethod
+    def _is_expired(self, entry: Any, limit: int) -> bool: ...
+
+    @abstractmethod
+    def _expired_keys(self, limit: int) -> Iterable[bytes]:
+        """Store keys up to the limit, from ``_scan_from`` on: `EXPIRE_KEYS_MAX` at most; moves it."""
+
+    # closing --------------------------------------------------------------------------------------
+
+    def cursor(self) -> bytes:
+        """The place of the last window that was closed, committed or not."""
+        return cast("bytes", self.dirty.get(self.cursor_entry, self._cut_cursor))
+
+    def close(self, due: Due, scope: Scope) -> Any:
+        """Read a final window and move the cursor past it, in one event; `MISSING` if it is gone."""
+        self._tie(self._final_at(due.entry), scope)
+        value = self.peek(due.entry, scope)
+        if value is MISSING:
+            return MISSING
+        self.set(self.cursor_entry, due.place, scope)
+        return self.value_of(value)
+
+    def _encode(self, key: Any, value: Any) -> bytes:
+        if key == self.cursor_entry:
+            return cast("bytes", value)
+        return super()._encode(key, value)
+
+    def decode(self, key: Any, data: bytes) -> Any:
+        if key == self.cursor_entry:
+            return data
+        return super().decode(key, data)
+
+    # the commit -----------------------------------------------------------------------------------
+
+    def recovered(self) -> None:
+        """Read stream time and cursor, and find what is still to close."""
+        data = self.store.get(TIME_KEY)
+        if data is not None:
+            (self.stream_time,) = _number.unpack(data)
+        self._base_time = self._written_time = self.stream_time
+        self._cut_cursor = self.store.get(CLOSED_KEY) or b""
+        if self.closes:
+            self._find_open()
+            if self.stream_time >= self.due_at:
+                self.became_due()
+
+    def is_dirty(self) -> bool:
+        """Whether the next cut takes something from here."""
+        return self._expiring or super().is_dirty()
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        """Move what is dirty to ``committing``, with stream time, and what expires.
+
+        In a shard with journals `take_times` comes first.
+        """
+        if not self._timed:
+            self._base_time = self.stream_time
+        if self._base_time > self._written_time:
+            self._written_time = self._base_time
+            self.changed_system[TIME_KEY] = _pack(self._base_time)
+        super().cut(excluded)
+        cursor = self.committing.get(self.cursor_entry)
+        if cursor is MISSING:
+            cursor = self.encoded[self.cursor_entry]
+        if cursor is not None:
+            self._cut_cursor = cursor
+        self._expire(bool(excluded))
+
+    def _expire(self, again: bool) -> None:
+        limit = self._expiry_limit()
+        if self.closes:
+            limit = min(limit, self._closed_limit())
+        moved = limit >= 0 and self._expiry_moves(limit)
+        if not (moved or self._expiring or self._recheck):
+            self._recheck = again and self._expired_to >= 0
+            return
+        if moved:
+            self._expired_to = limit
+            self._expiring = True
+        limit = self._expired_to
+        if moved or self._recheck:
+            for entry in self.committing:
+                if entry != self.cursor_entry and self._is_expired(entry, limit):
+                    self.committing[entry] = DELETED
+                    self.committing_fresh.discard(entry)
+        self._recheck = again
+        if self._expiring:
+            for key in self._expired_keys(limit):
+                self.committing_system[key] = None
+
+
+def _nothing() -> None:
+    return None
