@@ -221,7 +221,8 @@ class Instance:
         else:
             sleep = asyncio.ensure_future(self._host.clock.sleep(timeout_s))
             try:
-                await asyncio.wait([self._wanted, sleep], return_when=asyncio.FIRST_COMPLETED)
+                waited: list[asyncio.Future[Any]] = [self._wanted, sleep]
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 sleep.cancel()
             if not self._wanted.done():

@@ -53,11 +53,15 @@ class Sender(Protocol):
     ) -> dict[TopicPartition, int]: ...
 
 
-def field_getter(field: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+def field_getter(
+    field: str | Callable[[Any], Any], value_type: Any = Any
+) -> Callable[[Any], Any]:
     """A function that reads a field from an object or a mapping; a function is returned as it is."""
     if callable(field):
         return field
     attribute = attrgetter(field)
+    if isinstance(value_type, type) and value_type is not object and not issubclass(value_type, dict):
+        return attribute
 
     def get(value: Any) -> Any:
         if isinstance(value, dict):
@@ -108,8 +112,8 @@ class Topic(Generic[V, K]):
         self.timestamp_from = timestamp
         self.partitioner = partitioner
         self._sender = sender
-        self._key_of = None if key_from is None else field_getter(key_from)
-        self._time_of = None if timestamp is None else field_getter(timestamp)
+        self._key_of = None if key_from is None else field_getter(key_from, value_type)
+        self._time_of = None if timestamp is None else field_getter(timestamp, value_type)
         self._dumps = value_codec.dumps
         self._dump_key = key_codec.dumps
         self._record_bytes_max = sender.record_bytes_max
@@ -295,6 +299,28 @@ class Topic(Generic[V, K]):
                     "A task that an event has started may send only until that event is finished:"
                     " await it in the agent.",
                 )
+            if (
+                key is None
+                and scope.journal is None
+                and timestamp is None
+                and headers is None
+                and partition is None
+                and self._key_of is not None
+                and self._time_of is None
+                and value is not None
+            ):
+                # the common case, flat; whatever is wrong is met again, and said, by put()
+                try:
+                    key_data = self._dump_key(self._key_of(value))
+                    data = self._dumps(value)
+                    if len(key_data) + len(data) <= self._record_bytes_max:
+                        tp = self._placed.get(key_data)
+                        if tp is None:
+                            tp = self.place(key_data)
+                        scope.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
+                        return None
+                except Exception:
+                    pass
             self.put(
                 scope, value, key=key, timestamp=timestamp, headers=headers, partition=partition
             )

@@ -22,10 +22,17 @@ from millstream.topology import AgentNode, TimerNode, TopicNode, Topology
 
 if TYPE_CHECKING:
     import click
-    from typing_extensions import TypeForm
+    from typing_extensions import TypeForm, Unpack
 
-    from millstream.agents import OnError, Sink, Stream
-    from millstream.app._decorator import AgentDecorator, OwnTopicDecorator
+    from millstream.agents import Stream
+    from millstream.app._options import (
+        AgentDecorator,
+        AgentOptions,
+        OwnTopicDecorator,
+        SetTableOptions,
+        TableOptions,
+        TopicOptions,
+    )
     from millstream.app._runtime import Runtime
     from millstream.clock import Clock
     from millstream.serialization import Codec
@@ -100,72 +107,18 @@ class App:
 
     @overload
     def topic(
-        self,
-        name: str,
-        *,
-        value: TypeForm[V],
-        key_from: str | Callable[[Any], Any] | None = ...,
-        codec: str = ...,
-        key_codec: str | Codec[Any] | None = ...,
-        partitions: int | None = ...,
-        retention: Duration | None = ...,
-        compacted: bool = ...,
-        timestamp: str | Callable[[Any], Any] | None = ...,
-        on_error: OnError | None = ...,
-        partitioner: str = ...,
-        internal: bool = ...,
+        self, name: str, *, value: TypeForm[V], **options: Unpack[TopicOptions]
     ) -> Topic[V]: ...
     @overload
     def topic(
-        self,
-        name: str,
-        *,
-        key: TypeForm[K],
-        value: TypeForm[V],
-        key_from: str | Callable[[Any], Any] | None = ...,
-        codec: str = ...,
-        key_codec: str | Codec[Any] | None = ...,
-        partitions: int | None = ...,
-        retention: Duration | None = ...,
-        compacted: bool = ...,
-        timestamp: str | Callable[[Any], Any] | None = ...,
-        on_error: OnError | None = ...,
-        partitioner: str = ...,
-        internal: bool = ...,
+        self, name: str, *, key: TypeForm[K], value: TypeForm[V], **options: Unpack[TopicOptions]
     ) -> Topic[V, K]: ...
     @overload
     def topic(
-        self,
-        name: str,
-        *,
-        key: TypeForm[K],
-        key_from: str | Callable[[Any], Any] | None = ...,
-        codec: str = ...,
-        key_codec: str | Codec[Any] | None = ...,
-        partitions: int | None = ...,
-        retention: Duration | None = ...,
-        compacted: bool = ...,
-        timestamp: str | Callable[[Any], Any] | None = ...,
-        on_error: OnError | None = ...,
-        partitioner: str = ...,
-        internal: bool = ...,
+        self, name: str, *, key: TypeForm[K], **options: Unpack[TopicOptions]
     ) -> Topic[Any, K]: ...
     @overload
-    def topic(
-        self,
-        name: str,
-        *,
-        key_from: str | Callable[[Any], Any] | None = ...,
-        codec: str = ...,
-        key_codec: str | Codec[Any] | None = ...,
-        partitions: int | None = ...,
-        retention: Duration | None = ...,
-        compacted: bool = ...,
-        timestamp: str | Callable[[Any], Any] | None = ...,
-        on_error: OnError | None = ...,
-        partitioner: str = ...,
-        internal: bool = ...,
-    ) -> Topic[Any]: ...
+    def topic(self, name: str, **options: Unpack[TopicOptions]) -> Topic[Any]: ...
     def topic(
         self,
         name: str,
@@ -316,26 +269,10 @@ class App:
     @overload
     def agent(self, function: Callable[[Stream[V, Any]], Awaitable[None]], /) -> Agent[V, None]: ...
     @overload
-    def agent(
-        self,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
-    ) -> OwnTopicDecorator: ...
+    def agent(self, **options: Unpack[AgentOptions]) -> OwnTopicDecorator: ...
     @overload
     def agent(
-        self,
-        source1: Topic[A, Any] | DeclaredStream[A],
-        /,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
+        self, source1: Topic[A, Any] | DeclaredStream[A], /, **options: Unpack[AgentOptions]
     ) -> AgentDecorator[A]: ...
     @overload
     def agent(
@@ -343,12 +280,7 @@ class App:
         source1: Topic[A, Any] | DeclaredStream[A],
         source2: Topic[B, Any] | DeclaredStream[B],
         /,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
+        **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B]: ...
     @overload
     def agent(
@@ -357,12 +289,7 @@ class App:
         source2: Topic[B, Any] | DeclaredStream[B],
         source3: Topic[C, Any] | DeclaredStream[C],
         /,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
+        **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B | C]: ...
     @overload
     def agent(
@@ -372,12 +299,7 @@ class App:
         source3: Topic[C, Any] | DeclaredStream[C],
         source4: Topic[D, Any] | DeclaredStream[D],
         /,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
+        **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B | C | D]: ...
     @overload
     def agent(
@@ -388,22 +310,11 @@ class App:
         source4: Topic[D, Any] | DeclaredStream[D],
         source5: Topic[E, Any] | DeclaredStream[E],
         /,
-        *,
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
+        **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B | C | D | E]: ...
     @overload
     def agent(
-        self,
-        *sources: Topic[Any, Any] | DeclaredStream[Any],
-        name: str | None = ...,
-        concurrency: int = ...,
-        ordered_by: str | Callable[[Any], Any] | None = ...,
-        sink: Sequence[Sink] | Sink = ...,
-        on_error: OnError | None = ...,
+        self, *sources: Topic[Any, Any] | DeclaredStream[Any], **options: Unpack[AgentOptions]
     ) -> AgentDecorator[Any]: ...
     def agent(
         self,
@@ -425,7 +336,7 @@ class App:
             on_error: stop, skip, dlq, Dlq(topic) or Retry(...).
         """
         if len(sources) == 1 and inspect.isfunction(sources[0]):
-            return self.agent()(sources[0])  # type: ignore[arg-type]
+            return self.agent()(sources[0])
 
         def declare(function: Callable[..., Any]) -> Agent[Any, Any]:
             agent_name = _check_name(name or function.__name__, "agent")
@@ -483,14 +394,7 @@ class App:
         key: TypeForm[K],
         value: TypeForm[V],
         default: V | Callable[[], V] | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        partitions: int | None = ...,
-        ttl: Duration | None = ...,
-        codec: str = ...,
-        on_change: Callable[..., Any] | None = ...,
-        upgrade: Callable[[Any], Any] | None = ...,
-        partitioner: str | None = ...,
-        help: str = ...,
+        **options: Unpack[TableOptions],
     ) -> Table[K, V]: ...
     @overload
     def table(
@@ -499,14 +403,7 @@ class App:
         *,
         value: TypeForm[V],
         default: V | Callable[[], V] | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        partitions: int | None = ...,
-        ttl: Duration | None = ...,
-        codec: str = ...,
-        on_change: Callable[..., Any] | None = ...,
-        upgrade: Callable[[Any], Any] | None = ...,
-        partitioner: str | None = ...,
-        help: str = ...,
+        **options: Unpack[TableOptions],
     ) -> Table[str, V]: ...
     @overload
     def table(
@@ -515,45 +412,15 @@ class App:
         *,
         topic: Topic[V, K],
         default: V | Callable[[], V] | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        partitions: int | None = ...,
-        ttl: Duration | None = ...,
-        codec: str = ...,
-        on_change: Callable[..., Any] | None = ...,
-        upgrade: Callable[[Any], Any] | None = ...,
-        partitioner: str | None = ...,
-        help: str = ...,
+        **options: Unpack[TableOptions],
     ) -> Table[K, V]: ...
     @overload
     def table(
-        self,
-        name: str,
-        *,
-        key: TypeForm[K],
-        default: Any = ...,
-        like: Topic[Any, Any] | None = ...,
-        partitions: int | None = ...,
-        ttl: Duration | None = ...,
-        codec: str = ...,
-        on_change: Callable[..., Any] | None = ...,
-        upgrade: Callable[[Any], Any] | None = ...,
-        partitioner: str | None = ...,
-        help: str = ...,
+        self, name: str, *, key: TypeForm[K], default: Any = ..., **options: Unpack[TableOptions]
     ) -> Table[K, Any]: ...
     @overload
     def table(
-        self,
-        name: str,
-        *,
-        default: Any = ...,
-        like: Topic[Any, Any] | None = ...,
-        partitions: int | None = ...,
-        ttl: Duration | None = ...,
-        codec: str = ...,
-        on_change: Callable[..., Any] | None = ...,
-        upgrade: Callable[[Any], Any] | None = ...,
-        partitioner: str | None = ...,
-        help: str = ...,
+        self, name: str, *, default: Any = ..., **options: Unpack[TableOptions]
     ) -> Table[str, Any]: ...
     def table(
         self,
@@ -670,44 +537,18 @@ class App:
 
     @overload
     def set_table(
-        self,
-        name: str,
-        *,
-        key: TypeForm[K],
-        value: TypeForm[V],
-        partitions: int | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        help: str = ...,
+        self, name: str, *, key: TypeForm[K], value: TypeForm[V], **options: Unpack[SetTableOptions]
     ) -> SetTable[K, V]: ...
     @overload
     def set_table(
-        self,
-        name: str,
-        *,
-        value: TypeForm[V],
-        partitions: int | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        help: str = ...,
+        self, name: str, *, value: TypeForm[V], **options: Unpack[SetTableOptions]
     ) -> SetTable[str, V]: ...
     @overload
     def set_table(
-        self,
-        name: str,
-        *,
-        key: TypeForm[K],
-        partitions: int | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        help: str = ...,
+        self, name: str, *, key: TypeForm[K], **options: Unpack[SetTableOptions]
     ) -> SetTable[K, str]: ...
     @overload
-    def set_table(
-        self,
-        name: str,
-        *,
-        partitions: int | None = ...,
-        like: Topic[Any, Any] | None = ...,
-        help: str = ...,
-    ) -> SetTable[str, str]: ...
+    def set_table(self, name: str, **options: Unpack[SetTableOptions]) -> SetTable[str, str]: ...
     def set_table(
         self,
         name: str,

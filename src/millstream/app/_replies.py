@@ -91,7 +91,8 @@ class Replies:
             )
             sleep = asyncio.ensure_future(self._clock.sleep(timeout_s))
             try:
-                await asyncio.wait([future, sleep], return_when=asyncio.FIRST_COMPLETED)
+                waited: list[asyncio.Future[Any]] = [future, sleep]
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 sleep.cancel()
             if not future.done():

@@ -20,7 +20,6 @@ from millstream.agents import (
 )
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
-from millstream.context import Scope
 from millstream.errors import ConfigurationError, ProgramError, SettingError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from millstream.app._app import App
     from millstream.clock import Clock
+    from millstream.context import Scope
     from millstream.state.base import StateBackend
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
@@ -332,7 +332,7 @@ class Runtime:
                 if reply is not None and codec is not None:
                     topic, correlation = reply
                     scope.output.append(
-                (
+                        (
                             TopicPartition(topic, 0),
                             self.app.clock.now(),
                             None,

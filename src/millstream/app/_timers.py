@@ -55,7 +55,7 @@ class Crontab:
 
         local = datetime.fromtimestamp(now / 1_000, self.zone())
         following = croniter(self.expression, local).get_next(datetime)
-        return round(following.timestamp() * 1_000)
+        return int(following.timestamp()) * 1_000
 
     def __str__(self) -> str:
         return f"{self.expression} {self.timezone}"

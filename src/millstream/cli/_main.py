@@ -109,9 +109,7 @@ def _commands_of_app(ctx: click.Context, *, quiet: bool = False) -> dict[str, cl
         if quiet:
             return {}
         raise click.UsageError(
-            f"There is no command {ctx.protected_args[0]!r}"  # type: ignore[attr-defined]
-            if False
-            else f"Millstream has no such command, and the app could not be asked for its own: {exc}"
+            f"Millstream has no such command, and the app could not be asked for its own: {exc}"
         ) from exc
     return {command.name or "": _runnable(command, app) for command in app.commands}
 

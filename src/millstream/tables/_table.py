@@ -194,7 +194,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
             value = part.get(key, scope)
             if value is MISSING:
                 return self._missing(key, part)
-        return cast("V", value)
+        return value  # type: ignore[no-any-return]
 
     def _missing(self, key: K, part: TablePart) -> V:
         if self._factory is not None:

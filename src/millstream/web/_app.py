@@ -31,6 +31,7 @@ from millstream.web._tables import (
     missing_key,
     page_json,
     parse_key,
+    plain,
     row_json,
     table_of,
     table_read,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
     from starlette.websockets import WebSocket
 
-    from millstream.tables._query import Queries
+    from millstream.tables._query import Queries, Read, TableInfo
     from millstream.web._cluster import Cluster
     from millstream.web._facts import Facts
 
@@ -85,7 +86,7 @@ def build_web(
     application = Starlette(
         routes=[
             *built_in,
-            *(Route(path, page, methods=["GET", "POST"]) for path, page in pages.items()),
+            *(_user_route(path, page) for path, page in pages.items()),
             *(Mount(path, other) for path, other in mounts.items()),
         ],
         middleware=[Middleware(OriginGuard)],
@@ -97,6 +98,10 @@ def build_web(
     )
     application.state.closing = closing
     return application
+
+
+def _user_route(path: str, page: Callable[..., Any]) -> Route:
+    return Route(path, page, methods=None if isinstance(page, type) else ["GET", "POST"])
 
 
 BUILT_IN = (
@@ -170,39 +175,46 @@ class _Endpoints:
 
     async def table(self, request: Request) -> Response:
         info = table_of(self._queries, request.path_params["name"])
-        html = wants_html(request)
-        if html and (key := request.query_params.get("key")):
-            return _pages.to_key(request, info, key)
-        if html and not request.query_params and info.windows is not None and not info.keyed_windows:
-            return _pages.newest_first(request, info)
-        read = table_read(info, request)
-        page = page_json(info, await self._queries.read(read))
-        if html:
-            return _pages.table_page(request, self._facts.topology.app, describe(info), page)
-        return json_response(page)
+        if not wants_html(request):
+            return json_response(page_json(info, await self._queries.read(table_read(info, request.query_params))))
+        key = request.query_params.get("key")
+        if key:
+            return _pages.to_key(request, info.name, key)
+        query = {name: text for name, text in request.query_params.items() if text}
+        if info.windows is not None and not info.keyed_windows:
+            query.setdefault("reverse", "1")  # the newest windows
+        read = table_read(info, query)
+        page = plain(page_json(info, await self._queries.read(read)))
+        app = self._facts.topology.app
+        return _pages.table_page(request, app, describe(info), page, query)
 
     async def key(self, request: Request) -> Response:
         info = table_of(self._queries, request.path_params["name"])
         text = request.path_params["key"]
-        read = key_read(info, request, text)
+        html = wants_html(request)
+        query: Mapping[str, str] = request.query_params
+        if html:
+            query = {name: given for name, given in query.items() if given}
+            if info.windows is not None and "at" not in query:
+                query.setdefault("reverse", "1")
+        body = await self._key(info, text, key_read(info, query, text))
+        if html:
+            app = self._facts.topology.app
+            return _pages.key_page(request, app, describe(info), text, plain(body), query)
+        return json_response(body)
+
+    async def _key(self, info: TableInfo, text: str, read: Read) -> dict[str, Any]:
         if info.windows is not None and read.at is None:
             answer = await self._queries.read(read)
             if not answer.entries and answer.next is None and _whole(read):
                 raise missing_key(info, text)
-            body = page_json(info, answer)
-        else:
-            read = msgspec.structs.replace(read, limit=1, reverse=info.windows is not None)
-            answer = await self._queries.read(read)
-            if not answer.entries:
-                raise missing_key(info, text)
-            body = {**row_json(info, answer.entries[0]), "position": answer.position}
-            if answer.stale_ms is not None:
-                body["stale_ms"] = answer.stale_ms
-        if wants_html(request):
-            return _pages.key_page(
-                request, self._facts.topology.app, describe(info), text, body
-            )
-        return json_response(body)
+            return page_json(info, answer)
+        read = msgspec.structs.replace(read, limit=1, reverse=info.windows is not None)
+        answer = await self._queries.read(read)
+        if not answer.entries:
+            raise missing_key(info, text)
+        stale = {} if answer.stale_ms is None else {"stale_ms": answer.stale_ms}
+        return {**row_json(info, answer.entries[0]), "position": answer.position, **stale}
 
     async def changes(self, request: Request) -> Response:
         info = table_of(self._queries, request.path_params["name"])
@@ -323,6 +335,6 @@ class _Endpoints:
         return json_response(described)
 
 
-def _whole(read: Any) -> bool:
+def _whole(read: Read) -> bool:
     """Whether a question is about all windows of a key."""
     return read.from_ is None and read.to is None and read.after is None

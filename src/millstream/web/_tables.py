@@ -19,8 +19,6 @@ from millstream.web._problems import Problem
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from starlette.requests import HTTPConnection
-
     from millstream.tables._query import Change, Entry, Page, Queries, TableInfo
 
 __all__ = [
@@ -31,6 +29,7 @@ __all__ = [
     "missing_key",
     "page_json",
     "parse_key",
+    "plain",
     "row_json",
     "table_of",
     "table_read",
@@ -52,6 +51,11 @@ def json_response(content: Any, status: int = 200) -> Response:
         media_type="application/json",
         headers={"Cache-Control": "no-store"},
     )
+
+
+def plain(content: Any) -> Any:
+    """What a client makes of the JSON."""
+    return msgspec.json.decode(_encode(content))
 
 
 def _plain(value: Any) -> Any:
@@ -97,9 +101,9 @@ def parse_key(info: TableInfo, text: str) -> bytes:
         raise BadQueryError(f"Table {info.name!r}: {exc}.") from exc
 
 
-def table_read(info: TableInfo, request: HTTPConnection) -> Read:
+def table_read(info: TableInfo, found: Mapping[str, str]) -> Read:
     """The question for a page of a table."""
-    found = _parameters(request, {*_COMMON, "prefix", "start", "end", *_windows(info)})
+    _check(found, {*_COMMON, "prefix", "start", "end", *_windows(info)})
     if "prefix" in found and ("start" in found or "end" in found):
         raise BadQueryError("prefix= and start= or end= exclude each other.")
     start, end = b"\x01", None
@@ -109,33 +113,29 @@ def table_read(info: TableInfo, request: HTTPConnection) -> Read:
         start = parse_key(info, found["start"])
     if "end" in found:
         end = parse_key(info, found["end"])
-    return _read(info, request, found, start=start, end=end)
+    return _read(info, found, start=start, end=end)
 
 
-def key_read(info: TableInfo, request: HTTPConnection, text: str) -> Read:
+def key_read(info: TableInfo, found: Mapping[str, str], text: str) -> Read:
     """The question for one key."""
-    found = _parameters(request, {*_COMMON, *_windows(info)})
-    return _read(info, request, found, key=parse_key(info, text))
+    _check(found, {*_COMMON, *_windows(info)})
+    return _read(info, found, key=parse_key(info, text))
 
 
 def _windows(info: TableInfo) -> set[str]:
     return set() if info.windows is None else _WINDOWED
 
 
-def _parameters(request: HTTPConnection, allowed: set[str]) -> Mapping[str, str]:
-    found = request.query_params
+def _check(found: Mapping[str, str], allowed: set[str]) -> None:
     for name in found:
         if name not in allowed:
             hint = " This table has no windows." if name in _WINDOWED else ""
             raise BadQueryError(
                 f"{name}= means nothing here; there is {', '.join(sorted(allowed))}.{hint}"
             )
-    return found
 
 
-def _read(
-    info: TableInfo, request: HTTPConnection, found: Mapping[str, str], **bounds: Any
-) -> Read:
+def _read(info: TableInfo, found: Mapping[str, str], **bounds: Any) -> Read:
     after = None
     if found.get("after"):
         try:
@@ -155,8 +155,8 @@ def _read(
         at=_moment(found, "at"),
         at_least=tuple(
             tuple(_position(one))
-            for text in request.query_params.getlist("at_least")
-            for one in text.split(",")
+            for one in found.get("at_least", "").split(",")
+            if one
         ),
         stale_ms=_stale(found.get("stale", "")),
         **bounds,

@@ -68,6 +68,7 @@ async def close_due(
                     closed += 1
                     await callback(due.key, due.window, value)
             except Exception as exc:
+                # The event stays open: no epoch may take what it has done.
                 raise AgentError(
                     f"on_close of table {part.name!r}, window {due.window}, key {due.key!r},",
                     cause=exc,
@@ -75,7 +76,7 @@ async def close_due(
                 ) from exc
             finally:
                 current.reset(token)
-                shard.end_callback(scope)
+            shard.end_callback(scope)
         await asyncio.sleep(0)
         if pause is not None:
             await pause()

@@ -331,10 +331,10 @@ class Shard:
 
     def took_run(self) -> None:
         """A run is through: bound what waits for the next commit."""
-        while self._output_counted < len(self.output):
-            _, _, key, value, _, _ = self.output[self._output_counted]
-            self.epoch_bytes += len(key or b"") + len(value or b"")
-            self._output_counted += 1
+        if len(self.output) > self._output_counted:
+            for _, _, key, value, _, _ in self.output[self._output_counted :]:
+                self.epoch_bytes += len(key or b"") + len(value or b"")
+            self._output_counted = len(self.output)
         if self.epoch_bytes > self._options.epoch_bytes_max:
             self.close_gate("epoch full")
         self._time_moved.set()
