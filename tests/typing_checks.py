@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator  # noqa: TC003  # agents' annotations are read at run time
 from datetime import datetime
 from typing import Any, assert_type
 from uuid import UUID
@@ -14,13 +14,13 @@ import millstream as ms
 app = ms.App("shop")
 
 
-class Order(msgspec.Struct):
+class Order(msgspec.Struct, tag=True):
     account: str
     amount: float
     at: datetime
 
 
-class Refund(msgspec.Struct):
+class Refund(msgspec.Struct, tag=True):
     account: str
 
 
@@ -144,9 +144,9 @@ async def wrong() -> None:
     )
     await double.cast("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     totals[5] = 1.0  # type: ignore[index]  # pyright: ignore[reportArgumentType]
-    app.topic("x", partition=4)  # type: ignore[call-overload]  # pyright: ignore
+    app.topic("x", partition=4)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
-@app.agent(orders)  # type: ignore[arg-type]
-async def takes_refunds(stream: ms.Stream[Refund]) -> None:  # pyright: ignore
+@app.agent(orders)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue]
+async def takes_refunds(stream: ms.Stream[Refund]) -> None:
     pass

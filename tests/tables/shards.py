@@ -67,6 +67,7 @@ class Shard:
             self._backend.destroy("shard")
         self.events: list[Scope] = []
         self.done: set[int] = set()
+        self.given_back: list[Scope] = []
         self.next_offset = self.committed_offset
         self._store = self._backend.open("shard")
         self.parts: dict[str, Any] = {}
@@ -178,7 +179,8 @@ class Shard:
                     else:
                         self.changelogs[part.name][key] = data
         self.committed_offset = cut.offset
-        self.committed_events += cut.events
+        self.committed_events += self.given_back + cut.events
+        self.given_back = []
         for part in cut.parts:
             for slice_ in changes[part.name]:
                 self._write(part.name, slice_)
@@ -191,9 +193,8 @@ class Shard:
             if encoded:
                 for _ in part.encode():
                     pass
-            part.restore()
-        self.given_back = cut.events
-        self.events[:0] = cut.events
+            part.restore(self.events)
+        self.given_back += cut.events
 
     def commit_all(self) -> None:
         cut = self.cut()
@@ -232,13 +233,14 @@ class Model:
         self.late = 0
 
     def feed(self, key: str, added: Any, timestamp: int) -> None:
-        """One update by an event of its own; then close what is final."""
+        """One update; then close what is final. Without a key, time moves and nothing else."""
         self.stream_time = max(self.stream_time, timestamp)
-        for entry in [entry for entry in self.held if self.expired(entry[1])]:
-            if entry not in self._waiting:
-                del self.held[entry]
+        for entry in [e for e in self.held if e not in self._waiting and self.expired(e[1])]:
+            del self.held[entry]
         before = set(self.held)
-        match self.windows:
+        match self.windows if key else None:
+            case None:
+                pass
             case Session():
                 self._session(self.windows, key, added, timestamp)
             case Sliding():
@@ -251,6 +253,8 @@ class Model:
         for entry in sorted(due, key=lambda entry: (entry[1].end, entry[0], entry[1].start)):
             self.closed.append((*entry, self.held[entry][0]))
             self._waiting.discard(entry)
+        for entry in [entry for entry in self.held if self.expired(entry[1])]:
+            del self.held[entry]
 
     def expired(self, window: Window) -> bool:
         kept_from = window.end if isinstance(self.windows, Session) else window.start
@@ -296,9 +300,7 @@ class Model:
             merged += self.held.pop((key, window))[0]
         self._waiting -= {(key, window) for window in change.merged}
         self.held[key, change.window] = ([*merged, added], change.window.end)
-        if change.merged == (change.window,):
-            # nothing new to wait for, unless it was closed already and is final no more
-            self._waiting.add((key, change.window))
+        self._waiting.add((key, change.window))
 
 
 def contents(part: WindowedPart, changelog: dict[bytes, bytes]) -> dict[tuple[str, Window], Any]:

@@ -16,7 +16,7 @@ from millstream.serialization import (
     key_layout,
     partitioner,
 )
-from millstream.tables import DELETED, Table, TablePart
+from millstream.tables import DELETED, Table, TablePart, TtlPart, TtlTable
 from millstream.topology import AgentNode, TableNode
 
 if TYPE_CHECKING:
@@ -77,6 +77,13 @@ class DeclaredTable(Generic[K, V]):
         self.merge: Any = None
         self.default = default
         self._partitioner = partitioner
+        if ttl_ms is not None:
+            if topic is not None or table_class is not Table:
+                raise TopologyError(
+                    f"table {name!r}: ttl goes with plain tables that agents write; it is read from a"
+                    f" topic, or a table of sets"
+                )
+            table_class = TtlTable
         self.table: Any = table_class(
             name,
             layout=self.layout,
@@ -235,6 +242,19 @@ class DeclaredTable(Generic[K, V]):
     def make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
         """A shard's part of the table."""
         mutable = not is_immutable_type(self.value_type)
+        if self.ttl_ms is not None:
+            return TtlPart(
+                self.name,
+                ttl_ms=self.ttl_ms,
+                store=store,
+                encode_key=self.layout.encode,
+                decode_key=self.layout.decode,
+                dumps=self.codec.dumps,
+                loads=self.loads,
+                mutable=True,
+                check=check,
+                type_name=self.codec.type_name,
+            )
         if self.windows is None:
             return TablePart(
                 self.name,

@@ -10,16 +10,20 @@ from millstream.tables._position import (
     plan_recovery,
 )
 from millstream.tables._table import SetTable, Table, require_scope
+from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 
 __all__ = [
     "DELETED",
     "MISSING",
     "POSITION_KEY",
+    "TIME_BYTES",
     "RecoveryPlan",
     "SetTable",
     "StorePosition",
     "Table",
     "TablePart",
+    "TtlPart",
+    "TtlTable",
     "decode_position",
     "encode_position",
     "plan_recovery",

@@ -35,7 +35,7 @@ from millstream.context import PreImage, Scope
 from millstream.errors import DecodeError, EncodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from millstream.state.base import TableStore
 
@@ -461,8 +461,14 @@ class TablePart:
                     old.pop(key, None)
         self._drop()
 
-    def restore(self) -> None:
-        """The epoch was refused and the shard stayed: what was on its way is dirty again."""
+    def restore(self, events: Iterable[Scope] = ()) -> None:
+        """The epoch was refused and the shard stayed: what was on its way is dirty again.
+
+        Args:
+            events: those with a journal that are not cut. Where one was the first to touch an entry after the
+                cut, what it found is of the running epoch again.
+        """
+        self._restore_images(events)
         for key, value in self.committing.items():
             if key in self.committing_base:
                 self.base[key] = self.committing_base[key]
@@ -477,6 +483,22 @@ class TablePart:
                 self.fresh.add(key)
         self.changed_system = {**self.committing_system, **self.changed_system}
         self._drop()
+
+    def _restore_images(self, events: Iterable[Scope]) -> None:
+        first: dict[Any, tuple[PreImage, Scope]] = {}
+        for event in events:
+            for (part, key), before in (event.journal or {}).items():
+                if part is self and key in self.committing and key in self.dirty:
+                    found = first.get(key)
+                    if found is None or before.order < found[0].order:
+                        first[key] = before, event
+        for key, (before, event) in first.items():
+            value = self.committing[key]
+            if self.mutable and value is not DELETED:
+                value = self._bytes_of(key)
+            if value is not None and not before.dirty:
+                assert event.journal is not None
+                event.journal[self, key] = before._replace(dirty=True, value=value)
 
     def _drop(self) -> None:
         self.committing, self.committing_base, self.encoded = {}, {}, {}

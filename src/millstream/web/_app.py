@@ -176,11 +176,13 @@ class _Endpoints:
     async def table(self, request: Request) -> Response:
         info = table_of(self._queries, request.path_params["name"])
         if not wants_html(request):
-            return json_response(page_json(info, await self._queries.read(table_read(info, request.query_params))))
+            return json_response(
+                page_json(info, await self._queries.read(table_read(info, _parameters(request))))
+            )
         key = request.query_params.get("key")
         if key:
             return _pages.to_key(request, info.name, key)
-        query = {name: text for name, text in request.query_params.items() if text}
+        query = _parameters(request)
         if info.windows is not None and not info.keyed_windows:
             query.setdefault("reverse", "1")  # the newest windows
         read = table_read(info, query)
@@ -192,11 +194,10 @@ class _Endpoints:
         info = table_of(self._queries, request.path_params["name"])
         text = request.path_params["key"]
         html = wants_html(request)
-        query: Mapping[str, str] = request.query_params
+        query = _parameters(request)
         if html:
-            query = {name: given for name, given in query.items() if given}
             if info.windows is not None and "at" not in query:
-                query.setdefault("reverse", "1")
+                query.setdefault("reverse", "1")  # the newest windows
         body = await self._key(info, text, key_read(info, query, text))
         if html:
             app = self._facts.topology.app
@@ -333,6 +334,14 @@ class _Endpoints:
         if wants_html(request):
             return _pages.docs_page(request, self._facts.topology.app, described)
         return json_response(described)
+
+
+def _parameters(request: Request) -> dict[str, str]:
+    """What the question says; several records to wait for become one list."""
+    found = {name: text for name, text in request.query_params.items() if text}
+    if "at_least" in found:
+        found["at_least"] = ",".join(request.query_params.getlist("at_least"))
+    return found
 
 
 def _whole(read: Read) -> bool:

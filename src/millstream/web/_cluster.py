@@ -114,9 +114,7 @@ class Cluster:
             raise UnknownTableError(read.table, self.tables)
         if not 1 <= read.limit <= LIMIT_MAX:
             raise BadQueryError(f"limit={read.limit}: a page holds 1 to {LIMIT_MAX} entries.")
-        numbers = (
-            tuple(range(info.partitions)) if read.key is None else (info.shard_of(read.key),)
-        )
+        numbers = tuple(range(info.partitions)) if read.key is None else (info.shard_of(read.key),)
         deadline = time.monotonic() + OWNER_WAIT_S
         while True:
             try:
@@ -180,9 +178,7 @@ class Cluster:
         finally:
             await following.stop()
 
-    async def follow_peer(
-        self, url: str, table: str, key: bytes | None
-    ) -> AsyncIterator[Changes]:
+    async def follow_peer(self, url: str, table: str, key: bytes | None) -> AsyncIterator[Changes]:
         """Changes of one other worker's shards."""
         parameters = {} if key is None else {"key": key.hex()}
         async with self._http.stream(
@@ -217,9 +213,7 @@ class Cluster:
         if not peer.url:
             return {**known, "error": "It serves no HTTP."}
         try:
-            answer = await self._http.get(
-                f"{peer.url}{PREFIX}/worker", timeout=REPORT_TIMEOUT_S
-            )
+            answer = await self._http.get(f"{peer.url}{PREFIX}/worker", timeout=REPORT_TIMEOUT_S)
             answer.raise_for_status()
             return dict(answer.json())
         except (httpx.HTTPError, ValueError) as exc:
@@ -273,7 +267,9 @@ class _Following:
 
     async def _look(self) -> None:
         """Follow this process and every other worker; those that have gone end by themselves."""
-        urls = {peer.url for peer in await self._cluster.local.peers() if not peer.here and peer.url}
+        urls = {
+            peer.url for peer in await self._cluster.local.peers() if not peer.here and peer.url
+        }
         for url in {"here", *urls} - self._tasks.keys():
             self._tasks[url] = asyncio.create_task(self._follow(url), name=f"follow {url}")
         for url in self._tasks.keys() - {"", "here", *urls}:

@@ -125,7 +125,11 @@ def overview_page(
         ("rate", "–", "events a second"),
         ("lag", f"{sum(agent['lag'] for agent in agents):,}", "records to go"),
         ("shards", f"{ready}/{len(shards)}", f"shards ready, {_count(len(workers), 'worker')}"),
-        ("commit", _milliseconds(times.get("p50")), f"a commit, p99 {_milliseconds(times.get('p99'))}"),
+        (
+            "commit",
+            _milliseconds(times.get("p50")),
+            f"a commit, p99 {_milliseconds(times.get('p99'))}",
+        ),
     ]
     shown = "".join(
         f'<div class="tile" data-tile="{name}"><b>{value}</b><span>{text}</span></div>'
@@ -138,7 +142,7 @@ def overview_page(
     )
     body = (
         f'<h1>{escape(app)} <small>{escape(log)}</small></h1><section class="tiles">{shown}</section>'
-        f'<section><h2>Agents</h2>{_agents(own, "This app has no agents.")}</section>'
+        f"<section><h2>Agents</h2>{_agents(own, 'This app has no agents.')}</section>"
         f'<section><h2>Tables</h2><div class="cards">{listed or "<p class=empty>None.</p>"}</div>'
         f"</section>"
         f"<section><h2>Topics</h2>{_topics([t for t in topics if not t['internal']])}</section>"
@@ -210,7 +214,9 @@ def _workers(rows: Sequence[Mapping[str, Any]]) -> str:
     shown = []
     for row in rows:
         url = row.get("url", "")
-        name = f'<a href="{escape(url)}/">{escape(url)}</a>' if url else escape(row["member"] or "–")
+        name = (
+            f'<a href="{escape(url)}/">{escape(url)}</a>' if url else escape(row["member"] or "–")
+        )
         shards = "".join(
             f'<i class="{"ready" if shard.get("ready") else "waiting"}"'
             f' title="shard {shard["number"]} of {shard["count"]}"></i>'
@@ -237,7 +243,7 @@ def topology_page(request: HTTPConnection, app: str, svg: str, mermaid: str) -> 
     """The drawing of the topology, and its source."""
     body = (
         f'<h1>Topology</h1><div class="scroll drawing">{svg}</div>'
-        f"<p>As <a href=\"?format=svg\">SVG</a>, <a href=\"?format=mermaid\">Mermaid</a>,"
+        f'<p>As <a href="?format=svg">SVG</a>, <a href="?format=mermaid">Mermaid</a>,'
         f' <a href="?format=text">text</a> or <a href="?format=json">JSON</a>.</p>'
         f"<details><summary>Mermaid source</summary><pre>{escape(mermaid)}</pre></details>"
     )
@@ -268,7 +274,9 @@ def tables_page(request: HTTPConnection, app: str, rows: Sequence[Mapping[str, A
 
 def to_key(request: HTTPConnection, name: str, key: str) -> Response:
     """On to the page of a key that somebody typed."""
-    return RedirectResponse(f"{base_of(request)}tables/{quote(name)}/keys/{quote(key, safe='')}", 303)
+    return RedirectResponse(
+        f"{base_of(request)}tables/{quote(name)}/keys/{quote(key, safe='')}", 303
+    )
 
 
 def table_page(
@@ -311,7 +319,7 @@ def table_page(
         windowed="1" if windowed else "",
     )
     body = (
-        f'<h1>{escape(table["name"])} <small>{_types(table)}</small>'
+        f"<h1>{escape(table['name'])} <small>{_types(table)}</small>"
         f'<span class="pulse" data-pulse role="status">connecting</span></h1>'
         f"{_help(table)}{search}{grid}{more}"
     )
@@ -364,7 +372,9 @@ def key_page(
 
 def _entry(row: Mapping[str, Any], columns: Sequence[str], link: str | None) -> str:
     key = row["key"]
-    text = key if isinstance(key, str) else json.dumps(key, ensure_ascii=False, separators=(",", ":"))
+    text = (
+        key if isinstance(key, str) else json.dumps(key, ensure_ascii=False, separators=(",", ":"))
+    )
     window = row.get("window")
     identity = text if window is None else f"{text}@{window['start']}-{window['end']}"
     cells = []
@@ -444,9 +454,7 @@ def docs_page(request: HTTPConnection, app: str, described: Mapping[str, Any]) -
 def problem_page(request: HTTPConnection, problem: Problem) -> Response:
     """An error, for people."""
     body = f'<h1>{escape(problem.title)}</h1><p class="problem">{escape(problem.detail)}</p>'
-    response = _page(
-        request, "Millstream", str(problem.status), body, status=problem.status
-    )
+    response = _page(request, "Millstream", str(problem.status), body, status=problem.status)
     response.headers.update(problem.headers)
     return response
 

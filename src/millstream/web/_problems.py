@@ -85,7 +85,9 @@ def of_status(error: HTTPException) -> Problem:
     """The problem that a refusal of the router is."""
     phrase = HTTPStatus(error.status_code).phrase
     if error.status_code == 404 and error.detail in ("", phrase):
-        return Problem("no-such-page", 404, "There is nothing at this address; /docs lists what is.")
+        return Problem(
+            "no-such-page", 404, "There is nothing at this address; /docs lists what is."
+        )
     return Problem("", error.status_code, error.detail or phrase)
 
 

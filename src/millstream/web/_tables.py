@@ -154,9 +154,7 @@ def _read(info: TableInfo, found: Mapping[str, str], **bounds: Any) -> Read:
         to=_moment(found, "to"),
         at=_moment(found, "at"),
         at_least=tuple(
-            tuple(_position(one))
-            for one in found.get("at_least", "").split(",")
-            if one
+            tuple(_position(one)) for one in found.get("at_least", "").split(",") if one
         ),
         stale_ms=_stale(found.get("stale", "")),
         **bounds,

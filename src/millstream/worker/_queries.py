@@ -231,9 +231,7 @@ class LocalQueries:
 class GroupQueries:
     """A `LocalQueries` for those who run no worker: it holds nothing, and knows who does."""
 
-    def __init__(
-        self, transport: Transport, group: str, tables: Mapping[str, TableInfo]
-    ) -> None:
+    def __init__(self, transport: Transport, group: str, tables: Mapping[str, TableInfo]) -> None:
         self.tables = tables
         self._transport = transport
         self._group = group

@@ -1,0 +1,64 @@
+"""What type checkers infer in a user's program."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKS = Path(__file__).parent / "typing_checks.py"
+SOURCES = Path(__file__).parent.parent / "src"
+
+
+def test_the_checks_are_a_program() -> None:
+    """What the type checkers read declares an app that could run."""
+    assert importlib.import_module("tests.typing_checks").app.id == "shop"
+
+
+def test_mypy(tmp_path: Path) -> None:
+    """mypy infers topics, tables, streams and results, and finds what is wrong."""
+    config = tmp_path / "mypy.ini"
+    config.write_text(
+        f"[mypy]\nstrict = true\npython_version = 3.11\nmypy_path = {SOURCES}\n"
+        f"cache_dir = {tmp_path / 'cache'}\nfollow_imports = silent\n"
+        "[mypy-croniter.*,aiokafka.*,rocksdict.*]\nignore_missing_imports = true\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", "--config-file", str(config), str(CHECKS)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_pyright(tmp_path: Path) -> None:
+    """pyright infers the same."""
+    pyright = shutil.which("pyright", path=str(Path(sys.executable).parent)) or shutil.which(
+        "pyright"
+    )
+    if pyright is None:
+        pytest.skip("pyright is not installed: pip install pyright")
+    shutil.copy(CHECKS, tmp_path)
+    config = {
+        "include": [CHECKS.name],
+        "extraPaths": [str(SOURCES)],
+        "enableTypeIgnoreComments": False,
+        "reportUnnecessaryTypeIgnoreComment": "error",
+    }
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    ran = subprocess.run(
+        [pyright, "--pythonpath", sys.executable, "-p", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode not in (0, 1):
+        pytest.skip(f"pyright does not start here: {(ran.stderr or ran.stdout)[-200:]}")
+    assert ran.returncode == 0, ran.stdout
