@@ -8,7 +8,6 @@ exactly-once epochs are on.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import statistics
@@ -25,9 +24,11 @@ import msgspec
 from bench.program import KEYS, WORKLOADS, Event, make_app, make_events
 from millstream.records import TopicPartition
 from millstream.transports.batch import iterate_batches
+from millstream.worker import tune_garbage_collector
 
 if TYPE_CHECKING:
     import millstream as ms
+    from millstream.worker import Worker
 
 __all__ = ["main"]
 
@@ -84,23 +85,25 @@ async def run(app: ms.App, workload: str, count: int) -> Measured:
         assert worker is not None
         await worker.ready.wait()
         wall, cpu = time.perf_counter(), time.process_time()
-        while (
-            sum(
-                offset
-                for shard in worker.shards.values()
-                for tp, offset in shard.committed.items()
-                if tp.topic == "events"
-            )
-            < count
-        ):
-            await asyncio.sleep(0.01)
-        _shards = list(worker.shards.values())
+        committed = asyncio.Event()
+        worker.committer.listeners.append(lambda cut: committed.set())
+        while _processed(worker) < count:
+            committed.clear()
+            await committed.wait()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    if os.environ.get("DBG"): print("journaled", [s.journaled for s in _shards], worker.committer.epochs)
     return Measured(workload, count, count / wall, cpu / count * 1e6)
 
 
-async def recovery(app: ms.App, directory: Path, count: int) -> Measured:
+def _processed(worker: Worker) -> int:
+    return sum(
+        offset
+        for shard in worker.shards.values()
+        for tp, offset in shard.committed.items()
+        if tp.topic == "events"
+    )
+
+
+async def recovery(app: ms.App) -> Measured:
     """Replay a changelog of one record for each of many keys into an empty RocksDB."""
     async with app.running():
         assert app.runtime is not None
@@ -124,7 +127,6 @@ async def latency(app: ms.App, topic: Any, rate: int, seconds: float) -> tuple[f
         await worker.ready.wait()
         seen = asyncio.Event()
         worker.committer.listeners.append(lambda cut: seen.set())
-        sent = 0
         for event in make_events(int(rate * seconds)):
             began = time.perf_counter()
             position = await topic.send(event)
@@ -134,7 +136,6 @@ async def latency(app: ms.App, topic: Any, rate: int, seconds: float) -> tuple[f
                 seen.clear()
                 await seen.wait()
             delays.append((time.perf_counter() - began) * 1e3)
-            sent += 1
             await asyncio.sleep(max(0.0, 1 / rate - (time.perf_counter() - began)))
     delays.sort()
     return statistics.median(delays), delays[int(len(delays) * 0.99)]
@@ -153,7 +154,7 @@ def main(count: int, workloads: list[str], output: str | None) -> int:
             directory = Path(name) / workload
             app, topic, _ = _in(directory, workload)
             asyncio.run(feed(app, topic, count))
-            gc.collect()
+            tune_garbage_collector()  # as `millstream worker` does
             low = asyncio.run(floor(app, count))
             measured = asyncio.run(run(app, workload, count))
             measured.ratio = measured.cpu_us / low.cpu_us
@@ -173,7 +174,7 @@ def main(count: int, workloads: list[str], output: str | None) -> int:
         asyncio.run(fill())
         asyncio.run(run(app, "count", count))
         _remove(directory / ".millstream")
-        measured = asyncio.run(recovery(app, directory, count))
+        measured = asyncio.run(recovery(app))
         found.append(measured)
         _print(measured)
         directory = Path(name) / "latency"

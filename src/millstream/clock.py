@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import math
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -39,7 +40,7 @@ def duration_ms(value: Duration, *, what: str = "duration") -> int:
     """
     if isinstance(value, timedelta):
         return round(value / timedelta(milliseconds=1))
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return round(value * 1_000)
     if isinstance(value, str):
         found = _DURATION.fullmatch(value.strip())
@@ -72,7 +73,7 @@ def timestamp_ms(value: datetime | float) -> int:
                 f" datetime(..., tzinfo=UTC), or ms since the epoch"
             )
         return (value - _EPOCH) // timedelta(milliseconds=1)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return int(value)
     raise ConfigurationError(
         f"{value!r} is not a time; give an aware datetime or ms since the epoch"

@@ -196,5 +196,5 @@ class MutableTableMachine(TableMachine):
 
 TestImmutable = TableMachine.TestCase
 TestMutable = MutableTableMachine.TestCase
-TestImmutable.settings = settings(max_examples=3000, stateful_step_count=60, deadline=None)
-TestMutable.settings = settings(max_examples=3000, stateful_step_count=60, deadline=None)
+TestImmutable.settings = settings(max_examples=2000, report_multiple_bugs=False, stateful_step_count=50, deadline=None)
+TestMutable.settings = settings(max_examples=2000, report_multiple_bugs=False, stateful_step_count=50, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import uuid
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -27,7 +28,6 @@ R = TypeVar("R")
 HEADER_REPLY_TO = "ms-reply-to"
 HEADER_CORRELATION = "ms-correlation-id"
 HEADER_ERROR = "ms-error"
-DEFAULT_ASK_TIMEOUT: Duration = "30s"
 
 Sink = Any
 """Where an agent's results go: a topic, another agent, or a function, which may be async."""
@@ -42,7 +42,7 @@ class Asker(Protocol):
         value: Any,
         *,
         key: Any,
-        timeout_s: float,
+        timeout_s: float | None,
     ) -> bytes | None: ...
 
 
@@ -112,16 +112,22 @@ class Agent(Generic[V, R]):
         """Send a value to the agent's topic and do not wait for it to be processed."""
         return await self._inbox().send(value, key=key)
 
-    async def ask(self, value: V, *, key: Any = None, timeout: Duration = DEFAULT_ASK_TIMEOUT) -> R:
-        """Send a value and wait for what the agent yields for it.
+    async def ask(self, value: V, *, key: Any = None, timeout: Duration | None = None) -> R:
+        """Send a value and wait for what the agent yields for it, the setting ``reply_timeout`` at most.
 
         Inside an event the request leaves at once, outside the epoch: it may be repeated after a crash.
 
         Raises:
             AskError: no answer in time, or the event at hand has already written a table or sent: the agent
                 that is asked could not see those writes before this event is finished.
+            ProgramError: the agent is no generator, and so has no answers.
         """
         topic = self._inbox()
+        if not inspect.isasyncgenfunction(self.function):
+            raise ProgramError(
+                f"agent {self.name!r} yields nothing, so nobody would answer: `yield` a result for each"
+                f" value, or use cast()"
+            )
         if self._asker is None:
             raise ProgramError(f"agent {self.name!r} cannot be asked here")
         scope = current.get(None)
@@ -130,28 +136,39 @@ class Agent(Generic[V, R]):
                 f"agent {self.name!r} is asked after a table write or a send in the same event: what"
                 f" was written is not committed before the event ends. Ask first, or cast"
             )
-        timeout_s = duration_ms(timeout, what="ask(timeout=)") / 1_000
+        timeout_s = None if timeout is None else duration_ms(timeout, what="ask(timeout=)") / 1_000
         data = await self._asker.ask(topic, value, key=key, timeout_s=timeout_s)
         if data is None or self.result_codec is None:
             return None  # type: ignore[return-value]
         return self.result_codec.loads(data)  # type: ignore[no-any-return]
 
     async def map(
-        self, values: Iterable[V], *, key: Any = None, timeout: Duration = DEFAULT_ASK_TIMEOUT
+        self, values: Iterable[V], *, key: Any = None, timeout: Duration | None = None
     ) -> AsyncIterator[R]:
         """Ask for each value, all at once; results as they come."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self.ask(value, key=key, timeout=timeout)) for value in values
-            ]
-            for done in asyncio.as_completed(tasks):
+        async with self._asking(values, key, timeout) as asked:
+            for done in asyncio.as_completed(asked):
                 yield await done
 
     async def join(
-        self, values: Iterable[V], *, key: Any = None, timeout: Duration = DEFAULT_ASK_TIMEOUT
+        self, values: Iterable[V], *, key: Any = None, timeout: Duration | None = None
     ) -> list[R]:
         """Ask for each value, all at once; results in the order of the values."""
-        return list(await asyncio.gather(*(self.ask(v, key=key, timeout=timeout) for v in values)))
+        async with self._asking(values, key, timeout) as asked:
+            return list(await asyncio.gather(*asked))
+
+    @contextlib.asynccontextmanager
+    async def _asking(
+        self, values: Iterable[V], key: Any, timeout: Duration | None
+    ) -> AsyncIterator[list[asyncio.Task[R]]]:
+        """A task for each question; all of them have ended when the block has."""
+        tasks = [asyncio.create_task(self.ask(v, key=key, timeout=timeout)) for v in values]
+        try:
+            yield tasks
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def reply_headers(headers: Headers) -> tuple[str, bytes] | None:

@@ -172,10 +172,13 @@ class Topic(Generic[V, K]):
         Raises:
             EncodeError: key or value cannot be encoded.
             RecordTooLargeError: the record is above ``record_bytes_max``.
+            ProgramError: a negative timestamp, or a partition that the topic does not have.
         """
         key_data, data = self._encode_pair(key, value)
         if timestamp is not None:
             moment = timestamp_ms(timestamp)
+            if moment < 0:
+                raise ProgramError(f"topic {self.name!r}: the timestamp {moment} is negative")
         else:
             extracted = None if self._time_of is None else self.time_of(value)  # type: ignore[arg-type]
             if extracted is not None:

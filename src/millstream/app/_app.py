@@ -15,7 +15,13 @@ from millstream.app._sender import AppSender
 from millstream.app._settings import Settings, read_settings
 from millstream.app._timers import Crontab, Timer
 from millstream.clock import Duration, SystemClock, duration_ms
-from millstream.errors import ConfigurationError, ProgramError, SettingError, TopologyError
+from millstream.errors import (
+    ConfigurationError,
+    PartitionCountError,
+    ProgramError,
+    SettingError,
+    TopologyError,
+)
 from millstream.serialization import codec_for, key_codec_for, partitioner
 from millstream.tables import SetTable
 from millstream.topology import AgentNode, TimerNode, TopicNode, Topology
@@ -154,6 +160,7 @@ class App:
             TopologyError: the topic is declared already, and otherwise.
         """
         _check_name(name, "topic")
+        _check_partitions(partitions, f"topic {name!r}")
         if name in self.topics:
             raise TopologyError(
                 f"topic {name!r} is declared twice: keep the first object and use it everywhere"
@@ -181,6 +188,8 @@ class App:
 
     def stream(self, *topics: Topic[V, Any]) -> DeclaredStream[V]:
         """The records of some topics, to be filtered, mapped, regrouped, and read by an agent."""
+        for topic in topics:
+            self._check_own(topic, "stream")
         return DeclaredStream(tuple(topics), self)
 
     def regroup(
@@ -375,10 +384,20 @@ class App:
         self.agents[agent.name] = agent
         return agent
 
+    def _check_own(self, topic: Any, user: str) -> None:
+        if not isinstance(topic, Topic):
+            raise TopologyError(f"{user}: {topic!r} is not a topic")
+        if self.topics.get(topic.name) is not topic:
+            raise TopologyError(
+                f"{user}: {topic.name!r} is a topic of another app; describe it with"
+                f" app.topic({topic.name!r}, ...) here as well"
+            )
+
     def _as_stream(self, source: Any, agent: str) -> DeclaredStream[Any]:
         if isinstance(source, DeclaredStream):
             return source
         if isinstance(source, Topic):
+            self._check_own(source, f"agent {agent!r}")
             return DeclaredStream((source,), self)
         raise TopologyError(
             f"agent {agent!r}: {source!r} is neither a topic nor a stream of this app"
@@ -576,8 +595,14 @@ class App:
 
     def _add_table(self, declared: DeclaredTable[Any, Any]) -> Any:
         _check_name(declared.name, "table")
+        _check_partitions(declared.partitions, f"table {declared.name!r}")
         if declared.name in self.tables:
-            raise TopologyError(f"table {declared.name!r} is declared twice")
+            raise TopologyError(
+                f"table {declared.name!r} is declared twice: keep the first object and use it everywhere"
+            )
+        for topic in (declared.topic, declared.like):
+            if topic is not None:
+                self._check_own(topic, f"table {declared.name!r}")
         self.tables[declared.name] = declared
         return declared.table
 
@@ -780,6 +805,11 @@ class App:
         from millstream.app._entry import run_command_line
 
         run_command_line(self, arguments)
+
+
+def _check_partitions(count: int | None, what: str) -> None:
+    if count is not None and count < 1:
+        raise PartitionCountError(f"{what}: partitions={count}, and there has to be at least 1")
 
 
 class _AnyKeyCodec:

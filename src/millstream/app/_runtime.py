@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.agents import (
     HEADER_CORRELATION,
+    HEADER_ERROR,
     Agent,
     Failure,
     Policy,
@@ -20,7 +21,7 @@ from millstream.agents import (
 )
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
-from millstream.errors import ConfigurationError, ProgramError, SettingError
+from millstream.errors import ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics
@@ -173,8 +174,12 @@ class Runtime:
         for name in self._dead_letter_topics():
             topics.setdefault(name, TopicNode(name=name, internal=True, partitions=1))
         for sink in [sink for agent in app.agents.values() for sink in agent.sinks]:
-            if isinstance(sink, Topic) and sink.name not in topics:
-                raise ConfigurationError(f"sink {sink.name!r} is a topic of another app")
+            known = {Topic: app.topics, Agent: app.agents}.get(type(sink))
+            if known is not None and known.get(sink.name) is not sink:
+                raise TopologyError(
+                    f"sink {sink.name!r} belongs to another app: describe its topic with app.topic()"
+                    f" here as well, and use that"
+                )
         topology = _with_topics(self.topology, topics)
         self.topology, self.infos = await prepare_topics(
             topology,
@@ -197,10 +202,6 @@ class Runtime:
             return agent.policy
         if topic is not None and topic.policy is not None:
             return topic.policy
-        for stream in agent.sources:
-            for source in stream.topics:
-                if source.policy is not None:
-                    return source.policy
         return self.settings.on_error
 
     @property
@@ -247,6 +248,8 @@ class Runtime:
     def _plan(self) -> WorkerPlan:
         settings = self.settings
         groups = self.topology.shard_counts()
+        if not groups and any(timer.scope != "worker" for timer in self.app.timers):
+            groups = {1: []}
         agents: dict[int, list[AgentSpec]] = {count: [] for count in groups}
         by_name = dict(self.app.agents)
         for declared in self.app.tables.values():
@@ -291,7 +294,7 @@ class Runtime:
 
     def _agent_spec(self, agent: Agent[Any, Any]) -> AgentSpec:
         sources: dict[str, Source] = {}
-        policy = self._policy(agent, None)
+        policies: dict[str, Policy] = {}
         for stream in agent.sources:
             for topic in stream.topics:
                 sources[topic.name] = Source(
@@ -302,12 +305,34 @@ class Runtime:
                     type_name=topic.value_codec.type_name,
                     partition_count=self.partitions[topic.name],
                 )
+                policies[topic.name] = self._policy(agent, topic)
         return AgentSpec(
             agent=_with_steps(agent),
             sources=sources,
-            policy=policy,
+            policy=self._policy(agent, None),
+            policies=policies,
             emit=self._emitter(agent),
-            dead_letter=self._dead_letter(policy),
+            dead_letter=self._dead_letter(policies),
+            refuse=self._refuse,
+        )
+
+    def _refuse(self, scope: Scope, failure: Failure) -> None:
+        reply = reply_headers(failure.record.headers)
+        if reply is None:
+            return
+        topic, correlation = reply
+        text = f"the agent failed: {type(failure.error).__name__}: {failure.error}"
+        headers = [(HEADER_CORRELATION, correlation), (HEADER_ERROR, text.encode())]
+        journaled = scope.journal is not None
+        scope.output.append(
+            (
+                TopicPartition(topic, 0),
+                self.app.clock.now(),
+                None,
+                None,
+                headers,
+                scope if journaled else None,
+            )
         )
 
     def _emitter(self, agent: Agent[Any, Any]) -> Callable[[Scope, Any], Awaitable[None]]:
@@ -344,11 +369,10 @@ class Runtime:
 
         return emit
 
-    def _dead_letter(self, policy: Policy) -> Callable[[Scope, Failure], None]:
-        topic = self._dead_letter_topic(policy)
-
+    def _dead_letter(self, policies: Mapping[str, Policy]) -> Callable[[Scope, Failure], None]:
         def put(scope: Scope, failure: Failure) -> None:
             record, tp = failure.record, failure.run.tp
+            topic = self._dead_letter_topic(policies[tp.topic])
             error = failure.error
             trace = "".join(traceback.format_exception(error))
             facts = {

@@ -52,8 +52,10 @@ class AppSender:
         return await self._runtime().transport.append(records)
 
     async def ask(
-        self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float
+        self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float | None
     ) -> bytes | None:
-        """Send a request and wait for its reply."""
+        """Send a request and wait for its reply; for ``reply_timeout`` where no time is given."""
         replies = await self._runtime().replies()
+        if timeout_s is None:
+            timeout_s = self._app.settings.reply_timeout / 1_000
         return await replies.ask(topic, value, key=key, timeout_s=timeout_s)

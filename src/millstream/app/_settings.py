@@ -74,6 +74,10 @@ class Settings:
 
 _DURATIONS = {"commit_interval", "session_timeout", "reply_timeout"}
 
+_PREFIX = "MILLSTREAM_"
+_NOT_SETTINGS = ("TEST_", "CHECKS_", "DATA")
+"""How variables go on that begin like a setting's: those of tests, of ``.ci/run`` and of the reference app."""
+
 
 def setting_docs() -> dict[str, tuple[str, Any]]:
     """Name to documentation and default, in order."""
@@ -157,6 +161,14 @@ def read_settings(
     for name in arguments:
         if name not in names:
             raise SettingError(name, f"there is no such setting{_close(name, names)}")
+    for variable in environ:
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or name.startswith(_NOT_SETTINGS) or name.lower() in names:
+            continue
+        raise SettingError(
+            name.lower(),
+            f"{variable} is set, and there is no such setting{_close(name.lower(), names)}",
+        )
     table = _tool_table(directory)
     for name in table:
         if name not in names and name != "app":

@@ -14,7 +14,7 @@ from millstream.context import current
 from millstream.errors import AgentError, ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
 
     from millstream.clock import Clock
     from millstream.worker import Shard
@@ -114,7 +114,7 @@ async def run_timer(timer: Timer, clock: Clock) -> None:
             raise _failed(timer, exc) from exc
 
 
-def run_shard_timer(timer: Timer, clock: Clock) -> Callable[[Shard], Awaitable[None]]:
+def run_shard_timer(timer: Timer, clock: Clock) -> Callable[[Shard], Coroutine[Any, Any, None]]:
     """A timer of scope ``shard``, to run beside the shard's agents: each call is an event."""
 
     async def run(shard: Shard) -> None:

@@ -150,9 +150,7 @@ def _broken(error: Exception, what: str, directory: Path) -> ConfigurationError:
         found = user_line(error)
         place = _short(found, directory) if found else ""
         reason = (
-            str(error)
-            if isinstance(error, MillstreamError)
-            else f"{type(error).__name__}: {error}"
+            str(error) if isinstance(error, MillstreamError) else f"{type(error).__name__}: {error}"
         )
     return ConfigurationError(
         f"{place}: {reason}" if place else f"{what} cannot be imported: {reason}"
@@ -170,7 +168,9 @@ def user_line(error: BaseException) -> str | None:
     for frame in traceback.extract_tb(error.__traceback__):
         path = frame.filename
         slashed = path.replace("\\", "/")
-        foreign = path.startswith((ours, "<")) or "/lib/python3" in slashed or "-packages/" in slashed
+        foreign = (
+            path.startswith((ours, "<")) or "/lib/python3" in slashed or "-packages/" in slashed
+        )
         if not foreign:
             found = f"{path}:{frame.lineno}"
     return found

@@ -70,7 +70,9 @@ class AgentPositions:
     def lag(self, agent: str) -> int:
         """Records that the agent has before it."""
         return sum(
-            max(0, self.ends[tp] - offset) for (name, tp), offset in self.at.items() if name == agent
+            max(0, self.ends[tp] - offset)
+            for (name, tp), offset in self.at.items()
+            if name == agent
         )
 
 

@@ -87,7 +87,9 @@ class CommandLine(click.Group):
         session: Session = extra["obj"]
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="replace")  # a console that lacks a sign still gets the rest
+                stream.reconfigure(
+                    errors="replace"
+                )  # a console that lacks a sign still gets the rest
         try:
             result = super().main(args, prog_name, complete_var, False, **extra)
             code = result if type(result) is int else 0

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -35,9 +34,10 @@ STOP_S_MAX = 1.8
 """Finishing takes no longer; with what comes before and after, a worker ends within 2 s."""
 IDLE_S = 2.0
 """A worker that has done nothing for so long says what it waits for."""
-SIGNALS = [
+SIGNALS: list[signal.Signals] = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
 ]
+"""What asks for the end; the last one is Ctrl-Break on Windows."""
 _STARTED = time.monotonic()
 
 
@@ -60,11 +60,14 @@ class _Serving:
         self._number = number
         self._several = several
         self._stop = asyncio.Event()
+        self._asked = False
+        """Whether somebody has asked for the end; set at once, from any thread."""
         self._up = False
-        self._loop = asyncio.get_running_loop()
-        self._main = asyncio.current_task()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[Any] | None = None
 
     async def run(self, *, web: bool) -> int:
+        self._loop, self._main = asyncio.get_running_loop(), asyncio.current_task()
         with self._signals():
             try:
                 async with self._app.running(worker=True, web=web):
@@ -178,7 +181,7 @@ class _Serving:
                 signal.signal(sig, handler)
 
     def _on_signal(self, number: int, _: object) -> None:
-        if self._stop.is_set():
+        if self._asked:
             os._exit(INTERRUPTED if number == signal.SIGINT else 128 + number)
         self._request_stop()
 
@@ -190,11 +193,12 @@ class _Serving:
         self._request_stop()
 
     def _request_stop(self) -> None:
+        self._asked = True
         timer = threading.Timer(STOP_S_MAX, _give_up)
         timer.daemon = True
         timer.start()
-        self._stop.set()
-        with contextlib.suppress(RuntimeError):
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
@@ -259,7 +263,3 @@ def _sample(info: Any) -> Any:
     if isinstance(info, (kinds.ListType, kinds.SetType, kinds.FrozenSetType, kinds.TupleType)):
         return []
     return {}
-
-
-if sys.platform == "win32":  # the console's own ways of saying stop
-    SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGBREAK]

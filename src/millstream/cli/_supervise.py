@@ -72,6 +72,8 @@ class Supervisor:
             try:
                 while code is None and not self._stopping.wait(POLL_S):
                     code = self._turn()
+                if code is None:
+                    note("stopping: what is finished is committed; Ctrl-C again exits at once")
             finally:
                 self._end(self._children)
         return code or 0
@@ -179,7 +181,6 @@ class Supervisor:
                     child.process.kill()
             os._exit(INTERRUPTED if number == signal.SIGINT else 128 + number)
         self._stopping.set()
-        note("stopping: what is finished is committed; Ctrl-C again exits at once")
 
 
 def _cause(code: int) -> str:

@@ -44,7 +44,11 @@ class WorkerCall:
 @click.option("--web-host", help="The address to listen on; 127.0.0.1 where left out.")
 @click.option("--without-web", is_flag=True, help="Serve nothing over HTTP.")
 @click.option(
-    "--processes", type=click.IntRange(1), default=1, metavar="N", help="Run N workers, each a process."
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    metavar="N",
+    help="Run N workers, each a process.",
 )
 @click.option("--reload", is_flag=True, help="Start again when the code changes.")
 @click.option(
@@ -54,7 +58,9 @@ class WorkerCall:
     default="warning",
     help="What goes to the log on stderr (warning).",
 )
-@click.option("--child", type=int, hidden=True, help="Number of a worker that a supervisor started.")
+@click.option(
+    "--child", type=int, hidden=True, help="Number of a worker that a supervisor started."
+)
 def worker(
     session: Session,
     web_port: int | None,

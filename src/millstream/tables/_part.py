@@ -488,7 +488,7 @@ class TablePart:
         first: dict[Any, tuple[PreImage, Scope]] = {}
         for event in events:
             for (part, key), before in (event.journal or {}).items():
-                if part is self and key in self.committing and key in self.dirty:
+                if part is self and key in self.committing:
                     found = first.get(key)
                     if found is None or before.order < found[0].order:
                         first[key] = before, event

@@ -12,7 +12,6 @@ page goes on after a state key, which callers pass back as they got it.
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +21,8 @@ from millstream.errors import MillstreamError
 from millstream.windows import Session, Sliding, Window
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+
     from millstream.serialization.base import Codec
     from millstream.serialization.keys import KeyLayout
     from millstream.serialization.partitioners import Partitioner
@@ -90,6 +91,8 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     start: bytes = b"\x01"
     end: bytes | None = None
     """Bounds of the keys, where ``key`` is None; no upper bound where None."""
+    prefix: Any = None
+    """What the bounds were made from, for those who ask in other words than bytes."""
     from_: int | None = None
     to: int | None = None
     """Bounds of the windows' starts."""
@@ -106,6 +109,17 @@ class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How old the answer may be; None where it has to be current."""
     shards: tuple[int, ...] = ()
     """Numbers of the shards to read; for those who answer, never empty."""
+
+    def check(self, info: TableInfo) -> None:
+        """Refuse a question that the table cannot answer.
+
+        Raises:
+            BadQueryError: it has no windows, or the limit is wrong.
+        """
+        if not 1 <= self.limit <= LIMIT_MAX:
+            raise BadQueryError(f"limit={self.limit}: a page holds 1 to {LIMIT_MAX} entries.")
+        if info.windows is None and (self.at, self.from_, self.to) != (None, None, None):
+            raise BadQueryError(f"Table {self.table!r} has no windows that one could ask for.")
 
     def takes(self, window: Window | None, windows: AnyWindows | None) -> bool:
         """Whether a window is among those that are wanted."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
@@ -14,6 +13,8 @@ from millstream.records import Position
 from millstream.tables._query import BadQueryError, Read
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
     from millstream.tables._query import Page, Queries, TableInfo
     from millstream.windows import Window
 
@@ -107,8 +108,8 @@ class View(Generic[K, V]):
             Read(
                 table=self.name,
                 key=self._info.layout.encode(key),
-                at=None if at is None else timestamp_ms(self._windowed(at, "at=")),
-                reverse=self._info.windows is not None,
+                at=None if at is None else timestamp_ms(at),
+                reverse=True,
                 limit=1,
                 at_least=_positions(at_least),
                 stale_ms=self._stale_ms,
@@ -120,7 +121,6 @@ class View(Generic[K, V]):
         self, key: K, *, start: Moment | None = None, end: Moment | None = None
     ) -> AsyncIterator[tuple[Window, V]]:
         """The windows of a key that begin in ``start <= time < end``, the oldest first."""
-        self._windowed(None, "windows()")
         read = Read(
             table=self.name,
             key=self._info.layout.encode(key),
@@ -131,7 +131,8 @@ class View(Generic[K, V]):
         )
         async for page in self._pages(read):
             for entry in page.entries:
-                assert entry.window is not None
+                if entry.window is None:
+                    raise BadQueryError(f"table {self.name!r} has no windows: ask with get()")
                 yield entry.window, self._value(entry.key, entry.value)
 
     async def items(
@@ -152,7 +153,12 @@ class View(Generic[K, V]):
             first = b"\x01" if start is None else layout.encode(start)
             last = None if end is None else layout.encode(end)
         read = Read(
-            table=self.name, start=first, end=last, limit=PAGE_ENTRIES, stale_ms=self._stale_ms
+            table=self.name,
+            start=first,
+            end=last,
+            prefix=prefix,
+            limit=PAGE_ENTRIES,
+            stale_ms=self._stale_ms,
         )
         async for page in self._pages(read):
             for entry in page.entries:
@@ -196,11 +202,6 @@ class View(Generic[K, V]):
                 type_name=self._info.codec.type_name,
                 reason=str(exc),
             ) from exc
-
-    def _windowed(self, value: Any, what: str) -> Any:
-        if self._info.windows is None:
-            raise BadQueryError(f"table {self.name!r} has no windows: {what} means nothing there")
-        return value
 
 
 def _positions(

@@ -195,9 +195,8 @@ class _Endpoints:
         text = request.path_params["key"]
         html = wants_html(request)
         query = _parameters(request)
-        if html:
-            if info.windows is not None and "at" not in query:
-                query.setdefault("reverse", "1")  # the newest windows
+        if html and info.windows is not None and "at" not in query:
+            query.setdefault("reverse", "1")  # the newest windows
         body = await self._key(info, text, key_read(info, query, text))
         if html:
             app = self._facts.topology.app

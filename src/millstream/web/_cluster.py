@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import httpx
 import msgspec
 
 from millstream.tables._query import (
-    LIMIT_MAX,
-    BadQueryError,
     Changes,
     NotHereError,
     Page,
@@ -32,6 +29,8 @@ from millstream.web._wire import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Mapping
+
     from millstream.tables._query import Peer, Read, TableInfo
 
 __all__ = ["Cluster", "Local"]
@@ -112,8 +111,7 @@ class Cluster:
         info = self.tables.get(read.table)
         if info is None:
             raise UnknownTableError(read.table, self.tables)
-        if not 1 <= read.limit <= LIMIT_MAX:
-            raise BadQueryError(f"limit={read.limit}: a page holds 1 to {LIMIT_MAX} entries.")
+        read.check(info)
         numbers = tuple(range(info.partitions)) if read.key is None else (info.shard_of(read.key),)
         deadline = time.monotonic() + OWNER_WAIT_S
         while True:
@@ -138,7 +136,7 @@ class Cluster:
             raise NotHereError("No worker is running.")
         pages = await asyncio.gather(
             *(
-                self._ask(peer, msgspec.structs.replace(read, shards=tuple(owned)))
+                self._ask(peer, msgspec.structs.replace(read, shards=tuple(owned), prefix=None))
                 for peer, owned in asked.values()
             )
         )
@@ -243,7 +241,7 @@ class _Following:
 
     async def batches(self) -> AsyncIterator[Changes]:
         await self._look()
-        self._tasks[""] = asyncio.create_task(self._watch(), name="peers to follow")
+        self._start("", self._watch())
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_begun.wait(), READY_TIMEOUT_S)
         self._ready = True
@@ -260,6 +258,15 @@ class _Following:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _start(self, url: str, following: Coroutine[Any, Any, None]) -> None:
+        async def guarded() -> None:
+            try:
+                await following
+            except Exception as exc:
+                await self._queue.put(exc)  # `batches` raises it
+
+        self._tasks[url] = asyncio.create_task(guarded(), name=f"follow {self._table} {url}")
+
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(PEERS_INTERVAL_S)
@@ -271,7 +278,7 @@ class _Following:
             peer.url for peer in await self._cluster.local.peers() if not peer.here and peer.url
         }
         for url in {"here", *urls} - self._tasks.keys():
-            self._tasks[url] = asyncio.create_task(self._follow(url), name=f"follow {url}")
+            self._start(url, self._follow(url))
         for url in self._tasks.keys() - {"", "here", *urls}:
             self._tasks.pop(url).cancel()
 
@@ -293,10 +300,9 @@ class _Following:
                         first = False
             except httpx.HTTPError:
                 pass  # it restarts, or the group will say that it has gone
-            except QueryError as exc:
+            except QueryError:
                 if url == "here":
-                    await self._queue.put(exc)
-                    return
+                    raise
             self._begun.discard(url)
             await asyncio.sleep(PEERS_INTERVAL_S)
 

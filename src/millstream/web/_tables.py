@@ -154,7 +154,8 @@ def _read(info: TableInfo, found: Mapping[str, str], **bounds: Any) -> Read:
         to=_moment(found, "to"),
         at=_moment(found, "at"),
         at_least=tuple(
-            tuple(_position(one)) for one in found.get("at_least", "").split(",") if one
+            (at.topic, at.partition, at.offset)
+            for at in map(_position, filter(None, found.get("at_least", "").split(",")))
         ),
         stale_ms=_stale(found.get("stale", "")),
         **bounds,

@@ -2,6 +2,7 @@
 
 from millstream.worker._assign import MemberMetadata, ShardId, assign_shards, decode_assignment
 from millstream.worker._commit import CommitStats, Committer
+from millstream.worker._garbage import tune_garbage_collector
 from millstream.worker._prepare import prepare_topics
 from millstream.worker._recovery import RecoveryProgress
 from millstream.worker._shard import AgentSpec, Shard, ShardCut, ShardOptions, TableSpec
@@ -23,4 +24,5 @@ __all__ = [
     "assign_shards",
     "decode_assignment",
     "prepare_topics",
+    "tune_garbage_collector",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -26,6 +25,8 @@ from millstream.worker._assign import MemberMetadata, assign_shards, decode_assi
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
     from millstream.tables._query import Read, TableInfo
     from millstream.transports.base import Assignment, Transport
     from millstream.worker._shard import Shard, ShardCut

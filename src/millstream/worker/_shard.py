@@ -18,7 +18,7 @@ from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._recovery import RecoveryProgress, Replay, recover
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from millstream.agents import Agent
     from millstream.clock import Clock
@@ -61,9 +61,14 @@ class AgentSpec:
     agent: Agent[Any, Any]
     sources: Mapping[str, Source]
     policy: Policy
+    """For records of topics that have none of their own."""
     emit: Callable[[Scope, Any], Awaitable[None]]
     dead_letter: Callable[[Scope, Failure], None]
     """Send the record of a failure to the agent's dead-letter topic."""
+    refuse: Callable[[Scope, Failure], None] | None = None
+    """Tell whoever has asked that there will be no answer."""
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    """By topic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +155,7 @@ class Shard:
         self._time_moved = asyncio.Event()
         self._rewind: asyncio.Future[None] | None = None
         self.before_recovery: Callable[[], Awaitable[None]] = _nothing
-        self.local_tasks: list[Callable[[Shard], Awaitable[None]]] = []
+        self.local_tasks: list[Callable[[Shard], Coroutine[Any, Any, None]]] = []
         """Timers of scope ``shard``: run beside the lanes."""
 
     def __repr__(self) -> str:
@@ -401,7 +406,7 @@ class Shard:
         spec = self._agents[instance.agent.name]
         tp, offset = failure.run.tp, failure.record.offset
         attempts = self._failures.get((spec.agent.name, tp, offset), (0, None))[0] + 1
-        policy = spec.policy
+        policy = spec.policies.get(tp.topic, spec.policy)
         if policy.action == "stop" and attempts > policy.retries:
             raise self._stopped(spec, failure)
         self._failures[spec.agent.name, tp, offset] = (attempts, failure.error)
@@ -435,6 +440,8 @@ class Shard:
         self.counters["events_" + ("dead_lettered" if policy.action == "dlq" else "skipped")] += 1
         if policy.action == "dlq":
             spec.dead_letter(failure.scope, failure)
+        if spec.refuse is not None:
+            spec.refuse(failure.scope, failure)
         del self._failures[spec.agent.name, tp, offset]
         return False
 

@@ -23,7 +23,7 @@ from millstream.worker._fetch import Fetcher
 from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, StateBackend
@@ -53,7 +53,7 @@ class WorkerPlan:
     session_timeout_s: float = 5.0
     inbox_bytes_max: int = 8 << 20
     epoch_bytes_max: int = 32 << 20
-    shard_tasks: Mapping[int, Sequence[Callable[[Shard], Awaitable[None]]]] = field(
+    shard_tasks: Mapping[int, Sequence[Callable[[Shard], Coroutine[Any, Any, None]]]] = field(
         default_factory=dict
     )
     """Timers of scope ``shard``, by partition count."""

@@ -1,0 +1,129 @@
+"""``millstream skip``: go past a record that stops the workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from millstream.cli._log import AgentPositions, agent_positions, open_log
+from millstream.cli._run import run
+from millstream.cli._session import Session, command
+from millstream.errors import ConfigurationError, FencedError, ProgramError, TransportError
+from millstream.records import Position, TopicPartition
+from millstream.transports.base import OffsetAndMetadata
+from millstream.transports.batch import iterate_records
+from millstream.worker._metadata import decode_metadata, encode_metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.app import App
+    from millstream.transports.base import Transport
+
+__all__ = ["skip"]
+
+FETCH_BYTES_MAX = 1 << 20
+
+
+@command("skip")
+@click.argument("record", metavar="RECORD")
+def skip(session: Session, record: str) -> None:
+    """Go past a record: the agents whose next record it is begin behind it.
+
+    RECORD is written as a stopped worker names it, for example orders/3@5123. Workers have to be stopped.
+    """
+    run(_skip(session.app(), Position.parse(record)))
+
+
+async def _skip(app: App, record: Position) -> None:
+    tp = record.tp
+    if tp.topic not in app.topology.sources:
+        raise ConfigurationError(
+            f"no agent of app {app.id!r} reads {tp.topic!r}: it reads"
+            f" {', '.join(app.topology.sources) or 'nothing'}"
+        )
+    async with open_log(app) as transport:
+        info = (await transport.topics()).get(tp.topic)
+        if info is None or tp.partition >= info.partitions:
+            has = "does not exist" if info is None else f"has {info.partitions} partitions"
+            raise ConfigurationError(f"{record}: topic {tp.topic!r} {has}")
+        if members := (await transport.describe_group(app.id)).members:
+            raise _running(app, len(members))
+        positions = await agent_positions(app, transport, [tp])
+        following = await _next_records(transport, positions, tp)
+        moved = past(record, positions, following)
+        found = positions.committed.get(tp)
+        stream_time = decode_metadata("" if found is None else found.metadata).t
+        offset, metadata = encode_metadata(
+            stream_time, {name: moved.get(name, at) for (name, _), at in positions.at.items()}
+        )
+        try:
+            await transport.set_committed(app.id, {tp: OffsetAndMetadata(offset, metadata)})
+        except FencedError as exc:
+            raise _running(app) from exc
+    names = ", ".join(sorted(moved))
+    click.echo(f"skipped {record} for {names}, which goes on with {tp}@{record.offset + 1}")
+
+
+def past(
+    record: Position, positions: AgentPositions, following: Mapping[str, int]
+) -> dict[str, int]:
+    """New positions of the agents that have ``record`` before them.
+
+    An agent that is past the record stays where it is, and one that is before it still has to read what comes
+    first.
+
+    Args:
+        following: the first record at or after each agent's position; the end where there is none.
+
+    Raises:
+        ProgramError: it is the next record of no agent; the message tells where they are.
+    """
+    tp = record.tp
+    if record.offset >= positions.ends[tp]:
+        raise ProgramError(f"{record}: there is no such record; {tp} ends at {positions.ends[tp]}")
+    moved = {
+        name: record.offset + 1 for name, offset in following.items() if offset == record.offset
+    }
+    if not moved:
+        at = ", ".join(f"{name} at {tp}@{offset}" for name, offset in sorted(following.items()))
+        raise ProgramError(
+            f"{record} is the next record of no agent: {at}. Only the record that an agent reads next"
+            f" can be skipped, as those before it would be lost as well"
+        )
+    return moved
+
+
+async def _next_records(
+    transport: Transport, positions: AgentPositions, tp: TopicPartition
+) -> dict[str, int]:
+    """The first record at or after each agent's position: compaction leaves gaps between offsets."""
+    found: dict[int, int] = {}
+    for at in set(positions.at.values()):
+        found[at] = await _next_record(transport, tp, at, positions.ends[tp])
+    return {name: found[at] for (name, _), at in positions.at.items()}
+
+
+async def _next_record(transport: Transport, tp: TopicPartition, at: int, end: int) -> int:
+    reader = transport.reader()
+    try:
+        while at < end:
+            fetched = await reader.fetch({tp: at}, max_bytes=FETCH_BYTES_MAX, max_wait_s=1.0)
+            for some in fetched:
+                for record in iterate_records(some.data, where=str(tp), position=at):
+                    return record.offset
+                at = some.next_offset
+        return end
+    finally:
+        await reader.close()
+
+
+def _running(app: App, count: int | None = None) -> TransportError:
+    workers = "workers" if count is None else "1 worker" if count == 1 else f"{count} workers"
+    return TransportError(
+        f"{workers} of app {app.id!r} running: stop them first (Ctrl-C), and skip the record then"
+        if count is None
+        else f"{workers} of app {app.id!r} {'is' if count == 1 else 'are'} running: stop first"
+        " (Ctrl-C), then skip the record"
+    )
