@@ -11,7 +11,7 @@ __all__ = ["rank"]
 late = app.stream(flights).filter(lambda event: event.kind == "departed" and event.delay >= LEAST)
 
 
-@app.agent(late.group_by(lambda event: NEW_YORK))
+@app.agent(late.group_by(lambda event: NEW_YORK, name="worst-delays"))
 async def rank(stream: ms.Stream[Flight]) -> None:
     """Keep the ten worst departures of each day, the worst one first."""
     async for event in stream:

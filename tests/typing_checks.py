@@ -144,7 +144,7 @@ async def wrong() -> None:
     )
     await double.cast("text")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     totals[5] = 1.0  # type: ignore[index]  # pyright: ignore[reportArgumentType]
-    app.topic("x", partition=4)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    app.topic("x", partition=4)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 
 
 @app.agent(orders)  # type: ignore[arg-type]  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -59,8 +59,9 @@ class Scope:
     """One event, or the events of one agent instance one after the other."""
 
     __slots__ = (
+        "_depends",
+        "_times",
         "agent",
-        "depends",
         "journal",
         "open",
         "output",
@@ -68,7 +69,6 @@ class Scope:
         "record",
         "shard",
         "stream",
-        "times",
         "timestamp",
         "tp",
         "value",
@@ -103,9 +103,31 @@ class Scope:
         self.wrote = False
         """Whether the event has written a table or sent; kept only with a journal."""
         self.journal: dict[tuple[Any, Any], PreImage] | None = {} if journaled else None
-        self.depends: set[Scope] = set()
-        self.times: dict[Any, int] = {}
+        self._depends: set[Scope] | None = None
+        self._times: dict[Any, int] | None = None
+
+    @property
+    def depends(self) -> set[Scope]:
+        """Events whose work this one has seen; kept only with a journal."""
+        if self._depends is None:
+            self._depends = set()
+        return self._depends
+
+    @depends.setter
+    def depends(self, events: set[Scope]) -> None:
+        self._depends = events
+
+    @property
+    def has_ties(self) -> bool:
+        """Whether `depends` has anything in it."""
+        return bool(self._depends)
+
+    @property
+    def times(self) -> dict[Any, int]:
         """Highest event time that this event gave to each windowed part; kept only with a journal."""
+        if self._times is None:
+            self._times = {}
+        return self._times
 
 
 current: ContextVar[Scope] = ContextVar("millstream_scope")

@@ -6,7 +6,7 @@ log: the changelog is a dict. And the most naive windowed aggregation there is, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from millstream.context import Output, Scope, current
@@ -95,6 +95,8 @@ class Shard:
         scope.open = False
         assert scope.record is not None
         self.done.add(scope.record.offset)
+        if self.journaled and not scope.wrote:
+            self.events.remove(scope)
 
     def scope(self, agent: str, *, journaled: bool) -> Scope:
         return Scope(
@@ -121,13 +123,25 @@ class Shard:
         for (part, key), before in scope.journal.items():
             part.undo(key, before)
             if part.last_toucher.get(key) is scope:
-                del part.last_toucher[key]
+                self._forget_toucher(scope, part, key)
         for part in scope.times:
             part.undo_time(scope)
         scope.journal.clear()
         scope.depends.clear()
         scope.times.clear()
+        scope.wrote = False
         return True
+
+    def _forget_toucher(self, scope: Scope, part: TablePart, key: Any) -> None:
+        before = [
+            (event.journal[part, key].order, event)
+            for event in self.events
+            if event is not scope and event.journal and (part, key) in event.journal
+        ]
+        if before:
+            part.last_toucher[key] = max(before, key=lambda found: found[0])[1]
+        else:
+            del part.last_toucher[key]
 
     # commits --------------------------------------------------------------------------------------
 
@@ -163,7 +177,7 @@ class Shard:
         Args:
             between: called after each slice is encoded, and before the store has it.
         """
-        changes = {}
+        changes: dict[str, list[dict[bytes, bytes | None]]] = {}
         for part in cut.parts:
             changes[part.name] = []
             for slice_ in part.encode():
@@ -238,15 +252,13 @@ class Model:
         for entry in [e for e in self.held if e not in self._waiting and self.expired(e[1])]:
             del self.held[entry]
         before = set(self.held)
-        match self.windows if key else None:
-            case None:
-                pass
-            case Session():
-                self._session(self.windows, key, added, timestamp)
-            case Sliding():
-                self._sliding(self.windows, key, added, timestamp)
-            case _:
-                self._aligned(key, added, timestamp)
+        windows = self.windows
+        if key and isinstance(windows, Session):
+            self._session(windows, key, added, timestamp)
+        elif key and isinstance(windows, Sliding):
+            self._sliding(windows, key, added, timestamp)
+        elif key:
+            self._aligned(key, added, timestamp)
         self._waiting |= set(self.held) - before
         self._waiting &= set(self.held)
         due = [e for e in self._waiting if self.windows.final_at(e[1]) <= self.stream_time]
@@ -311,7 +323,3 @@ def contents(part: WindowedPart, changelog: dict[bytes, bytes]) -> dict[tuple[st
             entry = part.decode_key(data)
             found[part.shown(entry)] = part.value_of(part.decode(entry, value))
     return found
-
-
-def ordered(values: Sequence[Any]) -> list[Any]:
-    return sorted(values, key=repr)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -17,7 +15,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from millstream.context import Scope
+from millstream.context import Scope, current
 from millstream.serialization.keys import key_layout
 from millstream.tables import Table, TablePart
 from tests.tables.shards import Cut, Shard
@@ -84,14 +82,14 @@ class TableMachine(RuleBasedStateMachine):
         self.open.append(self.shard.begin(0))
 
     def enter(self, which: int) -> Scope:
-        from millstream.context import current
-
         event = self.open[which % len(self.open)]
         current.set(event)
         return event
 
     @precondition(lambda self: self.open)
-    @rule(which=st.integers(0, 2), key=KEYS, action=st.sampled_from(["set", "add", "delete", "read"]))
+    @rule(
+        which=st.integers(0, 2), key=KEYS, action=st.sampled_from(["set", "add", "delete", "read"])
+    )
     def touch(self, which: int, key: str, action: str) -> None:
         event = self.enter(which)
         self.number += 1
@@ -196,5 +194,5 @@ class MutableTableMachine(TableMachine):
 
 TestImmutable = TableMachine.TestCase
 TestMutable = MutableTableMachine.TestCase
-TestImmutable.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-TestMutable.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestImmutable.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+TestMutable.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import logging
 import traceback
+from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from millstream.agents._stream import SKIP, Stream
@@ -14,7 +16,7 @@ from millstream.errors import AgentError, ConfigurationError, DecodeError, Progr
 from millstream.records import Position, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from millstream.agents._agent import Agent
     from millstream.clock import Clock
@@ -69,6 +71,8 @@ class Failure(NamedTuple):
     error: BaseException
     ran: bool = True
     """Whether the agent function has seen the event, so that there may be something to undo."""
+    before: Sequence[tuple[Run, IncomingRecord]] = ()
+    """Of a batch: the records that came before ``record``, which share its fate."""
 
 
 class InstanceHost(Protocol):
@@ -92,6 +96,10 @@ class InstanceHost(Protocol):
         Raises:
             AgentError: the policy says stop.
         """
+        ...
+
+    def event_finished(self, scope: Scope) -> None:
+        """A journaled event is finished."""
         ...
 
     def time_reached(self, timestamp: int) -> None:
@@ -118,15 +126,25 @@ class Instance:
         self._emit = emit
         self.scope = host.scope(agent.name, journaled=False)
         self.journaled = host.journaled
+        self._rest_from: int | None = None
+        """Of an idle instance: the first offset of what it left of its run, until that is taken back."""
         self.interrupted = False
         """Set to have the instance stop between two events and ask for its next run."""
         self.run: Run | None = None
         self.held: dict[TopicPartition, int] = {}
         """First offsets of records that a batch holds and that are not finished."""
+        self._batch: list[tuple[Run, IncomingRecord]] = []
+        """Records of the batch that is gathered, or that the function works on."""
+        self._again: deque[Run] = deque()
+        """Runs to go through after the present one: a failed batch that is tried again."""
         self._error: tuple[IncomingRecord, BaseException] | None = None
+        self._fatal: AgentError | None = None
         self._wanted: asyncio.Future[Run] | None = None
         self.idle = asyncio.Event()
         """Set while the instance waits for a run."""
+        self._run_began = 0.0
+        self.run_s = 0.0
+        """How long the last run took, from when it began."""
         self.on_idle: Callable[[Instance], None] | None = None
 
     # for the shard --------------------------------------------------------------------------------
@@ -135,6 +153,7 @@ class Instance:
         """Give an idle instance its next run."""
         assert self._wanted is not None
         self.idle.clear()
+        self._rest_from = None
         self.run = run
         if not self._wanted.done():
             self._wanted.set_result(run)
@@ -148,11 +167,18 @@ class Instance:
         """The offset of the first unfinished record, or None where nothing of ``tp`` is unfinished."""
         if tp in self.held:
             return self.held[tp]
+        position = self._position_in_run(tp)
+        if self._again:
+            starts = [run.start for run in self._again if run.tp == tp]
+            return min([position, *starts] if position is not None else starts, default=None)
+        return position
+
+    def _position_in_run(self, tp: TopicPartition) -> int | None:
         run = self.run
         if run is None or run.tp != tp:
             return None
         if self.idle.is_set():
-            return None
+            return self._rest_from
         record = self.scope.record
         if record is None or self.scope.tp != tp or record.offset < run.start:
             return run.start
@@ -161,6 +187,7 @@ class Instance:
     def take_rest(self) -> Run | None:
         """Of an idle instance: what it left of its run when it was interrupted."""
         run, self.run = self.run, None
+        self._rest_from = None
         if run is None:
             return None
         first = next(run.records, None)
@@ -178,6 +205,7 @@ class Instance:
             self.scope = self._host.scope(self.agent.name, journaled=False)
             current.set(self.scope)
             self.held.clear()
+            self._batch.clear()
             served = self.run
             stream: Stream[Any] = Stream(self)
             self.scope.stream = stream
@@ -191,7 +219,8 @@ class Instance:
             except asyncio.CancelledError:
                 raise
             except Exception as exc:
-                await self._failed(exc)
+                if self._fatal is None:
+                    await self._failed(exc)
             else:
                 if self.scope.record is None and served is self.run:
                     raise ProgramError(
@@ -199,6 +228,8 @@ class Instance:
                         f" write `async for value in stream`"
                     )
                 self._close()
+            if self._fatal is not None:
+                raise self._fatal
 
     # for the stream -------------------------------------------------------------------------------
 
@@ -208,8 +239,13 @@ class Instance:
             rest = next(self.run.records, None)
             if rest is not None:
                 self.run.records = _before(rest, self.run.records)
-                if not self.interrupted:
+                if not self.interrupted or self._again:
                     return self.run
+                self._rest_from = rest.offset
+            elif self._again:
+                self.run = self._again.popleft()
+                return self.run
+        self.run_s = self._host.clock.monotonic() - self._run_began
         self.journaled = self._host.journaled
         if self._wanted is None or self._wanted.done():
             self._wanted = asyncio.get_running_loop().create_future()
@@ -230,6 +266,7 @@ class Instance:
             run = self._wanted.result()
         self.journaled = self._host.journaled
         self.interrupted = False
+        self._run_began = self._host.clock.monotonic()
         return run
 
     def begin(self, run: Run, record: IncomingRecord) -> Any:
@@ -247,16 +284,16 @@ class Instance:
         scope.open = True
         if self.journaled:
             self._host.event_begun(scope)
-        source = run.source
         data = record.value
-        if data is None:
-            return None
+        return None if data is None else self._read(run.source, data, record)
+
+    def _read(self, source: Source, data: bytes, record: IncomingRecord) -> Any:
         try:
             value = source.decode(data)
             if source.time_of is not None:
                 moment = source.time_of(value)
                 if moment is not None:
-                    scope.timestamp = moment
+                    self.scope.timestamp = moment
                     self._host.time_reached(moment)
         except Exception as exc:
             return self.tombstone_or_error(record, exc)
@@ -274,7 +311,10 @@ class Instance:
 
     def finish(self) -> None:
         """The event at hand is finished."""
-        self.scope.open = False
+        scope = self.scope
+        scope.open = False
+        if scope.journal is not None:
+            self._host.event_finished(scope)
 
     def tombstone_or_error(self, record: IncomingRecord, exc: Exception) -> Any:
         """None where the record has no value; else `SKIP`, and `undecodable` decides."""
@@ -284,20 +324,34 @@ class Instance:
         return SKIP
 
     async def undecodable(self) -> Any:
-        """Apply the policy to a record whose value or time cannot be read; returns `SKIP` to go on."""
-        assert self._error is not None
-        assert self.run is not None
-        record, exc = self._error
-        self._error = None
-        if not isinstance(exc, ProgramError):
-            source = self.run.source
-            where = Position(*self.run.tp, record.offset)
-            error = DecodeError(
-                str(where), part="value", type_name=source.type_name, reason=str(exc)
-            )
-            error.__cause__ = exc
-            exc = error
-        await self._host.event_failed(self, Failure(self.scope, self.run, record, exc, ran=False))
+        """Apply the policy to a record whose value or time cannot be read.
+
+        Returns:
+            `SKIP` to go past it, or the value, which another attempt could read.
+        """
+        while self._error is not None:
+            assert self.run is not None
+            run, (record, exc) = self.run, self._error
+            self._error = None
+            if not isinstance(exc, ProgramError):
+                where = str(Position(*run.tp, record.offset))
+                error = DecodeError(
+                    where, part="value", type_name=run.source.type_name, reason=str(exc)
+                )
+                error.__cause__ = exc
+                exc = error
+            failure = Failure(self.scope, run, record, exc, ran=False)
+            try:
+                again = await self._host.event_failed(self, failure)
+            except AgentError as stop:
+                self._fatal = stop  # whatever the agent function makes of it
+                raise
+            if not again:
+                break
+            assert record.value is not None
+            value = self._read(run.source, record.value, record)
+            if value is not SKIP:
+                return value
         self.scope.open = False
         return SKIP
 
@@ -327,6 +381,7 @@ class Instance:
                     self.scope.open = False
                     if value is SKIP:
                         continue
+                    self._batch.append((run, record))
                     if not values and wait_s is not None:
                         deadline = clock.monotonic() + wait_s
                     values.append(value)
@@ -344,6 +399,7 @@ class Instance:
                 yield batch
                 self.scope.open = False
                 self.held.clear()
+                self._batch.clear()
 
     # failures -------------------------------------------------------------------------------------
 
@@ -361,11 +417,25 @@ class Instance:
                 f"agent {self.agent.name!r}", cause=error, line=user_line(error)
             ) from error
         record = scope.record
-        again = await self._host.event_failed(self, Failure(scope, run, record, error))
+        batch = self._batch or [(run, record)]
+        failure = Failure(scope, run, record, error, before=batch[:-1])
+        again = await self._host.event_failed(self, failure)
         self._close()
         if again:
-            run.start = record.offset
-            run.records = _before(record, run.records)
+            runs = [_run_of(list(group)) for _, group in itertools.groupby(batch, key=_run_id)]
+            self._again.extendleft([run, *reversed(runs[1:])])
+            self.run = runs[0]
+
+
+def _run_id(taken: tuple[Run, IncomingRecord]) -> int:
+    return id(taken[0])
+
+
+def _run_of(taken: list[tuple[Run, IncomingRecord]]) -> Run:
+    """Records of one run, to go through it once more."""
+    run, records = taken[0][0], [record for _, record in taken]
+    start, end = records[0].offset, records[-1].offset + 1
+    return Run(run.tp, run.source, iter(records), start=start, end=end)
 
 
 def _before(record: IncomingRecord, rest: Iterator[IncomingRecord]) -> Iterator[IncomingRecord]:

@@ -59,8 +59,9 @@ class Stream(AsyncIterator[V], Generic[V, K]):
                 for record in run.records:
                     value = instance.begin(run, record)
                     if value is SKIP:
-                        await instance.undecodable()
-                        continue
+                        value = await instance.undecodable()
+                        if value is SKIP:
+                            continue
                     yield value
                     instance.finish()
                     if instance.interrupted:
@@ -73,13 +74,14 @@ class Stream(AsyncIterator[V], Generic[V, K]):
                     scope.record = record
                     scope.timestamp = record.timestamp
                     try:
-                        value = decode(record.value)
+                        value = decode(record.value)  # type: ignore[arg-type]  # None raises
                     except Exception as exc:
                         value = instance.tombstone_or_error(record, exc)
                         if value is SKIP:
-                            await instance.undecodable()
+                            value = await instance.undecodable()
                             scope.open = True
-                            continue
+                            if value is SKIP:
+                                continue
                     yield value
                     if instance.interrupted:
                         break

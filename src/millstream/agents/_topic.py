@@ -53,14 +53,16 @@ class Sender(Protocol):
     ) -> dict[TopicPartition, int]: ...
 
 
-def field_getter(
-    field: str | Callable[[Any], Any], value_type: Any = Any
-) -> Callable[[Any], Any]:
+def field_getter(field: str | Callable[[Any], Any], value_type: Any = Any) -> Callable[[Any], Any]:
     """A function that reads a field from an object or a mapping; a function is returned as it is."""
     if callable(field):
         return field
     attribute = attrgetter(field)
-    if isinstance(value_type, type) and value_type is not object and not issubclass(value_type, dict):
+    if (
+        isinstance(value_type, type)
+        and value_type is not object
+        and not issubclass(value_type, dict)
+    ):
         return attribute
 
     def get(value: Any) -> Any:

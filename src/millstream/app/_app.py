@@ -773,10 +773,15 @@ class App:
             },
         )
 
-    @contextlib.asynccontextmanager
-    async def running(
-        self, _owner: Any = None, *, worker: bool = True, web: bool = False
-    ) -> AsyncIterator[App]:
+    @overload
+    def running(
+        self, owner: object, /, *, worker: bool = ..., web: bool = ...
+    ) -> contextlib.AbstractAsyncContextManager[None]: ...
+    @overload
+    def running(
+        self, *, worker: bool = ..., web: bool = ...
+    ) -> contextlib.AbstractAsyncContextManager[App]: ...
+    def running(self, *owner: object, worker: bool = True, web: bool = False) -> Any:
         """Run the app inside the block; also ``FastAPI(lifespan=app.running)``.
 
         Args:
@@ -786,12 +791,16 @@ class App:
         Raises:
             MillstreamError: as the worker's life ends with it.
         """
+        return self._running(None if owner else self, worker, web)
+
+    @contextlib.asynccontextmanager
+    async def _running(self, result: App | None, worker: bool, web: bool) -> AsyncIterator[Any]:
         from millstream.app._runtime import Runtime
 
         if self.runtime is not None:
             raise ProgramError(f"app {self.id!r} is running already in this process")
         async with Runtime(self, worker=worker, web=web).running():
-            yield self
+            yield result  # not the app in a lifespan, where it would become the server's state
 
     @property
     def asgi(self) -> Any:

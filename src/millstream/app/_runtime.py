@@ -18,10 +18,11 @@ from millstream.agents import (
     Source,
     Topic,
     reply_headers,
+    user_line,
 )
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
-from millstream.errors import ProgramError, SettingError, TopologyError
+from millstream.errors import AgentError, ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics
@@ -174,7 +175,9 @@ class Runtime:
         for name in self._dead_letter_topics():
             topics.setdefault(name, TopicNode(name=name, internal=True, partitions=1))
         for sink in [sink for agent in app.agents.values() for sink in agent.sinks]:
-            known = {Topic: app.topics, Agent: app.agents}.get(type(sink))
+            known: Mapping[str, Any] | None = None
+            if isinstance(sink, (Topic, Agent)):
+                known = app.topics if isinstance(sink, Topic) else app.agents
             if known is not None and known.get(sink.name) is not sink:
                 raise TopologyError(
                     f"sink {sink.name!r} belongs to another app: describe its topic with app.topic()"
@@ -317,23 +320,24 @@ class Runtime:
         )
 
     def _refuse(self, scope: Scope, failure: Failure) -> None:
-        reply = reply_headers(failure.record.headers)
-        if reply is None:
-            return
-        topic, correlation = reply
         text = f"the agent failed: {type(failure.error).__name__}: {failure.error}"
-        headers = [(HEADER_CORRELATION, correlation), (HEADER_ERROR, text.encode())]
         journaled = scope.journal is not None
-        scope.output.append(
-            (
-                TopicPartition(topic, 0),
-                self.app.clock.now(),
-                None,
-                None,
-                headers,
-                scope if journaled else None,
+        for _, record in [*failure.before, (failure.run, failure.record)]:
+            reply = reply_headers(record.headers)
+            if reply is None:
+                continue
+            topic, correlation = reply
+            headers = [(HEADER_CORRELATION, correlation), (HEADER_ERROR, text.encode())]
+            scope.output.append(
+                (
+                    TopicPartition(topic, 0),
+                    self.app.clock.now(),
+                    None,
+                    None,
+                    headers,
+                    scope if journaled else None,
+                )
             )
-        )
 
     def _emitter(self, agent: Agent[Any, Any]) -> Callable[[Scope, Any], Awaitable[None]]:
         codec = agent.result_codec
@@ -371,30 +375,31 @@ class Runtime:
 
     def _dead_letter(self, policies: Mapping[str, Policy]) -> Callable[[Scope, Failure], None]:
         def put(scope: Scope, failure: Failure) -> None:
-            record, tp = failure.record, failure.run.tp
-            topic = self._dead_letter_topic(policies[tp.topic])
             error = failure.error
             trace = "".join(traceback.format_exception(error))
-            facts = {
-                "exception": f"{type(error).__module__}.{type(error).__qualname__}",
-                "message": str(error),
-                "stacktrace": trace[-4_000:],
-                "topic": tp.topic,
-                "partition": str(tp.partition),
-                "offset": str(record.offset),
-            }
-            headers = list(record.headers or [])
-            headers += [(DLQ_HEADERS + name, text.encode()) for name, text in facts.items()]
-            scope.output.append(
-                (
-                    TopicPartition(topic, 0),
-                    record.timestamp,
-                    record.key,
-                    record.value,
-                    headers,
-                    scope if scope.journal is not None else None,
+            journaled = scope.journal is not None
+            for run, record in [*failure.before, (failure.run, failure.record)]:
+                tp = run.tp
+                facts = {
+                    "exception": f"{type(error).__module__}.{type(error).__qualname__}",
+                    "message": str(error),
+                    "stacktrace": trace[-4_000:],
+                    "topic": tp.topic,
+                    "partition": str(tp.partition),
+                    "offset": str(record.offset),
+                }
+                headers = list(record.headers or [])
+                headers += [(DLQ_HEADERS + name, text.encode()) for name, text in facts.items()]
+                scope.output.append(
+                    (
+                        TopicPartition(self._dead_letter_topic(policies[tp.topic]), 0),
+                        record.timestamp,
+                        record.key,
+                        record.value,
+                        headers,
+                        scope if journaled else None,
+                    )
                 )
-            )
 
         return put
 
@@ -460,7 +465,11 @@ def _with_topics(topology: Topology, topics: Mapping[str, TopicNode]) -> Topolog
 def _task(function: Callable[..., Awaitable[Any]], app: App) -> Callable[[], Awaitable[None]]:
     async def run() -> None:
         takes_app = len(inspect.signature(function).parameters) > 0
-        await (function(app) if takes_app else function())
+        try:
+            await (function(app) if takes_app else function())
+        except Exception as exc:
+            name = getattr(function, "__name__", repr(function))
+            raise AgentError(f"task {name!r}", cause=exc, line=user_line(exc)) from exc
 
     return run
 

@@ -50,12 +50,20 @@ class Crontab:
             raise ConfigurationError(f"crontab: there is no time zone {self.timezone!r}") from exc
 
     def after(self, now: int) -> int:
-        """The first moment after ``now`` that the expression names, both in ms."""
+        """The first moment after ``now`` that the expression names, both in ms.
+
+        As cron does: what is due in the hour that summer time leaves out runs when that hour would end; in
+        the hour that comes twice, jobs at a named hour run once, and those of every hour both times.
+        """
         from croniter import croniter
 
-        local = datetime.fromtimestamp(now / 1_000, self.zone())
-        following = croniter(self.expression, local).get_next(datetime)
-        return int(following.timestamp()) * 1_000
+        zone = self.zone()
+        moments = croniter(self.expression, datetime.fromtimestamp(now / 1_000, zone))
+        every_hour = "*" in self.expression.partition(" ")[2].split(" ")[0]
+        while True:
+            moment = int(moments.get_next(datetime).timestamp())
+            if every_hour or not datetime.fromtimestamp(moment, zone).fold:
+                return moment * 1_000
 
     def __str__(self) -> str:
         return f"{self.expression} {self.timezone}"

@@ -78,7 +78,7 @@ class CommittedTable:
     ) -> list[dict[str, Any]]:
         """Entries in the order of the table; of one key, or with ``bounds[0] <= key < bounds[1]``."""
         found: dict[bytes, tuple[TopicPartition, bytes]] = {}
-        ends = await self._ends(key)
+        ends = await self.ends(key)
         starts = await self._transport.start_offsets(list(ends)) if ends else {}
         wanted = self._wanted(key, bounds)
         total = sum(end - starts[tp] for tp, end in ends.items())
@@ -103,10 +103,17 @@ class CommittedTable:
         ]
 
     async def changes(
-        self, *, key: bytes | None, bounds: tuple[bytes, bytes | None]
+        self,
+        positions: Mapping[TopicPartition, int],
+        *,
+        key: bytes | None,
+        bounds: tuple[bytes, bytes | None],
     ) -> AsyncIterator[dict[str, Any]]:
-        """Entries as they are committed, from now on and for ever; ``deleted`` where one is gone."""
-        positions = await self._ends(key)
+        """Entries as they are committed, for ever; ``deleted`` where one is gone.
+
+        Args:
+            positions: where to begin, from `ends`.
+        """
         wanted = self._wanted(key, bounds)
         async for _, records, _ in self._read(positions, None):
             for state_key, value in records:
@@ -118,7 +125,7 @@ class CommittedTable:
         """A key as people write it; raises ValueError."""
         return self.info.layout.encode(self.info.layout.parse(text))
 
-    async def _ends(self, key: bytes | None) -> dict[TopicPartition, int]:
+    async def ends(self, key: bytes | None) -> dict[TopicPartition, int]:
         """How far the table goes in its topic; nothing where the topic does not exist yet."""
         info = (await self._transport.topics()).get(self._topic)
         if info is None:

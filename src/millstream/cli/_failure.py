@@ -23,7 +23,6 @@ __all__ = ["CONFIGURATION", "FAILED", "INTERRUPTED", "complain", "note", "report
 FAILED = 1
 CONFIGURATION = 2
 INTERRUPTED = 130
-_BROKEN_PIPE = 141
 
 
 def complain(sentence: str) -> None:
@@ -47,7 +46,7 @@ def report(error: BaseException, *, debug: bool = False) -> int:
     if isinstance(error, BrokenPipeError):
         # whoever read our output, `head` for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        return FAILED
     if debug:
         traceback.print_exception(error)
     if isinstance(error, BaseExceptionGroup):

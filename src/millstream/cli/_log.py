@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from millstream.app._runtime import local_path, open_transport
 from millstream.errors import ConfigurationError
-from millstream.records import TopicPartition
 from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from millstream.app import App
+    from millstream.records import TopicPartition
     from millstream.topology import Topology
     from millstream.transports.base import OffsetAndMetadata, TopicInfo, Transport
 

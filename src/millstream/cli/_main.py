@@ -72,7 +72,7 @@ class CommandLine(click.Group):
                 with formatter.section(title):
                     formatter.write_dl(rows)
 
-    def main(  # type: ignore[override]
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,

@@ -60,9 +60,8 @@ def one_line(cell: Any) -> str:
     """A value on one line: text as it is, nothing for None, all others as JSON."""
     if cell is None:
         return ""
-    if not isinstance(cell, str):
-        cell = msgspec.json.encode(cell, enc_hook=str).decode()
-    return cell.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
+    text = cell if isinstance(cell, str) else msgspec.json.encode(cell, enc_hook=str).decode()
+    return text.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
 
 
 def shown_bytes(data: bytes) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    import click
 
 __all__ = ["complete_names", "run"]
 

@@ -255,9 +255,10 @@ def _sample(info: Any) -> Any:
         return 1 if isinstance(info, kinds.IntType) else 1.5
     if isinstance(info, kinds.DateTimeType):
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if isinstance(info, (kinds.LiteralType, kinds.EnumType)):
-        values = getattr(info, "values", None) or [member.value for member in info.cls]
-        return next(iter(values))
+    if isinstance(info, kinds.LiteralType):
+        return info.values[0]
+    if isinstance(info, kinds.EnumType):
+        return next(iter(info.cls)).value
     if isinstance(info, kinds.UnionType):
         return _sample(info.types[0])
     if isinstance(info, (kinds.ListType, kinds.SetType, kinds.FrozenSetType, kinds.TupleType)):

@@ -48,8 +48,8 @@ async def _skip(app: App, record: Position) -> None:
         if info is None or tp.partition >= info.partitions:
             has = "does not exist" if info is None else f"has {info.partitions} partitions"
             raise ConfigurationError(f"{record}: topic {tp.topic!r} {has}")
-        if members := (await transport.describe_group(app.id)).members:
-            raise _running(app, len(members))
+        if (await transport.describe_group(app.id)).members:
+            raise _running(app)
         positions = await agent_positions(app, transport, [tp])
         following = await _next_records(transport, positions, tp)
         moved = past(record, positions, following)
@@ -112,18 +112,14 @@ async def _next_record(transport: Transport, tp: TopicPartition, at: int, end: i
             fetched = await reader.fetch({tp: at}, max_bytes=FETCH_BYTES_MAX, max_wait_s=1.0)
             for some in fetched:
                 for record in iterate_records(some.data, where=str(tp), position=at):
-                    return record.offset
+                    return int(record.offset)
                 at = some.next_offset
         return end
     finally:
         await reader.close()
 
 
-def _running(app: App, count: int | None = None) -> TransportError:
-    workers = "workers" if count is None else "1 worker" if count == 1 else f"{count} workers"
+def _running(app: App) -> TransportError:
     return TransportError(
-        f"{workers} of app {app.id!r} running: stop them first (Ctrl-C), and skip the record then"
-        if count is None
-        else f"{workers} of app {app.id!r} {'is' if count == 1 else 'are'} running: stop first"
-        " (Ctrl-C), then skip the record"
+        f"workers of app {app.id!r} are running: stop them first (Ctrl-C), then skip the record"
     )

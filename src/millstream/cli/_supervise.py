@@ -93,11 +93,9 @@ class Supervisor:
     # children -------------------------------------------------------------------------------------
 
     def _start(self, child: _Child) -> None:
-        own: dict[str, Any] = (
-            {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-            if sys.platform == "win32"
-            else {"start_new_session": True}
-        )
+        own: dict[str, Any] = {"start_new_session": True}
+        if sys.platform == "win32":
+            own = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         child.process = subprocess.Popen(child.command, stdin=subprocess.PIPE, **own)
         child.started, child.due = time.monotonic(), None
         if len(self._children) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,7 +86,7 @@ async def _table(
         committed = await CommittedTable.open(app, declared, transport)
         key, bounds = _bounds(committed, shown.key, prefix)
         workers, urls = await worker_urls(transport, app.id)
-        changes = committed.changes(key=key, bounds=bounds)
+        ends = await committed.ends(key)  # before the answer: what follows is not missed
         answered = _from_workers(urls, declared.name, shown.key, prefix, limit)
         if answered is None:
             note(
@@ -100,7 +101,7 @@ async def _table(
             rows, more, body = answered
             shown.rows(rows, more=more, body=body)
         if shown.watch:
-            async for row in changes:
+            async for row in committed.changes(ends, key=key, bounds=bounds):
                 shown.change(row)
 
 
@@ -215,7 +216,7 @@ class _Shown:
         else:
             value = "(deleted)" if row.get("deleted") else _plain(row["value"])
             click.echo("\t".join((one_line(row["key"]), *self._window(row), value)))
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()
 
     def _table(self, rows: list[Row]) -> None:
         window = ("from", "to") if self._windowed else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,14 +37,20 @@ _MOMENT_MIN = 10**11
 
 
 class Begin(NamedTuple):
-    """Where to begin: at one of the ends, or at the last ``count`` records, or at a time in ms."""
+    """Where to begin: at one of the ends, or at the ``last`` records, or at a ``moment`` in ms."""
 
     end: bool = False
-    count: int | None = None
-    time: int | None = None
+    last: int | None = None
+    moment: int | None = None
 
 
-class BeginType(click.ParamType):
+if TYPE_CHECKING:
+    _BeginParam = click.ParamType[Begin]
+else:
+    _BeginParam = click.ParamType  # which takes a type only since click 8.3
+
+
+class BeginType(_BeginParam):
     """``beginning``, ``end``, a count, ``10m`` (ago), or a time."""
 
     name = "beginning|end|N|TIME"
@@ -60,13 +67,13 @@ class BeginType(click.ParamType):
             return Begin(end=True)
         if value.isdigit():
             number = int(value)
-            return Begin(time=number) if number >= _MOMENT_MIN else Begin(count=number)
+            return Begin(moment=number) if number >= _MOMENT_MIN else Begin(last=number)
         try:
-            return Begin(time=time.time_ns() // 1_000_000 - duration_ms(value))
+            return Begin(moment=time.time_ns() // 1_000_000 - duration_ms(value))
         except ConfigurationError:
             pass
         try:
-            return Begin(time=timestamp_ms(datetime.fromisoformat(value).astimezone()))
+            return Begin(moment=timestamp_ms(datetime.fromisoformat(value).astimezone()))
         except ValueError:
             self.fail(
                 f"{value!r} is neither beginning, end, a count of records, a length of time such as"
@@ -112,8 +119,8 @@ async def _tail(
         ends = await transport.end_offsets(tps)
         printer = _Printer(declared, limit=limit, as_json=as_json)
         positions = await _positions(transport, begin, tps, ends)
-        if begin.count is not None:
-            shown = await _last(transport, positions, ends, begin.count)
+        if begin.last is not None:
+            shown = await _last(transport, positions, ends, begin.last)
             for tp, record in shown:
                 printer.show(tp, record)
             positions = dict(ends)
@@ -130,12 +137,12 @@ async def _positions(
 ) -> dict[TopicPartition, int]:
     if begin.end:
         return dict(ends)
-    if begin.time is not None:
-        return await transport.offsets_at(tps, begin.time)
+    if begin.moment is not None:
+        return await transport.offsets_at(tps, begin.moment)
     starts = await transport.start_offsets(tps)
-    if begin.count is None:
+    if begin.last is None:
         return starts
-    return {tp: max(starts[tp], ends[tp] - begin.count) for tp in tps}
+    return {tp: max(starts[tp], ends[tp] - begin.last) for tp in tps}
 
 
 async def _last(
@@ -232,4 +239,4 @@ class _Printer:
 
     def flush(self) -> None:
         """What was printed so far is for the reader to see."""
-        click.get_text_stream("stdout").flush()
+        sys.stdout.flush()

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millstream.agents import Topic
 from millstream.cli._output import shown_bytes
 from millstream.errors import ConfigurationError, DecodeError
 
 if TYPE_CHECKING:
+    from millstream.agents import Topic
     from millstream.app import App
     from millstream.serialization.base import Codec
 

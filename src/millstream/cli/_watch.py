@@ -29,9 +29,8 @@ def source_folders(reference: str | None, directory: Path) -> list[Path]:
     if reference and not reference.endswith(".py"):
         top = reference.partition(":")[0].partition(".")[0]
         spec = importlib.machinery.PathFinder.find_spec(top)
-        for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-            if not Path(place).is_relative_to(directory):
-                folders.append(Path(place))
+        places = (spec.submodule_search_locations or ()) if spec is not None else ()
+        folders += [Path(place) for place in places if not Path(place).is_relative_to(directory)]
     return folders
 
 

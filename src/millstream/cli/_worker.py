@@ -94,9 +94,10 @@ def _work(session: Session, call: WorkerCall, child: int | None) -> int:
         level=call.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     app = session.app()
-    changes = {"web_port": call.web_port, "web_host": call.web_host}
     app.settings = dataclasses.replace(
-        app.settings, **{name: value for name, value in changes.items() if value is not None}
+        app.settings,
+        web_port=call.web_port or app.settings.web_port,
+        web_host=call.web_host or app.settings.web_host,
     )
     return serve(
         app,

@@ -102,6 +102,9 @@ class AlignedPart(WindowedPart):
         """Starts of windows that may have data and are not closed; kept only where windows close."""
         self._expire_from = 0
 
+    def shown(self, key: Any) -> Any:
+        return key[1], self.windows.window(key[0])
+
     def first(self, entry: tuple[int, Any], initial: Callable[[Any, TablePart], Any]) -> Any:
         """The value of an entry that is not dirty, or deleted; of immutable ones, without a journal."""
         value = DELETED if entry in self.dirty else self.load(entry)
@@ -213,7 +216,7 @@ class AlignedPart(WindowedPart):
         return self.windows.end(entry[0]) + self.grace_ms
 
     def _find_open(self) -> None:
-        at = self._cut_cursor[:9] or b"\x02"
+        at = max(b"\x02", self._cut_cursor + b"\x00")
         while (key := next(iter(self.store.keys(at, b"\x03")), None)) is not None:
             start = int.from_bytes(key[1:9], "big")
             self.opened(start)

@@ -31,7 +31,7 @@ import heapq
 import itertools
 from typing import TYPE_CHECKING, Any, Final
 
-from millstream.context import PreImage, Scope
+from millstream.context import PreImage, Scope, current
 from millstream.errors import DecodeError, EncodeError
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class TablePart:
         "committing",
         "committing_base",
         "committing_fresh",
+        "committing_gone",
         "committing_system",
         "decode_key",
         "dirty",
@@ -82,6 +83,7 @@ class TablePart:
         "encode_key",
         "encoded",
         "fresh",
+        "gone",
         "last_toucher",
         "loads",
         "mutable",
@@ -126,9 +128,12 @@ class TablePart:
         self.base: dict[Any, bytes] = {}
         self.fresh: set[Any] = set()
         """Keys in ``dirty`` that hold a default which nobody assigned."""
+        self.gone: set[Any] = set()
+        """Those of ``fresh`` whose entry was deleted before: a default that stays as it is means a deletion."""
         self.committing: dict[Any, Any] = {}
         self.committing_base: dict[Any, bytes] = {}
         self.committing_fresh: set[Any] = set()
+        self.committing_gone: set[Any] = set()
         self.encoded: dict[Any, bytes] = {}
         """Bytes of entries in ``committing``."""
         self.cache: dict[Any, Any] = {}
@@ -158,6 +163,7 @@ class TablePart:
             self.admit(key)
         elif key in self.fresh:
             self.fresh.discard(key)
+            self.gone.discard(key)
             del self.base[key]
         self.dirty[key] = value
 
@@ -168,6 +174,8 @@ class TablePart:
     def keep_default(self, key: Any, value: Any) -> None:
         """Hold a default that was handed out, so that it is kept if it is changed in place."""
         self.admit(key)
+        if self.dirty.get(key) is DELETED:
+            self.gone.add(key)
         self.dirty[key] = value
         self.base[key] = self._encode(key, value)
         self.fresh.add(key)
@@ -304,6 +312,7 @@ class TablePart:
                 data = self.encode_key(key)
                 if start <= data and (end is None or data < end):
                     overlay[data] = key
+        self._see_range(overlay.values())
         below = (
             (data, MISSING)
             for data, _ in self.store.items(max(start, b"\x01"), end, reverse=reverse)
@@ -321,6 +330,16 @@ class TablePart:
                     yield key
             elif self.committing.get(key) is not DELETED:
                 yield key
+
+    def _see_range(self, keys: Iterable[Any]) -> None:
+        """The event at hand sees that these entries are there, or are not: whoever touched them made it so."""
+        scope = current.get(None)
+        if scope is None or scope.journal is None:
+            return
+        for key in keys:
+            last = self.last_toucher.get(key)
+            if last is not None and last is not scope:
+                scope.depends.add(last)
 
     # the journal ----------------------------------------------------------------------------------
 
@@ -349,12 +368,17 @@ class TablePart:
         if value is DELETED or not self.mutable:
             return PreImage(True, value, self._order())
         if key in self.fresh and self._encode(key, value) == self.base[key]:
+            if key in self.gone:
+                return PreImage(True, DELETED, self._order())
             return PreImage(False, None, self._order())
         return PreImage(True, self._encode(key, value), self._order())
 
     def undo(self, key: Any, before: PreImage) -> None:
         """Make the entry look as it did before an event, on which no other event depends."""
-        self.fresh.discard(key)
+        if key in self.fresh:
+            self.fresh.discard(key)
+            self.gone.discard(key)
+            del self.base[key]
         if not before.dirty:
             self.dirty.pop(key, None)
             self.base.pop(key, None)
@@ -394,23 +418,32 @@ class TablePart:
         self.committing, self.dirty = self.dirty, {}
         self.committing_base, self.base = self.base, {}
         self.committing_system, self.changed_system = self.changed_system, {}
-        fresh = self.fresh
-        self.committing_fresh, self.fresh = fresh, set()
+        self.committing_fresh, self.fresh = self.fresh, set()
+        self.committing_gone, self.gone = self.gone, set()
         for key, before in excluded.items():
             live = self.committing.pop(key, MISSING)
             if live is not MISSING:
                 self.dirty[key] = live
-                if key in fresh and not before.dirty:
-                    self.fresh.add(key)
             base = self.committing_base.get(key)
+            fresh, gone = key in self.committing_fresh, key in self.committing_gone
+            if before.dirty and self.mutable and before.value is not DELETED:
+                self.committing[key] = MISSING  # its bytes are in ``encoded``
+                self.encoded[key] = before.value
+                self.base[key] = before.value
+                continue
             if before.dirty:
-                if self.mutable and before.value is not DELETED:
-                    self.committing[key] = MISSING  # its bytes are in ``encoded``
-                    self.encoded[key] = before.value
-                    self.base[key] = before.value
-                else:
-                    self.committing[key] = before.value
-            elif base is not None:
+                self.committing[key] = before.value
+            if fresh:
+                # a default that excluded events were handed: the epoch knows nothing of it
+                assert base is not None
+                self.fresh.add(key)
+                self.base[key] = base
+                self.committing_fresh.discard(key)
+                self.committing_gone.discard(key)
+                del self.committing_base[key]
+                if gone and not before.dirty:
+                    self.gone.add(key)
+            elif base is not None and not before.dirty:
                 self.base[key] = base
 
     def encode(self) -> Iterator[dict[bytes, bytes | None]]:
@@ -430,9 +463,15 @@ class TablePart:
                 if data is None:
                     data = encoded[key] = self._encode(key, value)
                 if base.get(key) == data:
-                    if key in self.committing_fresh:
-                        del self.committing[key], encoded[key]
-                    continue
+                    if key not in self.committing_fresh:
+                        continue
+                    del encoded[key]
+                    if key not in self.committing_gone:
+                        del self.committing[key]
+                        continue
+                    self.committing[key] = DELETED
+                    del base[key]
+                    data = None
             else:
                 data = self._encode(key, value)
             slice_[encode_key(key)] = data
@@ -470,36 +509,45 @@ class TablePart:
         """
         self._restore_images(events)
         for key, value in self.committing.items():
-            if key in self.committing_base:
-                self.base[key] = self.committing_base[key]
-            else:
+            gone = value is DELETED or key in self.committing_gone
+            if key in self.fresh:
+                if gone:
+                    self.gone.add(key)
+                continue
+            base = self.committing_base.get(key)
+            if base is None or (key in self.dirty and key in self.committing_fresh):
                 self.base.pop(key, None)
+            else:
+                self.base[key] = base
             if key in self.dirty:
                 continue
             if value is MISSING or (key in self.encoded and value is not DELETED):
                 value = self.decode(key, self.encoded[key])
             self.dirty[key] = value
-            if key in self.committing_fresh:
+            if key in self.committing_fresh and value is not DELETED:
                 self.fresh.add(key)
+                if gone:
+                    self.gone.add(key)
         self.changed_system = {**self.committing_system, **self.changed_system}
         self._drop()
 
     def _restore_images(self, events: Iterable[Scope]) -> None:
-        first: dict[Any, tuple[PreImage, Scope]] = {}
         for event in events:
-            for (part, key), before in (event.journal or {}).items():
-                if part is self and key in self.committing:
-                    found = first.get(key)
-                    if found is None or before.order < found[0].order:
-                        first[key] = before, event
-        for key, (before, event) in first.items():
-            value = self.committing[key]
-            if self.mutable and value is not DELETED:
-                value = self._bytes_of(key)
-            if value is not None and not before.dirty:
-                assert event.journal is not None
-                event.journal[self, key] = before._replace(dirty=True, value=value)
+            if event.journal is None:
+                continue
+            for (part, key), before in event.journal.items():
+                if part is not self or before.dirty or key not in self.committing:
+                    continue
+                value = self.committing[key]
+                if self.mutable and value is not DELETED:
+                    value = self._bytes_of(key)
+                    if value is None:
+                        if key not in self.committing_gone:
+                            continue
+                        value = DELETED
+                event.journal[part, key] = before._replace(dirty=True, value=value)
 
     def _drop(self) -> None:
         self.committing, self.committing_base, self.encoded = {}, {}, {}
-        self.committing_system, self.committing_fresh = {}, set()
+        self.committing_system = {}
+        self.committing_fresh, self.committing_gone = set(), set()

@@ -52,8 +52,9 @@ LIMIT_MAX = 1_000
 _ALIGNED, _BY_KEY = b"\x02", b"\x03"
 _START = struct.Struct(">Q")
 _BOUNDS = struct.Struct(">QQ")
-_NEWEST_BYTES = 8
-"""A sliding window's value begins with the timestamp of its newest record."""
+_TIME_BYTES = 8
+"""A sliding window's value begins with the timestamp of its newest record, an entry's with a time to live
+with the stream time of its last write."""
 
 
 class QueryError(MillstreamError):
@@ -222,6 +223,8 @@ class TableInfo:
     partitioner: Partitioner
     loads: Callable[[bytes], Any] | None = None
     """Reads stored values where they may have an older form than ``codec`` reads."""
+    ttl_ms: int | None = None
+    """Entries that were not written for so long, by stream time, are gone."""
     everywhere: bool = False
     """Each worker holds all of it."""
     source: str | None = None
@@ -262,9 +265,16 @@ class TableInfo:
             return state_key[1:-16], Window(start, end)
         return None
 
-    def expired(self, window: Window | None, stream_time: int) -> bool:
-        """Whether the retention of a window is over, although the store may still have it."""
+    def expired(self, window: Window | None, stored: bytes, stream_time: int) -> bool:
+        """Whether the time of an entry is over, although the store may still have it.
+
+        Args:
+            stored: what the store has for the entry.
+            stream_time: that of the windows' operator, or of the shard where entries have a time to live.
+        """
         windows = self.windows
+        if self.ttl_ms is not None:
+            return int.from_bytes(stored[:_TIME_BYTES], "big") + self.ttl_ms <= stream_time
         if window is None or windows is None:
             return False
         at = window.end if isinstance(windows, Session) else window.start
@@ -272,7 +282,9 @@ class TableInfo:
 
     def state_value(self, stored: bytes) -> bytes:
         """The bytes of the value itself, in what the store has for an entry."""
-        return stored[_NEWEST_BYTES:] if isinstance(self.windows, Sliding) else stored
+        if self.ttl_ms is not None or isinstance(self.windows, Sliding):
+            return stored[_TIME_BYTES:]
+        return stored
 
 
 def merge_pages(

@@ -251,16 +251,17 @@ class WindowView(Generic[K, V]):
             f" Write {self._shown}.current() for the value of the event's window"
         )
 
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise AttributeError(
-            f"{self._shown} stands for several windows, and has no {name!r}. Read"
-            f" {self._shown}.current().{name}; to change values in place, write"
-            f" `for window, value in {self._shown}.event_windows():`"
-        )
-
     if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            raise AttributeError(
+                f"{self._shown} stands for several windows, and has no {name!r}. Read"
+                f" {self._shown}.current().{name}; to change values in place, write"
+                f" `for window, value in {self._shown}.event_windows():`"
+            )
+
         __hash__ = None
         __bool__ = __int__ = __float__ = __complex__ = __index__ = _is_no_value
         __len__ = __iter__ = __contains__ = __getitem__ = __setitem__ = __delitem__ = _is_no_value

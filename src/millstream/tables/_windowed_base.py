@@ -181,6 +181,7 @@ class WindowedPart(TablePart):
                 self._base_time = self.stream_time
             if timestamp > self._base_time and timestamp > scope.times.get(self, -1):
                 scope.times[self] = self._timed[scope] = timestamp
+                scope.wrote = True
         if timestamp > self.stream_time:
             self.stream_time = timestamp
             if timestamp >= self.due_at:
@@ -211,6 +212,7 @@ class WindowedPart(TablePart):
             if timestamp >= moment:
                 if owner is not scope:
                     scope.depends.add(owner)
+                    scope.wrote = True
                 return
 
     def late(self, window: int, moment: int, scope: Scope) -> None:

@@ -39,6 +39,11 @@ class TestApp:
     __test__ = False
 
     def __init__(self, app: App, *, start: int = 1_700_000_000_000) -> None:
+        from millstream.state.memory import MemoryBackend
+        from millstream.transports.memory import MemoryLog
+
+        self._log = MemoryLog()
+        self._state = MemoryBackend()
         self.app = app
         self.clock = ManualClock(start)
         self._real_clock = app.clock
@@ -46,13 +51,12 @@ class TestApp:
         self._runtime: Runtime | None = None
 
     async def __aenter__(self) -> TestApp:
-        from millstream.state.memory import MemoryBackend
-        from millstream.transports.memory import MemoryLog
-
         self.app.clock = self.clock
-        self._log = MemoryLog()
-        self._state = MemoryBackend()
-        await self._start()
+        try:
+            await self._start()
+        except BaseException:
+            self.app.clock = self._real_clock
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -73,7 +77,11 @@ class TestApp:
             commits=False,
         )
         self._runtime = await self._stack.enter_async_context(runtime.running())
-        await self.settle()
+        try:
+            await self.settle()
+        except BaseException as exc:  # what ended the worker takes the place of a cancellation
+            await self._stack.__aexit__(type(exc), exc, exc.__traceback__)
+            raise
 
     async def _stop(self) -> None:
         assert self._stack is not None

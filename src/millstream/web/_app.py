@@ -14,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from millstream.errors import TopologyError
+from millstream.errors import MillstreamError, TopologyError
 from millstream.tables._query import BadQueryError, QueryError
 from millstream.topology import draw_mermaid, draw_svg, draw_text
 from millstream.web import _pages
@@ -92,8 +92,9 @@ def build_web(
         middleware=[Middleware(OriginGuard)],
         exception_handlers={
             HTTPException: _refused,
-            QueryError: _problem,
+            MillstreamError: _problem,
             Problem: _problem,
+            Exception: _problem,
         },
     )
     application.state.closing = closing

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import Response
 
+from millstream.errors import MillstreamError, TransportError
 from millstream.tables._query import (
     BadQueryError,
     NotHereError,
@@ -74,11 +75,13 @@ def problem_of(error: Exception) -> Problem:
         return error
     if isinstance(error, UnknownTableError):
         return Problem("no-such-table", 404, str(error), table=error.table)
-    if isinstance(error, (UnavailableError, NotHereError)):
+    if isinstance(error, (UnavailableError, NotHereError, TransportError)):
         return Problem("unavailable", 503, str(error))
-    if isinstance(error, (BadQueryError, QueryError, ValueError, TypeError)):
+    if isinstance(error, (BadQueryError, QueryError)):
         return Problem("bad-question", 400, str(error))
-    raise error
+    if isinstance(error, MillstreamError):
+        return Problem("", 500, str(error))
+    return Problem("", 500, "The answer failed; the worker's log says how.")
 
 
 def of_status(error: HTTPException) -> Problem:

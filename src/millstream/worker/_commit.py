@@ -90,6 +90,7 @@ class Committer:
         self.listeners: list[Callable[[ShardCut], None]] = []
         """Called for each shard's part of a committed epoch, once the store holds it."""
         self._work_s = 0.0
+        self._began = 0.0
 
     async def run(self) -> NoReturn:
         """Commit for ever."""
@@ -116,6 +117,7 @@ class Committer:
             How many shards had something that was committed.
         """
         async with self.lock:
+            self._began = self._clock.monotonic()
             cuts = self._cut()
             if not cuts:
                 return 0
@@ -140,7 +142,7 @@ class Committer:
         return cuts
 
     async def _carry_out(self, cuts: list[ShardCut]) -> int:
-        began = self._clock.monotonic()
+        began = self._began
         member_id, generation = self.member_id, self.generation
         now = self._clock.now()
         records: dict[TopicPartition, list[OutgoingRecord]] = {}

@@ -43,8 +43,9 @@ def choose_excluded(
         if event.record is not None and event.tp is not None:
             source = by_source.setdefault((event.agent, event.tp), [])
             source.append((event.record.offset, event))
-        for earlier in event.depends:
-            dependents.setdefault(earlier, []).append(event)
+        if event.has_ties:
+            for earlier in event.depends:
+                dependents.setdefault(earlier, []).append(event)
     excluded: set[Scope] = set()
     pending = [event for event in events if event.open]
     for source_key, listed in by_source.items():

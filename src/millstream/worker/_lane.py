@@ -286,8 +286,6 @@ class Lane:
 
     async def _feed(self, run: Run) -> None:
         instance = self.instances[0]
-        clock = self.shard.clock
-        began = clock.monotonic()
         count = self._run_records
         instance.deliver(run)
         await instance.idle.wait()
@@ -295,7 +293,7 @@ class Lane:
         if rest is not None:
             self._rest.appendleft(rest)
             return
-        spent = clock.monotonic() - began
+        spent = instance.run_s
         if spent < RUN_TARGET_S / 2:
             self._run_records = min(RUN_RECORDS_MAX, count * 2)
         elif spent > RUN_TARGET_S:

@@ -42,26 +42,35 @@ _TIME_MAX = (1 << 63) - 1
 
 
 def read_store(
-    store: TableStore, info: TableInfo, read: Read, *, scanned_max: int = SCANNED_MAX
+    store: TableStore,
+    info: TableInfo,
+    read: Read,
+    *,
+    stream_time: int = -1,
+    scanned_max: int = SCANNED_MAX,
 ) -> tuple[list[Entry], bytes | None]:
     """Up to ``read.limit`` entries in the order of their state keys, and where the next page begins.
+
+    Args:
+        stream_time: the shard's; decides which entries with a time to live are over.
 
     Returns:
         The entries, and the state key up to which everything was looked at; None when that is all.
     """
     entries: list[Entry] = []
     last = None
-    stream_time = _stream_time(store, info)
+    if info.windows is not None:
+        stream_time = _stream_time(store)
     for scanned, (state_key, stored) in enumerate(_candidates(store, info, read)):
         if scanned == scanned_max:
             return entries, last
-        parsed = None if stored is None else info.parse_state_key(state_key)
+        parsed = info.parse_state_key(state_key)
         if parsed is not None and stored is not None:
             key, window = parsed
             if (
                 _has_key(read, key)
                 and read.takes(window, info.windows)
-                and not info.expired(window, stream_time)
+                and not info.expired(window, stored, stream_time)
             ):
                 if len(entries) == read.limit:
                     return entries, last
@@ -70,9 +79,9 @@ def read_store(
     return entries, None
 
 
-def _stream_time(store: TableStore, info: TableInfo) -> int:
-    """The operator's stream time, as it was committed with the entries."""
-    data = None if info.windows is None else store.get(TIME_KEY)
+def _stream_time(store: TableStore) -> int:
+    """The stream time of the windows' operator, as it was committed with the entries."""
+    data = store.get(TIME_KEY)
     return -1 if data is None else int(_START.unpack(data)[0])
 
 

@@ -136,7 +136,9 @@ class Shard:
         self.journaled = True
         self._suspends = False
         self._quiet_events = 0
-        self._events: list[Scope] = []
+        self._finished_events = 0
+        self._events: dict[Scope, None] = {}
+        """Events with a journal that are open, or that have written and are not committed, in order."""
         self._failures: dict[tuple[str, TopicPartition, int], tuple[int, BaseException]] = {}
         self.gate = asyncio.Event()
         self._closed_by: set[str] = set()
@@ -170,8 +172,9 @@ class Shard:
             AgentError: a record stops the worker.
         """
         while True:
-            self._reset()
+            # first, because a commit on its way may still give back what it took
             await self.before_recovery()
+            self._reset()
             try:
                 async with asyncio.TaskGroup() as tasks:
                     await self._recover()
@@ -297,7 +300,10 @@ class Shard:
 
     def _check(self, table: TableSpec) -> Callable[[Any], None]:
         def check(key: Any) -> None:
-            data = table.place(key)
+            try:
+                data = table.place(key)
+            except (TypeError, ValueError) as exc:
+                raise TypeError(f"table {table.name!r}: {key!r} cannot be a key of it: {exc}") from exc
             scope = current.get(None)
             if scope is not None and scope.record is not None and scope.record.key == data:
                 return
@@ -358,7 +364,13 @@ class Shard:
         )
 
     def event_begun(self, scope: Scope) -> None:
-        self._events.append(scope)
+        self._events[scope] = None
+
+    def event_finished(self, scope: Scope) -> None:
+        """A journaled event is finished; one that has written nothing is of no further interest."""
+        if not scope.wrote:
+            self._events.pop(scope, None)
+        self._finished_events += 1
 
     def time_reached(self, timestamp: int) -> None:
         self.stream_time = max(self.stream_time, timestamp)
@@ -369,7 +381,7 @@ class Shard:
         scope.timestamp = timestamp
         scope.open = True
         if self.journaled:
-            self._events.append(scope)
+            self._events[scope] = None
         else:
             self._callbacks.add(scope)
         return scope
@@ -454,13 +466,25 @@ class Shard:
         for (part, key), before in scope.journal.items():
             part.undo(key, before)
             if part.last_toucher.get(key) is scope:
-                del part.last_toucher[key]
+                self._forget_toucher(scope, part, key)
         scope.journal.clear()
         scope.depends.clear()
         scope.times.clear()
         scope.wrote = False
         self.output[:] = [output for output in self.output if output[-1] is not scope]
         return True
+
+    def _forget_toucher(self, scope: Scope, part: Any, key: Any) -> None:
+        """Whoever touches the entry next sees the work of those who did before ``scope``."""
+        before = [
+            (event.journal[part, key].order, event)
+            for event in self._events
+            if event is not scope and event.journal and (part, key) in event.journal
+        ]
+        if before:
+            part.last_toucher[key] = max(before, key=lambda found: found[0])[1]
+        else:
+            del part.last_toucher[key]
 
     def _stopped(self, spec: AgentSpec, failure: Failure) -> MillstreamError:
         key = failure.record.key
@@ -499,7 +523,7 @@ class Shard:
             for name, lane in self.lanes.items()
             for tp in lane.inboxes
         }
-        excluded = choose_excluded(self._events, limits) if self._events else set()
+        excluded = choose_excluded(list(self._events), limits) if self._events else set()
         before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
         taken_events = [event for event in self._events if event not in excluded]
         if excluded and not taken_events and not self._moves(limits):
@@ -511,9 +535,10 @@ class Shard:
             else self.output.copy()
         )
         self.output[:] = kept
-        self._events[:] = [event for event in self._events if event in excluded]
+        self._events = {event: None for event in self._events if event in excluded}
         for event in excluded:
-            event.depends &= excluded
+            if event.has_ties:
+                event.depends &= excluded
         parts = []
         for part in self.own_parts.values():
             part.cut(before.get(part, {}))
@@ -551,7 +576,10 @@ class Shard:
             return
         if excluded or any(lane.agent.concurrency > 1 for lane in self.lanes.values()):
             self._suspends = True
-        self._quiet_events += len(taken)
+        self._quiet_events, self._finished_events = (
+            self._quiet_events + self._finished_events,
+            0,
+        )
         if not self._suspends and self._quiet_events >= QUIET_EVENTS and not self._events:
             self._set_journaled(False)
 
@@ -585,7 +613,7 @@ class Shard:
     def give_back(self, cut: ShardCut) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
         for part in cut.parts:
-            part.restore()
+            part.restore(self._events)
         self.output[:0] = [(*output[:5], None) for output in cut.outputs]
 
     # queries --------------------------------------------------------------------------------------

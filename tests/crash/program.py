@@ -1,0 +1,392 @@
+"""The program under test, and what its log has to hold.
+
+As a module it is one worker process: ``python -m tests.crash.program LOG SLOT [POINT COUNT]`` works on ``local://LOG``
+until SIGTERM. With a point of `millstream.hooks.POINTS` it kills itself when that point is reached for the
+COUNT-th time.
+
+Every effect of the program is a plain function of what each agent has read, so `check` can say what tables and
+topics must hold after any commit: the events before the committed positions, each of them once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+import millstream as ms
+from millstream.clock import Clock
+from millstream.hooks import observe
+from millstream.records import TopicPartition
+from millstream.serialization import partitioner
+from millstream.transports.base import OffsetAndMetadata
+from millstream.worker._metadata import decode_metadata
+
+__all__ = ["APP", "Checker", "Entry", "Event", "LogView", "Numbered", "Program", "Violation", "build"]
+
+APP = "crash"
+PARTITIONS = 3
+KEYS = [f"key-{number}" for number in range(11)]
+GROUPS = [f"group-{number}" for number in range(7)]
+START_MS = 1_700_000_000_000
+
+
+class Event(msgspec.Struct):
+    """An input. The times are how long (ms) each agent sleeps in the middle of it; -1 is not at all."""
+
+    id: int
+    key: str
+    group: str
+    stall: int = -1
+    note: int = -1
+    slow: int = 0
+
+
+class Numbered(msgspec.Struct):
+    """What comes of an event: its running number among those of its key."""
+
+    id: int
+    key: str
+    number: int
+
+
+class Closed(msgspec.Struct):
+    """A window that is final."""
+
+    key: str
+    start: int
+    count: int
+
+
+def shared_keys(partition: int) -> list[str]:
+    """Three keys of a shard that all of its events may write."""
+    place = partitioner("murmur2")
+    found = [
+        name
+        for name in (f"shared-{number}" for number in range(200))
+        if place(name.encode(), PARTITIONS) == partition
+    ]
+    return found[:3]
+
+
+SHARED = [shared_keys(partition) for partition in range(PARTITIONS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """The app and its topics."""
+
+    app: ms.App
+    events: Any
+    numbered: Any
+    finished: Any
+    closed: Any
+
+
+def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any) -> Program:
+    """The program, ready to run."""
+    app = ms.App(APP, clock=clock, partitions=PARTITIONS, web=False, **settings)
+    events = app.topic("events", value=Event, key_from="key")
+    numbered = app.topic("numbered", value=Numbered, key_from="key")
+    finished = app.topic("finished", value=Numbered, key_from="key")
+    closed = app.topic("closed", value=Closed, key_from="key")
+    counts = app.table("counts", key=str, value=int, default=0)
+    notes = app.table("notes", key=str, value=dict[str, int], default=dict)
+    members = app.set_table("members", key=str, value=int)
+    groups = app.table("groups", key=str, value=int, default=0)
+    both = app.table("both", key=str, value=int, default=0)
+    shared = app.table("shared", key=str, value=int, default=0)
+    shared_notes = app.table("shared_notes", key=str, value=dict[str, int], default=dict)
+    runs = app.table("runs", key=str, value=int, default=0)
+    ticks = app.table("ticks", key=str, value=int, default=0)
+    windows = app.table("windows", key=str, value=int, default=0).tumbling(WINDOW_MS / 1_000)
+
+    async def pause(milliseconds: int) -> None:
+        if milliseconds >= 0:
+            await app.clock.sleep(milliseconds / 1_000)
+
+    @app.agent(events)
+    async def count(stream: ms.Stream[Event]) -> None:
+        async for event in stream:
+            counts[event.key] += 1
+            await pause(event.stall)
+            await numbered.send(Numbered(event.id, event.key, counts[event.key]))
+
+    @app.agent(events)
+    async def note(stream: ms.Stream[Event]) -> None:
+        async for event in stream:
+            entry = notes[event.key]
+            if event.id % 7 == 0:
+                continue  # was only read
+            entry["begun"] = entry.get("begun", 0) + 1
+            await pause(event.note)
+            entry["ended"] = entry.get("ended", 0) + 1
+            if event.id % 5 == 0:
+                del notes[event.key]
+            if event.id % 2:
+                members.add(event.key, event.id % 4)
+            else:
+                members.discard(event.key, (event.id + 1) % 4)
+
+    @app.agent(app.stream(events).group_by("group"))
+    async def group(stream: ms.Stream[Event]) -> None:
+        async for event in stream:
+            groups[event.group] += 1
+
+    @app.agent(events, numbered)
+    async def join(stream: ms.Stream[Any]) -> None:
+        async for value in stream:
+            both[value.key] += 1
+
+    async def slow(stream: ms.Stream[Event]) -> None:
+        async for event in stream.events():
+            value, names = event.value, SHARED[event.partition]
+            runs[value.key] += 1
+            shared[names[value.id % 3]] += 1
+            entry = shared_notes[names[value.id % 2]]
+            entry["begun"] = entry.get("begun", 0) + value.id
+            await pause(value.slow)
+            entry = shared_notes[names[value.id % 2]]
+            entry["ended"] = entry.get("ended", 0) + value.id
+            shared[names[value.id // 3 % 3]] += 1
+            await finished.send(Numbered(value.id, value.key, runs[value.key]))
+
+    if concurrency:
+        app.agent(events, concurrency=concurrency)(slow)
+
+    @app.agent(events)
+    async def window(stream: ms.Stream[Event]) -> None:
+        async for event in stream:
+            windows[event.key] += 1
+
+    @windows.on_close
+    async def close(key: str, window: ms.Window, value: int) -> None:
+        await closed.send(Closed(key, window.start, value))
+
+    @app.timer(0.05, scope="shard")
+    async def tick() -> None:
+        from millstream.context import current
+
+        name = SHARED[current.get().shard.number][0]
+        ticks[name] += 1
+
+    return Program(app=app, events=events, numbered=numbered, finished=finished, closed=closed)
+
+
+WINDOW_MS = 50
+CLOSING = hasattr(__import__('millstream.worker._shard').worker._shard, 'close_due')
+
+
+# what must hold
+
+
+class Violation(AssertionError):
+    """The log says something that cannot be."""
+
+
+class Entry(NamedTuple):
+    """A record of a partition."""
+
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass
+class LogView:
+    """A moment of the log: records by partition from the first offset on, and committed positions."""
+
+    records: Mapping[TopicPartition, Sequence[Entry]]
+    positions: Mapping[TopicPartition, OffsetAndMetadata] = field(default_factory=dict)
+
+    def of(self, topic: str, partition: int) -> Sequence[Entry]:
+        """A partition's records."""
+        return self.records.get(TopicPartition(topic, partition), ())
+
+    def position(self, agent: str, topic: str, partition: int) -> int:
+        """How far an agent's work is committed."""
+        found = self.positions.get(TopicPartition(topic, partition))
+        if found is None:
+            return 0
+        return max(found.offset, decode_metadata(found.metadata).a.get(agent, 0))
+
+    def done(self, agent: str, topic: str, partition: int) -> list[Entry]:
+        """The records that an agent has committed."""
+        at = self.position(agent, topic, partition)
+        return [entry for entry in self.of(topic, partition) if entry.offset < at]
+
+    def table(self, name: str, partition: int) -> dict[bytes, bytes]:
+        """A table as its changelog tells it: reserved keys left out."""
+        found: dict[bytes, bytes] = {}
+        for entry in self.of(changelog(name), partition):
+            assert entry.key is not None
+            if entry.value is None:
+                found.pop(entry.key, None)
+            elif entry.key[:1] not in (b"\x00", b"\x04"):
+                found[entry.key] = entry.value
+        return found
+
+
+def changelog(table: str) -> str:
+    """The changelog's name."""
+    return f"{APP}-{table}-changelog"
+
+
+GROUP_TOPIC = f"{APP}-events-by-group"
+_event = msgspec.json.Decoder(Event)
+_numbered = msgspec.json.Decoder(Numbered)
+
+
+def _require(found: object, wanted: object, what: str) -> None:
+    if found != wanted:
+        raise Violation(f"{what}: found {found!r}, and it must be {wanted!r}")
+
+
+class Checker:
+    """Compares a log with the model; knows the layout of the tables' keys from a program."""
+
+    def __init__(self, program: Program) -> None:
+        self._layouts = {
+            name: declared.layout for name, declared in program.app.tables.items() if name != "windows"
+        }
+        self._agents = set(program.app.agents)
+        self.regroup = next(name for name in program.app.agents if "group" in name and name != "group")
+        self.group_topic = next(
+            topic.name for topic in program.app.agents["group"].sources[0].topics
+        )
+
+    def _table(self, view: LogView, name: str, partition: int) -> dict[Any, Any]:
+        layout = self._layouts[name]
+        return {
+            layout.decode(key): msgspec.json.decode(value)
+            for key, value in view.table(name, partition).items()
+        }
+
+    def check(self, view: LogView, *, complete: bool = False) -> None:
+        """Raise `Violation` unless tables and outputs are what the committed positions say."""
+        for partition in range(PARTITIONS):
+            self._first_stage(view, partition)
+            if "slow" in self._agents:
+                self._concurrent(view, partition)
+            self._windows(view, partition, complete=complete)
+            merged: Counter[str] = Counter()
+            for topic, decoder in (("events", _event), ("numbered", _numbered)):
+                for entry in view.done("join", topic, partition):
+                    merged[decoder.decode(entry.value or b"").key] += 1
+            _require(self._table(view, "both", partition), dict(merged), f"both/{partition}")
+            grouped = Counter(
+                _event.decode(entry.value or b"").group
+                for entry in view.done("group", self.group_topic, partition)
+            )
+            _require(self._table(view, "groups", partition), dict(grouped), f"groups/{partition}")
+        self._regrouped(view)
+        if complete:
+            for agent, topic in (
+                *((name, "events") for name in ("count", "note", "join", "slow", "window") if name in self._agents),
+                (self.regroup, "events"),
+                ("join", "numbered"),
+                ("group", self.group_topic),
+            ):
+                for partition in range(PARTITIONS):
+                    records = view.of(topic, partition)
+                    end = records[-1].offset + 1 if records else 0
+                    at = view.position(agent, topic, partition)
+                    _require(at, end, f"position of {agent} in {topic}/{partition}")
+
+    def _first_stage(self, view: LogView, partition: int) -> None:
+        counts: Counter[str] = Counter()
+        wanted = []
+        for entry in view.done("count", "events", partition):
+            event = _event.decode(entry.value or b"")
+            counts[event.key] += 1
+            wanted.append(Numbered(event.id, event.key, counts[event.key]))
+        _require(self._table(view, "counts", partition), dict(counts), f"counts/{partition}")
+        found = [_numbered.decode(e.value or b"") for e in view.of("numbered", partition)]
+        _require(found, wanted, f"numbered/{partition}")
+        notes: dict[str, dict[str, int]] = defaultdict(dict)
+        members: dict[str, set[int]] = defaultdict(set)
+        for entry in view.done("note", "events", partition):
+            event = _event.decode(entry.value or b"")
+            if event.id % 7 == 0:
+                continue
+            for name in ("begun", "ended"):
+                notes[event.key][name] = notes[event.key].get(name, 0) + 1
+            if event.id % 5 == 0:
+                del notes[event.key]
+            if event.id % 2:
+                members[event.key].add(event.id % 4)
+            else:
+                members[event.key].discard((event.id + 1) % 4)
+        _require(self._table(view, "notes", partition), dict(notes), f"notes/{partition}")
+        found_members = {
+            key: set(some) for key, some in self._table(view, "members", partition).items()
+        }
+        _require(found_members, {k: v for k, v in members.items() if v}, f"members/{partition}")
+
+    def _concurrent(self, view: LogView, partition: int) -> None:
+        names = SHARED[partition]
+        runs: Counter[str] = Counter()
+        shared: Counter[str] = Counter()
+        sums: Counter[str] = Counter()
+        wanted: dict[str, list[Numbered]] = defaultdict(list)
+        for entry in view.done("slow", "events", partition):
+            event = _event.decode(entry.value or b"")
+            runs[event.key] += 1
+            shared[names[event.id % 3]] += 1
+            shared[names[event.id // 3 % 3]] += 1
+            sums[names[event.id % 2]] += event.id
+            wanted[event.key].append(Numbered(event.id, event.key, runs[event.key]))
+        _require(self._table(view, "runs", partition), dict(runs), f"runs/{partition}")
+        _require(self._table(view, "shared", partition), dict(shared), f"shared/{partition}")
+        _require(
+            self._table(view, "shared_notes", partition),
+            {name: {"begun": total, "ended": total} for name, total in sums.items()},
+            f"shared_notes/{partition}",
+        )
+        found: dict[str, list[Numbered]] = defaultdict(list)
+        for entry in view.of("finished", partition):
+            output = _numbered.decode(entry.value or b"")
+            found[output.key].append(output)
+        _require(dict(found), dict(wanted), f"finished/{partition}")
+
+    def _windows(self, view: LogView, partition: int, *, complete: bool) -> None:
+        done = view.done("window", "events", partition)
+        counted: Counter[tuple[str, int]] = Counter()
+        latest = -1
+        for entry in done:
+            start = entry.timestamp // WINDOW_MS * WINDOW_MS
+            latest = max(latest, entry.timestamp)
+            if start + WINDOW_MS > latest:
+                counted[_event.decode(entry.value or b"").key, start] += 1
+        found: dict[tuple[str, int], int] = {}
+        for entry in view.of("closed", partition):
+            closed = msgspec.json.decode(entry.value or b"", type=Closed)
+            at = closed.key, closed.start
+            if at in found:
+                raise Violation(f"closed/{partition}: window {at} was closed twice")
+            found[at] = closed.count
+        final = {at: n for at, n in counted.items() if at[1] + WINDOW_MS <= latest}
+        for at, n in found.items():
+            _require(n, final.get(at), f"closed/{partition}: window {at}")
+        if complete and CLOSING:
+            _require(found, final, f"closed/{partition}")
+
+    def _regrouped(self, view: LogView) -> None:
+        wanted: list[int] = []
+        for partition in range(PARTITIONS):
+            for entry in view.done(self.regroup, "events", partition):
+                wanted.append(_event.decode(entry.value or b"").id)
+        found = [
+            _event.decode(entry.value or b"").id
+            for partition in range(PARTITIONS)
+            for entry in view.of(self.group_topic, partition)
+        ]
+        _require(sorted(found), sorted(wanted), "regrouped events")
