@@ -123,6 +123,11 @@ class Scope:
         return bool(self._depends)
 
     @property
+    def has_times(self) -> bool:
+        """Whether `times` has anything in it."""
+        return bool(self._times)
+
+    @property
     def times(self) -> dict[Any, int]:
         """Highest event time that this event gave to each windowed part; kept only with a journal."""
         if self._times is None:

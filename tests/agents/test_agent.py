@@ -1,5 +1,7 @@
 """Agents: what they read, what they send, and the calls that reach them."""
 
+# ruff: noqa: PERF401  # an agent's loop is no list
+
 from __future__ import annotations
 
 import asyncio

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -204,11 +204,16 @@ class Schedule:
     steps: int = 60
     workers: int = 2
     concurrency: int | None = None
-    faults: bool = True
     crashes: bool = True
     evictions: bool = True
     new_generations: bool = True
     pauses: Sequence[int] = (-1, -1, 0, 0, 1, 3, 20)
+
+
+async def _steps(world: World) -> None:
+    for _ in range(world.schedule.steps):
+        await world.step()
+        await world.bury()
 
 
 class World:
@@ -249,6 +254,10 @@ class World:
 
     async def run(self) -> None:
         """All of it, and then to the end of the input."""
+        await self.run_with(_steps)
+
+    async def run_with(self, steps: Callable[[World], Awaitable[None]]) -> None:
+        """Start the workers, do ``steps``, and go to the end of the input."""
         with hooks.observe(self._observe):
             try:
                 async with Runtime(
@@ -256,9 +265,7 @@ class World:
                 ).running():
                     for member in self.members:
                         await member.start()
-                    for _ in range(self.schedule.steps):
-                        await self._step()
-                        await self._bury()
+                    await steps(self)
                     self._armed = None
                     await self._finish()
             finally:
@@ -267,7 +274,7 @@ class World:
                         with contextlib.suppress(Exception):
                             await member.kill()
 
-    async def _step(self) -> None:
+    async def step(self) -> None:
         rng = self.rng
         member = rng.choice(self.members)
         choice = rng.random()
@@ -285,9 +292,12 @@ class World:
                 await asyncio.sleep(0)
         elif choice < 0.90:
             member.disk.flush_some(rng)
-        elif choice < 0.93 and self.schedule.faults:
-            self._arm()
-        elif choice < 0.96 and self.schedule.crashes:
+        elif choice < 0.93:
+            if self._armed is None:
+                self._arm()
+        elif choice < 0.96:
+            if not self.schedule.crashes:
+                return
             if not member.dead:
                 await member.kill(lose=rng.random() < 0.3)
             else:
@@ -297,6 +307,10 @@ class World:
                 self.new_generation()
         elif self.schedule.evictions:
             self.evict(member)
+
+    def arm(self, point: str, action: str) -> None:
+        """Have ``action`` happen when ``point`` is reached a few times more."""
+        self._armed = (point, self.rng.randint(1, 6), action)
 
     def _arm(self) -> None:
         rng = self.rng
@@ -334,7 +348,7 @@ class World:
         else:
             self.evict(member)
 
-    async def _bury(self) -> None:
+    async def bury(self) -> None:
         for member in self.members:
             if (member.dead and member.runtime is not None) or (
                 not member.dead and member.failed()
@@ -360,7 +374,11 @@ class World:
             )
             self._ids += 1
         for event in listed:
-            await self._sender.events.send(event)
+            await self.send_event(event)
+
+    async def send_event(self, event: Event) -> None:
+        """One event from outside."""
+        await self._sender.events.send(event)
 
     def new_generation(self) -> None:
         """The group settles anew, with the same members."""
@@ -382,7 +400,7 @@ class World:
     async def _finish(self) -> None:
         """Everybody lives, and works until nothing is left."""
         for _ in range(400):
-            await self._bury()
+            await self.bury()
             for member in self.members:
                 if member.dead:
                     await member.start()

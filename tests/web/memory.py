@@ -27,7 +27,7 @@ from millstream.windows import AnyWindows, Window, sliding, tumbling
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from starlette.applications import Starlette
 
@@ -90,12 +90,19 @@ class MemoryTables:
         self.stores = stores or Stores()
         self.asked: list[Read] = []
         self.stale_ms: int | None = None
+        self._moved = asyncio.Event()
         self._followers: dict[str, list[tuple[bytes | None, asyncio.Queue[Changes]]]] = {}
 
     @property
     def followers(self) -> int:
         """How many follow changes now."""
         return sum(map(len, self._followers.values()))
+
+    async def until(self, reached: Callable[[], Any]) -> None:
+        """Wait until somebody has asked, followed or gone, so that ``reached`` is true."""
+        while not reached():
+            self._moved.clear()
+            await self._moved.wait()
 
     async def peers(self) -> list[Peer]:
         """Who is said to own what."""
@@ -127,6 +134,7 @@ class MemoryTables:
         info = self.tables[read.table]
         read.check(info)
         self.asked.append(read)
+        self._moved.set()
         numbers = read.shards
         if not numbers:
             numbers = range(SHARDS) if read.key is None else (info.shard_of(read.key),)  # type: ignore[assignment]
@@ -146,12 +154,14 @@ class MemoryTables:
         """As `Queries.changes`."""
         follower = (key, asyncio.Queue[Changes]())
         self._followers.setdefault(table, []).append(follower)
+        self._moved.set()
         try:
             yield Changes(changes=[])
             while True:
                 yield await follower[1].get()
         finally:
             self._followers[table].remove(follower)
+            self._moved.set()
 
 
 class Sample(NamedTuple):

@@ -134,8 +134,7 @@ async def test_a_shard_that_has_moved(
     other.tables.owned.discard(2)
     one.tables.owned.add(2)
     asking = asyncio.create_task(http.get(f"{one.served.url}/tables/totals/keys/{key}"))
-    while not other.tables.asked:
-        await asyncio.sleep(0.005)
+    await other.tables.until(lambda: other.tables.asked)
     tell_peers(workers)
     assert (await asking).json()["value"] == 9.0
 
@@ -266,7 +265,6 @@ async def test_a_view_over_the_cluster(workers: tuple[RunningApp, RunningApp]) -
     assert dict([pair async for pair in view.items()]) == {mine: 1.0, theirs: 2.0}
     async with contextlib.aclosing(view.changes(theirs)) as changes:  # type: ignore[type-var]
         waiting = asyncio.ensure_future(anext(changes))
-        while not other.tables.followers:
-            await asyncio.sleep(0.005)
+        await other.tables.until(lambda: other.tables.followers)
         other.tables.put("totals", theirs, 3.0)
         assert (await waiting).value == 3.0

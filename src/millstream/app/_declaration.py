@@ -16,7 +16,7 @@ from millstream.serialization import (
     key_layout,
     partitioner,
 )
-from millstream.tables import DELETED, Table, TablePart, TtlPart, TtlTable
+from millstream.tables import DELETED, Table, TablePart, TtlPart, TtlTable, index_key_of, windowed
 from millstream.topology import AgentNode, TableNode
 
 if TYPE_CHECKING:
@@ -97,8 +97,6 @@ class DeclaredTable(Generic[K, V]):
 
     def windowed(self, table: Table[Any, Any], windows: AnyWindows, merge: Any) -> Any:
         """Make the table a windowed one; see `Table.tumbling` and its like."""
-        from millstream.tables._windowed import windowed
-
         if self.topic is not None or self.windows is not None:
             raise TopologyError(
                 f"table {self.name!r} cannot be windowed: it is read from a topic, or windowed already"
@@ -204,6 +202,7 @@ class DeclaredTable(Generic[K, V]):
             make=self.make_part,
             place=self.place,
             partitioner=place,
+            on_close=self.table.close if self.windows is not None and self.table.closing else None,
             state_key=None if self.topic is None else self.state_key,
             index_key=self._index_key(),
         )
@@ -220,8 +219,6 @@ class DeclaredTable(Generic[K, V]):
     def _index_key(self) -> Any:
         if self.windows is None:
             return None
-        from millstream.tables._windowed_part import index_key_of
-
         return index_key_of(self.windows)
 
     @property
@@ -267,17 +264,13 @@ class DeclaredTable(Generic[K, V]):
                 check=check,
                 type_name=self.codec.type_name,
             )
-        from millstream.tables._windowed_part import windowed_part
-
-        return windowed_part(
-            self.name,
-            windows=self.windows,
-            store=store,
-            layout=self.layout,
+        made: TablePart = self.table.make_part(
+            store,
+            check,
             dumps=self.codec.dumps,
             loads=self.loads,
             mutable=mutable,
-            check=check,
-            type_name=self.codec.type_name,
             clock=self.app.clock,
+            type_name=self.codec.type_name,
         )
+        return made

@@ -11,6 +11,8 @@ from millstream.tables._position import (
 )
 from millstream.tables._table import SetTable, Table, require_scope
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
+from millstream.tables._windowed import WindowedTable, WindowView, windowed
+from millstream.tables._windowed_part import WindowedPart, index_key_of
 
 __all__ = [
     "DELETED",
@@ -24,8 +26,13 @@ __all__ = [
     "TablePart",
     "TtlPart",
     "TtlTable",
+    "WindowView",
+    "WindowedPart",
+    "WindowedTable",
     "decode_position",
     "encode_position",
+    "index_key_of",
     "plan_recovery",
     "require_scope",
+    "windowed",
 ]

@@ -429,9 +429,11 @@ class TablePart:
             if before.dirty and self.mutable and before.value is not DELETED:
                 self.committing[key] = MISSING  # its bytes are in ``encoded``
                 self.encoded[key] = before.value
-                self.base[key] = before.value
-                continue
-            if before.dirty:
+                if not gone:
+                    self.base[key] = before.value
+                    continue
+                # excluded events deleted it, and were handed a default after that
+            elif before.dirty:
                 self.committing[key] = before.value
             if fresh:
                 # a default that excluded events were handed: the epoch knows nothing of it
@@ -441,7 +443,7 @@ class TablePart:
                 self.committing_fresh.discard(key)
                 self.committing_gone.discard(key)
                 del self.committing_base[key]
-                if gone and not before.dirty:
+                if gone and before.value is not DELETED:
                     self.gone.add(key)
             elif base is not None and not before.dirty:
                 self.base[key] = base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
@@ -174,15 +175,16 @@ class View(Generic[K, V]):
         """
         layout = self._info.layout
         stream = self._queries.changes(self.name, None if key is None else layout.encode(key))
-        async for batch in stream:
-            if batch.missed:
-                yield ViewChange(None, None, missed=True)
-            for change in batch.changes:
-                of = layout.decode(change.key)
-                if change.value is None:
-                    yield ViewChange(of, None, change.window, deleted=True)
-                else:
-                    yield ViewChange(of, self._value(change.key, change.value), change.window)
+        async with contextlib.aclosing(stream) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                if batch.missed:
+                    yield ViewChange(None, None, missed=True)
+                for change in batch.changes:
+                    of = layout.decode(change.key)
+                    if change.value is None:
+                        yield ViewChange(of, None, change.window, deleted=True)
+                    else:
+                        yield ViewChange(of, self._value(change.key, change.value), change.window)
 
     async def _pages(self, read: Read) -> AsyncIterator[Page]:
         while True:

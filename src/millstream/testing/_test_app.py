@@ -193,7 +193,7 @@ class TestApp:
                 ends = await self._runtime.transport.end_offsets(list(lane.inboxes))
                 if any(lane.position(tp) < end for tp, end in ends.items()):
                     return False
-            if shard.has_work():
+            if shard.is_closing or shard.has_work():
                 return False
         return True
 

@@ -12,6 +12,8 @@ from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
 from millstream.errors import AgentError, InternalError, MillstreamError, WrongShardError
 from millstream.records import Position, TopicPartition
+from millstream.tables import WindowedPart
+from millstream.worker._closing import close_due
 from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
@@ -50,6 +52,8 @@ class TableSpec:
     place: Callable[[Any], bytes]
     """A key of the table to its bytes in the source topic's key codec."""
     partitioner: Callable[[bytes, int], int]
+    on_close: Callable[[Any, Any, Any], Awaitable[Any]] | None = None
+    """What to call with key, window and value of each final window."""
     state_key: Callable[[bytes], bytes] | None = None
     index_key: Callable[[bytes], bytes | None] | None = None
 
@@ -155,6 +159,8 @@ class Shard:
         self._output_counted = 0
         self._callbacks: set[Scope] = set()
         self._time_moved = asyncio.Event()
+        self._due = asyncio.Event()
+        self._room = asyncio.Event()
         self._rewind: asyncio.Future[None] | None = None
         self.before_recovery: Callable[[], Awaitable[None]] = _nothing
         self.local_tasks: list[Callable[[Shard], Coroutine[Any, Any, None]]] = []
@@ -180,6 +186,8 @@ class Shard:
                     await self._recover()
                     self._rewind = asyncio.get_running_loop().create_future()
                     self._start_lanes(tasks)
+                    if any(table.on_close is not None for table in self._tables.values()):
+                        tasks.create_task(self._close_windows())
                     for local in self.local_tasks:
                         tasks.create_task(local(self))
                     tasks.create_task(self._until_rewind())
@@ -190,6 +198,10 @@ class Shard:
             finally:
                 self.ready.clear()
                 self.lanes = {}
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # until Python 3.13 a group whose tasks fail swallows a cancellation that comes meanwhile
+                raise asyncio.CancelledError
 
     @property
     def _id(self) -> tuple[int, int]:
@@ -201,6 +213,7 @@ class Shard:
         self._cut_positions.clear()
         self._events.clear()
         self._callbacks.clear()
+        self._due.clear()
         self.epoch_bytes = 0
         self.journaled = True
         self._quiet_events = 0
@@ -276,6 +289,10 @@ class Shard:
         self.parts = {**self._options.everywhere, **self.own_parts}
         for part in self.own_parts.values():
             part.recovered()
+            if isinstance(part, WindowedPart) and self._tables[part.name].on_close is not None:
+                part.on_due = self._windows_due
+                if part.closing_due:
+                    self._windows_due()
 
     def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
         for name, spec in self._agents.items():
@@ -298,12 +315,45 @@ class Shard:
                 tasks.create_task(instance.serve(), name=f"{name}/{self.name}")
             tasks.create_task(lane.pump(), name=f"pump {name}/{self.name}")
 
+    def _windows_due(self) -> None:
+        """Windows became final: they are closed before the next record is taken."""
+        self.close_gate("windows due")
+        self._due.set()
+        for lane in self.lanes.values():
+            for instance in lane.instances:
+                instance.interrupted = True
+
+    async def _close_windows(self) -> None:
+        while True:
+            await self._due.wait()
+            self._due.clear()
+            for part in self.own_parts.values():
+                callback = self._tables[part.name].on_close
+                if isinstance(part, WindowedPart) and callback is not None:
+                    await close_due(self, part, callback, pause=self._until_room)
+            self.open_gate("windows due")
+            self.took_run()
+
+    async def _until_room(self) -> None:
+        """Wait while the next epoch is full."""
+        self.took_run()
+        if "epoch full" in self._closed_by:
+            self._room.clear()
+            await self._room.wait()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether final windows are being closed."""
+        return "windows due" in self._closed_by
+
     def _check(self, table: TableSpec) -> Callable[[Any], None]:
         def check(key: Any) -> None:
             try:
                 data = table.place(key)
             except (TypeError, ValueError) as exc:
-                raise TypeError(f"table {table.name!r}: {key!r} cannot be a key of it: {exc}") from exc
+                raise TypeError(
+                    f"table {table.name!r}: {key!r} cannot be a key of it: {exc}"
+                ) from exc
             scope = current.get(None)
             if scope is not None and scope.record is not None and scope.record.key == data:
                 return
@@ -337,6 +387,8 @@ class Shard:
     def open_gate(self, reason: str) -> None:
         """The reason holds no longer."""
         self._closed_by.discard(reason)
+        if reason == "epoch full":
+            self._room.set()
         if not self._closed_by:
             self.gate.set()
 
@@ -368,7 +420,7 @@ class Shard:
 
     def event_finished(self, scope: Scope) -> None:
         """A journaled event is finished; one that has written nothing is of no further interest."""
-        if not scope.wrote:
+        if not scope.wrote and not scope.has_times:
             self._events.pop(scope, None)
         self._finished_events += 1
 
@@ -541,9 +593,10 @@ class Shard:
                 event.depends &= excluded
         parts = []
         for part in self.own_parts.values():
-            part.cut(before.get(part, {}))
             if self.journaled:
                 part.take_times(taken_events)
+            part.cut(before.get(part, {}))
+            if self.journaled:
                 part.last_toucher = {k: s for k, s in part.last_toucher.items() if s in excluded}
             parts.append(part)
         self.epoch_bytes = 0

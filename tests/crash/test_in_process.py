@@ -1,0 +1,141 @@
+"""Seeded schedules of two workers on one log in memory: sends, time, crashes, lost disks, new generations, evictions.
+
+A failure names its seed; ``python -m tests.crash.test_in_process SEED`` runs that one again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+
+import pytest
+
+from millstream.worker import _shard
+from tests.crash.world import (
+    AFTER_THE_LOG,
+    BEFORE_THE_FENCE,
+    CRASH_POINTS,
+    Schedule,
+    World,
+    run_schedule,
+)
+
+SEEDS = 60
+LONG_SEEDS = 3_000
+CHUNK = 20
+
+
+def quiet_events(seed: int) -> int:
+    """How soon shards stop to keep journals: both ways of working are to be met."""
+    return random.Random(seed).choice([3, 30, 2_000])
+
+
+async def run_seeds(seeds: range, monkeypatch: pytest.MonkeyPatch, schedule: Schedule) -> set[str]:
+    """Run some schedules, and tell which points they reached."""
+    seen: set[str] = set()
+    for seed in seeds:
+        monkeypatch.setattr(_shard, "QUIET_EVENTS", quiet_events(seed))
+        seen |= (await run_schedule(seed, schedule)).seen
+    return seen
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+async def test_everything_at_once(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens to two workers, each commit is what its positions say, and the end is whole."""
+    await run_seeds(range(first, first + CHUNK), monkeypatch, Schedule())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(10_000, 10_000 + LONG_SEEDS, 10 * CHUNK))
+async def test_everything_at_once_for_long(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with many more seeds."""
+    await run_seeds(range(first, first + 10 * CHUNK), monkeypatch, Schedule())
+
+
+@pytest.mark.parametrize("concurrency", [0, 1, 4, 100])
+async def test_new_generations_give_work_back(
+    concurrency: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch that is refused while its shards stay goes with the next one, whole."""
+    schedule = Schedule(concurrency=concurrency, crashes=False, evictions=False, steps=80)
+    await run_seeds(range(200, 210), monkeypatch, schedule)
+
+
+async def test_evictions_drop_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that the group has removed takes nothing of what it had not committed with it."""
+    schedule = Schedule(crashes=False, new_generations=False, steps=80)
+    await run_seeds(range(300, 315), monkeypatch, schedule)
+
+
+@pytest.mark.parametrize("point", CRASH_POINTS)
+async def test_a_crash_at_each_point(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies at a named point of its life leaves nothing half-done."""
+    for seed in range(400, 404):
+        monkeypatch.setattr(_shard, "QUIET_EVENTS", quiet_events(seed))
+        await run_schedule(seed, Schedule(), prepare=lambda world: world.arm(point, "crash"))
+
+
+@pytest.mark.parametrize("action", ["generation", "evict"])
+@pytest.mark.parametrize("point", [*BEFORE_THE_FENCE, *AFTER_THE_LOG])
+async def test_a_group_that_moves_on_at_each_point(
+    point: str, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new generation or an eviction at a named point of a commit is noticed at the fence, or comes too late."""
+    for seed in range(500, 503):
+        monkeypatch.setattr(_shard, "QUIET_EVENTS", quiet_events(seed))
+        await run_schedule(seed, Schedule(), prepare=lambda world: world.arm(point, action))
+
+
+async def test_every_point_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named point that no schedule reaches would be tested by nobody."""
+    seen = await run_seeds(range(20), monkeypatch, Schedule())
+    assert seen >= set(CRASH_POINTS)
+
+
+async def test_unfinished_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred events at once, asleep for random times, on shared keys: nothing is lost, repeated or out of order."""
+    schedule = Schedule(concurrency=100, pauses=(0, 1, 2, 5, 9, 30), steps=100)
+    await run_seeds(range(600, 610), monkeypatch, schedule)
+
+
+async def test_values_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an await in the middle of a change, half a change is in no epoch."""
+    schedule = Schedule(concurrency=4, pauses=(0, 0, 1, 4), steps=100)
+    await run_seeds(range(700, 710), monkeypatch, schedule)
+
+
+async def test_a_slow_event_does_not_hold_up_the_others() -> None:
+    """Commits go on while one event is in progress, in other shards and for other agents of its own."""
+    world = World(1, Schedule(workers=1, concurrency=100, steps=0, pauses=(0,)))
+    await world.run_with(_one_slow_event)
+
+
+async def _one_slow_event(world: World) -> None:
+    from tests.crash.program import KEYS, Event
+
+    (member,) = world.members
+    await world.send_event(Event(10_000, KEYS[0], "group-0", stall=1_000_000, note=-1, slow=-1))
+    for _ in range(10):
+        await world.send(5)
+        for _ in range(60):
+            await asyncio.sleep(0)
+        member.commit()
+        for _ in range(60):
+            await asyncio.sleep(0)
+    view = world.view()
+    for partition in range(3):
+        records = view.of("events", partition)
+        stuck = any(b'"id":10000,' in (entry.value or b"") for entry in records)
+        for agent in ("note", "slow", "window", "count"):
+            done = view.position(agent, "events", partition)
+            if agent == "count" and stuck:
+                assert done <= records[0].offset
+            else:
+                assert done >= records[-1].offset - 4
+
+
+if __name__ == "__main__":
+    for number in map(int, sys.argv[1:]):
+        _shard.QUIET_EVENTS = quiet_events(number)
+        asyncio.run(run_schedule(number))
