@@ -47,6 +47,8 @@ class Event(msgspec.Struct):
     stall: int = -1
     note: int = -1
     slow: int = 0
+    fails: int = 0
+    """How often agents fail in it, in the middle; they are tried twice more, and then go on without it."""
 
 
 class Numbered(msgspec.Struct):
@@ -92,7 +94,14 @@ class Program:
 
 def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any) -> Program:
     """The program, ready to run."""
-    app = ms.App(APP, clock=clock, partitions=PARTITIONS, web=False, **settings)
+    app = ms.App(
+        APP,
+        clock=clock,
+        partitions=PARTITIONS,
+        web=False,
+        on_error=ms.Retry(times=2, backoff=0.001, then="skip"),
+        **settings,
+    )
     events = app.topic("events", value=Event, key_from="key")
     numbered = app.topic("numbered", value=Numbered, key_from="key")
     finished = app.topic("finished", value=Numbered, key_from="key")
@@ -108,15 +117,24 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
     ticks = app.table("ticks", key=str, value=int, default=0)
     windows = app.table("windows", key=str, value=int, default=0).tumbling(WINDOW_MS / 1_000)
 
+    failed: Counter[tuple[str, int]] = Counter()
+
     async def pause(milliseconds: int) -> None:
         if milliseconds >= 0:
             await app.clock.sleep(milliseconds / 1_000)
+
+    def fail(agent: str, event: Event) -> None:
+        if event.fails:
+            failed[agent, event.id] += 1
+            if failed[agent, event.id] <= event.fails:
+                raise Failing(f"{agent}: event {event.id}, time {failed[agent, event.id]}")
 
     @app.agent(events)
     async def count(stream: ms.Stream[Event]) -> None:
         async for event in stream:
             counts[event.key] += 1
             await pause(event.stall)
+            fail("count", event)
             await numbered.send(Numbered(event.id, event.key, counts[event.key]))
 
     @app.agent(events)
@@ -127,6 +145,7 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
                 continue  # was only read
             entry["begun"] = entry.get("begun", 0) + 1
             await pause(event.note)
+            fail("note", event)
             entry["ended"] = entry.get("ended", 0) + 1
             if event.id % 5 == 0:
                 del notes[event.key]
@@ -153,6 +172,7 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
             entry = shared_notes[names[value.id % 2]]
             entry["begun"] = entry.get("begun", 0) + value.id
             await pause(value.slow)
+            fail("slow", value)
             entry = shared_notes[names[value.id % 2]]
             entry["ended"] = entry.get("ended", 0) + value.id
             shared[names[value.id // 3 % 3]] += 1
@@ -181,6 +201,14 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
 
 
 WINDOW_MS = 50
+ALWAYS = 1_000_000_000
+"""As `Event.fails`: nothing comes of it."""
+
+
+class Failing(Exception):
+    """What events raise that fail on purpose."""
+
+
 CLOSING = hasattr(__import__('millstream.worker._shard').worker._shard, 'close_due')
 
 
@@ -306,6 +334,8 @@ class Checker:
         wanted = []
         for entry in view.done("count", "events", partition):
             event = _event.decode(entry.value or b"")
+            if event.fails == ALWAYS:
+                continue
             counts[event.key] += 1
             wanted.append(Numbered(event.id, event.key, counts[event.key]))
         _require(self._table(view, "counts", partition), dict(counts), f"counts/{partition}")
@@ -315,7 +345,7 @@ class Checker:
         members: dict[str, set[int]] = defaultdict(set)
         for entry in view.done("note", "events", partition):
             event = _event.decode(entry.value or b"")
-            if event.id % 7 == 0:
+            if event.id % 7 == 0 or event.fails == ALWAYS:
                 continue
             for name in ("begun", "ended"):
                 notes[event.key][name] = notes[event.key].get(name, 0) + 1
@@ -339,6 +369,8 @@ class Checker:
         wanted: dict[str, list[Numbered]] = defaultdict(list)
         for entry in view.done("slow", "events", partition):
             event = _event.decode(entry.value or b"")
+            if event.fails == ALWAYS:
+                continue
             runs[event.key] += 1
             shared[names[event.id % 3]] += 1
             shared[names[event.id // 3 % 3]] += 1

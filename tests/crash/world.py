@@ -208,6 +208,7 @@ class Schedule:
     evictions: bool = True
     new_generations: bool = True
     pauses: Sequence[int] = (-1, -1, 0, 0, 1, 3, 20)
+    fails: Sequence[int] = (0,)
 
 
 async def _steps(world: World) -> None:
@@ -370,6 +371,7 @@ class World:
                     stall=rng.choice(pauses),
                     note=rng.choice(pauses),
                     slow=rng.choice(pauses),
+                    fails=rng.choice(self.schedule.fails),
                 )
             )
             self._ids += 1

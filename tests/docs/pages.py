@@ -231,14 +231,14 @@ def _commands(block: Block) -> Iterator[tuple[str, str]]:
 def _matches(printed: str, wanted: str) -> bool:
     if not wanted.strip():
         return True
-    lines = []
+    pattern = ""
     for line in wanted.strip().splitlines():
         if line.strip() == "…":
-            lines.append(r"(?:[^\n]*\n)*?[^\n]*")
+            pattern += r"(?:[^\n]*\n)*?"
         else:
-            lines.append(r"[^\n]*".join(re.escape(part) for part in line.rstrip().split("…")))
-    found = "\n".join(line.rstrip() for line in printed.strip().splitlines())
-    return re.fullmatch("\n".join(lines), found) is not None
+            pattern += r"[^\n]*".join(re.escape(part) for part in line.rstrip().split("…")) + "\n"
+    found = "".join(f"{line.rstrip()}\n" for line in printed.strip().splitlines())
+    return re.fullmatch(pattern, found) is not None
 
 
 def _differs(block: Block, command: str, printed: str, wanted: str) -> None:

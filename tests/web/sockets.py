@@ -57,7 +57,11 @@ async def connected(
     received: asyncio.Queue[Message] = asyncio.Queue()
     sent: asyncio.Queue[Message] = asyncio.Queue()
     received.put_nowait({"type": "websocket.connect"})
-    task = asyncio.create_task(app(scope, received.get, sent.put))  # type: ignore[arg-type]
+
+    async def serve() -> None:
+        await app(scope, received.get, sent.put)
+
+    task = asyncio.create_task(serve())
     first = await sent.get()
     if first["type"] != "websocket.accept":
         await task

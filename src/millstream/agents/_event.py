@@ -38,14 +38,14 @@ class Event(Generic[V, K]):
 
 
 def current_event() -> Event[Any] | None:
-    """The event that is being processed here, or None."""
+    """The event that is being processed here, or None. Its value is decoded once more, unlike the stream's."""
     scope = current.get(None)
     if scope is None or not scope.open or scope.record is None or scope.tp is None:
         return None
     record = scope.record
     return Event(
         key=scope.stream.decode_key(scope.tp.topic, record.key),
-        value=scope.value,
+        value=scope.stream.decode_value(scope.tp.topic, record.value),
         timestamp=scope.timestamp,
         offset=record.offset,
         partition=scope.tp.partition,

@@ -83,8 +83,12 @@ class InstanceHost(Protocol):
 
     def scope(self, agent: str, *, journaled: bool) -> Scope: ...
 
-    def event_begun(self, scope: Scope) -> None:
-        """A journaled event begins."""
+    def event_begun(self, scope: Scope) -> BaseException | None:
+        """A journaled event begins.
+
+        Returns:
+            The error for which the event must not run again: the policy decides over it at once.
+        """
         ...
 
     async def event_failed(self, instance: Instance, failure: Failure) -> bool:
@@ -138,6 +142,7 @@ class Instance:
         self._again: deque[Run] = deque()
         """Runs to go through after the present one: a failed batch that is tried again."""
         self._error: tuple[IncomingRecord, BaseException] | None = None
+        self._condemned: BaseException | None = None
         self._fatal: AgentError | None = None
         self._wanted: asyncio.Future[Run] | None = None
         self.idle = asyncio.Event()
@@ -283,7 +288,11 @@ class Instance:
         scope.timestamp = record.timestamp
         scope.open = True
         if self.journaled:
-            self._host.event_begun(scope)
+            error = self._host.event_begun(scope)
+            if error is not None:
+                self._condemned = error
+                self._error = (record, error)
+                return SKIP
         data = record.value
         return None if data is None else self._read(run.source, data, record)
 
@@ -333,7 +342,7 @@ class Instance:
             assert self.run is not None
             run, (record, exc) = self.run, self._error
             self._error = None
-            if not isinstance(exc, ProgramError):
+            if exc is not self._condemned and not isinstance(exc, ProgramError):
                 where = str(Position(*run.tp, record.offset))
                 error = DecodeError(
                     where, part="value", type_name=run.source.type_name, reason=str(exc)

@@ -58,11 +58,7 @@ def field_getter(field: str | Callable[[Any], Any], value_type: Any = Any) -> Ca
     if callable(field):
         return field
     attribute = attrgetter(field)
-    if (
-        isinstance(value_type, type)
-        and value_type is not object
-        and not issubclass(value_type, dict)
-    ):
+    if hasattr(value_type, "__struct_fields__") or hasattr(value_type, "__dataclass_fields__"):
         return attribute
 
     def get(value: Any) -> Any:

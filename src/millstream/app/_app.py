@@ -802,10 +802,19 @@ class App:
         async with Runtime(self, worker=worker, web=web).running():
             yield result  # not the app in a lifespan, where it would become the server's state
 
+    def view(self, table: str, *, stale: Duration | None = None) -> Any:
+        """A table as everything outside of events reads it, by name; see `Table.view`."""
+        if self.runtime is None:
+            raise ProgramError(
+                f"table {table!r}: app {self.id!r} is not running here; read inside"
+                f" `async with app.running(worker=False):`, or with millstream.client.Client(url)"
+            )
+        return self.runtime.questions().view(table, stale)
+
     @property
     def asgi(self) -> Any:
         """The web part, to be mounted into another ASGI application below any prefix."""
-        from millstream.app._runtime import LazyWeb
+        from millstream.app._web import LazyWeb
 
         return LazyWeb(self)
 

@@ -16,7 +16,16 @@ from millstream.serialization import (
     key_layout,
     partitioner,
 )
-from millstream.tables import DELETED, Table, TablePart, TtlPart, TtlTable, index_key_of, windowed
+from millstream.tables import (
+    DELETED,
+    Table,
+    TableInfo,
+    TablePart,
+    TtlPart,
+    TtlTable,
+    index_key_of,
+    windowed,
+)
 from millstream.topology import AgentNode, TableNode
 
 if TYPE_CHECKING:
@@ -205,6 +214,24 @@ class DeclaredTable(Generic[K, V]):
             on_close=self.table.close if self.windows is not None and self.table.closing else None,
             state_key=None if self.topic is None else self.state_key,
             index_key=self._index_key(),
+        )
+
+    def info(self, partitions: int) -> TableInfo:
+        """The table as those who ask need it."""
+        spec = self.spec(partitions, list(self.app.topics.values()))
+        return TableInfo(
+            name=self.name,
+            layout=self.layout,
+            codec=self.codec,
+            windows=self.windows,
+            partitions=partitions,
+            place=self.place,
+            partitioner=spec.partitioner,
+            loads=self.loads if self.upgrade is not None else None,
+            ttl_ms=self.ttl_ms,
+            everywhere=self.everywhere,
+            source=None if self.topic is None else self.topic.name,
+            help=self.table.help,
         )
 
     def place(self, key: Any) -> bytes:

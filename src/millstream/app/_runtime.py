@@ -22,7 +22,7 @@ from millstream.agents import (
 )
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
-from millstream.errors import AgentError, ProgramError, SettingError, TopologyError
+from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from millstream.app._app import App
+    from millstream.app._web import Questions
     from millstream.clock import Clock
     from millstream.context import Scope
     from millstream.state.base import StateBackend
@@ -106,6 +107,7 @@ class Runtime:
         self._stop: Callable[[], None] = lambda: None
         self.prepared = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
+        self._questions: Questions | None = None
         self._background: list[asyncio.Task[Any]] = []
 
     # life -----------------------------------------------------------------------------------------
@@ -139,8 +141,10 @@ class Runtime:
                             )
                             self.worker.assigned += [_hook(h) for h in self.app.assigned_hooks]
                             self.worker.revoked += [_hook(h) for h in self.app.revoked_hooks]
+                        inner.push_async_callback(self._close_questions)
                         if self._with_web:
-                            await self._serve_web(inner, tasks)
+                            serving = self.questions().serving(self)
+                            self.web_url = await inner.enter_async_context(serving)
                         if self.worker is not None:
                             self.worker.url = self.web_url
                             working = tasks.create_task(self.worker.run(commits=self._commits))
@@ -154,7 +158,8 @@ class Runtime:
                                 await asyncio.wait([working])
                     self._cancel_rest()
             except BaseExceptionGroup as group:
-                raise _single(group) from None
+                error = _single(group)
+                raise error from error.__cause__
 
     def failed(self) -> bool:
         """Whether the worker has ended, with an error."""
@@ -428,10 +433,17 @@ class Runtime:
         self._background.append(tasks.create_task(followed.follow(), name="global tables"))
         return followed.parts
 
-    async def _serve_web(self, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup) -> None:
-        from millstream.app._web import serve_web
+    def questions(self) -> Questions:
+        """What answers for the tables; made when it is first needed."""
+        if self._questions is None:
+            from millstream.app._web import Questions
 
-        await serve_web(self, stack, tasks)
+            self._questions = Questions(self)
+        return self._questions
+
+    async def _close_questions(self) -> None:
+        if self._questions is not None:
+            await self._questions.aclose()
 
 
 def _with_steps(agent: Agent[Any, Any]) -> Agent[Any, Any]:
@@ -491,14 +503,17 @@ def _hook(function: Callable[..., Any]) -> Callable[[list[Any]], Awaitable[None]
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error in a group, however deep; the group itself where there are several."""
+    """The one error in a group, however deep; the group itself where there are several that differ in kind."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
         distinct = [e for e in error.exceptions if not isinstance(e, asyncio.CancelledError)]
         if not distinct:
             return error.exceptions[0]
         if len(distinct) > 1 and not _same(distinct):
-            return error
+            if not all(isinstance(e, MillstreamError) for e in distinct):
+                return error
+            for other in distinct[1:]:  # each of them says all that there is to say
+                distinct[0].add_note(f"At the same time: {other}")
         error = distinct[0]
     return error
 

@@ -9,8 +9,18 @@ from millstream.tables._position import (
     encode_position,
     plan_recovery,
 )
+from millstream.tables._query import (
+    BadQueryError,
+    NotHereError,
+    Queries,
+    QueryError,
+    TableInfo,
+    UnavailableError,
+    UnknownTableError,
+)
 from millstream.tables._table import SetTable, Table, require_scope
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
+from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
 from millstream.tables._windowed_part import WindowedPart, index_key_of
 
@@ -19,13 +29,22 @@ __all__ = [
     "MISSING",
     "POSITION_KEY",
     "TIME_BYTES",
+    "BadQueryError",
+    "NotHereError",
+    "Queries",
+    "QueryError",
     "RecoveryPlan",
     "SetTable",
     "StorePosition",
     "Table",
+    "TableInfo",
     "TablePart",
     "TtlPart",
     "TtlTable",
+    "UnavailableError",
+    "UnknownTableError",
+    "View",
+    "ViewChange",
     "WindowView",
     "WindowedPart",
     "WindowedTable",

@@ -309,7 +309,7 @@ def table_page(
         f"<button>Look</button></form>"
     )
     grid = _grid(
-        ["Key", *(["Window (UTC)"] if windowed else []), *(f"#{c}" for c in columns or ["Value"])],
+        ["Key", *(["Window (UTC)"] if windowed else []), *_heads(rows, columns)],
         [_entry(row, columns, f"{base}tables/{name}/keys/") for row in rows],
         live="table",
         empty="Nothing here yet. Values appear as soon as they are committed.",
@@ -344,7 +344,7 @@ def key_page(
     if "rows" in body:
         columns = _columns(body["rows"])
         shown = _grid(
-            ["Window (UTC)", *(f"#{c}" for c in columns or ["Value"])],
+            ["Window (UTC)", *_heads(body["rows"], columns)],
             [_entry(row, columns, None) for row in body["rows"]],
             live="table",
             empty="No windows.",
@@ -386,8 +386,23 @@ def _entry(row: Mapping[str, Any], columns: Sequence[str], link: str | None) -> 
         cells.append(f"<td>{_window(window)}</td>")
     value = row["value"]
     values = [value.get(column) for column in columns] if columns else [value]
-    cells += [f'<td class="number"><code>{escape(_text(one))}</code></td>' for one in values]
+    cells += [
+        f'<td class="value{" number" if _is_number(one) else ""}"><code>{escape(_text(one))}</code></td>'
+        for one in values
+    ]
     return _row(identity, *cells)
+
+
+def _heads(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
+    """Heads of the values, above numbers where the first row has numbers."""
+    value = rows[0]["value"] if rows else None
+    if not columns:
+        return ["#Value" if _is_number(value) else "Value"]
+    return [f"#{name}" if _is_number(value.get(name)) else name for name in columns]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:

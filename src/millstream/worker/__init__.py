@@ -4,7 +4,9 @@ from millstream.worker._assign import MemberMetadata, ShardId, assign_shards, de
 from millstream.worker._commit import CommitStats, Committer
 from millstream.worker._garbage import tune_garbage_collector
 from millstream.worker._prepare import prepare_topics
+from millstream.worker._queries import GroupQueries, LocalQueries
 from millstream.worker._recovery import RecoveryProgress
+from millstream.worker._report import WorkerReport
 from millstream.worker._shard import AgentSpec, Shard, ShardCut, ShardOptions, TableSpec
 from millstream.worker._worker import Worker, WorkerPlan
 
@@ -12,6 +14,8 @@ __all__ = [
     "AgentSpec",
     "CommitStats",
     "Committer",
+    "GroupQueries",
+    "LocalQueries",
     "MemberMetadata",
     "RecoveryProgress",
     "Shard",
@@ -21,6 +25,7 @@ __all__ = [
     "TableSpec",
     "Worker",
     "WorkerPlan",
+    "WorkerReport",
     "assign_shards",
     "decode_assignment",
     "prepare_topics",

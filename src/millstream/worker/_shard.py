@@ -144,6 +144,8 @@ class Shard:
         self._events: dict[Scope, None] = {}
         """Events with a journal that are open, or that have written and are not committed, in order."""
         self._failures: dict[tuple[str, TopicPartition, int], tuple[int, BaseException]] = {}
+        self._condemned: dict[tuple[str, TopicPartition, int], BaseException] = {}
+        """Records that have failed for good, and whose work others had seen: they do not run once more."""
         self.gate = asyncio.Event()
         self._closed_by: set[str] = set()
         self.committed: dict[TopicPartition, int] = {}
@@ -190,9 +192,10 @@ class Shard:
                         tasks.create_task(self._close_windows())
                     for local in self.local_tasks:
                         tasks.create_task(local(self))
-                    tasks.create_task(self._until_rewind())
                     self.ready.set()
                     self.wake()
+                    await self._rewind
+                    raise _Rewind
             except* _Rewind:
                 logger.info("shard %s of %s starts over from its last commit", *self._id)
             finally:
@@ -200,7 +203,7 @@ class Shard:
                 self.lanes = {}
             task = asyncio.current_task()
             if task is not None and task.cancelling():
-                # until Python 3.13 a group whose tasks fail swallows a cancellation that comes meanwhile
+                # a task group that ends with an error swallows a cancellation that comes meanwhile
                 raise asyncio.CancelledError
 
     @property
@@ -221,11 +224,6 @@ class Shard:
         self.gate.set()
         self.own_parts = {}
         self.parts = {}
-
-    async def _until_rewind(self) -> None:
-        assert self._rewind is not None
-        await self._rewind
-        raise _Rewind
 
     def rewind(self) -> None:
         """Drop everything that is not committed and start over."""
@@ -415,8 +413,11 @@ class Shard:
             journaled=journaled,
         )
 
-    def event_begun(self, scope: Scope) -> None:
+    def event_begun(self, scope: Scope) -> BaseException | None:
         self._events[scope] = None
+        if not self._condemned or scope.tp is None or scope.record is None:
+            return None
+        return self._condemned.get((scope.agent, scope.tp, scope.record.offset))
 
     def event_finished(self, scope: Scope) -> None:
         """A journaled event is finished; one that has written nothing is of no further interest."""
@@ -471,11 +472,17 @@ class Shard:
         tp, offset = failure.run.tp, failure.record.offset
         attempts = self._failures.get((spec.agent.name, tp, offset), (0, None))[0] + 1
         policy = spec.policies.get(tp.topic, spec.policy)
+        if not failure.ran and (spec.agent.name, tp, offset) in self._condemned:
+            attempts = max(attempts, policy.retries + 1)
         if policy.action == "stop" and attempts > policy.retries:
             raise self._stopped(spec, failure)
         self._failures[spec.agent.name, tp, offset] = (attempts, failure.error)
         if failure.ran and not self._undo(failure.scope):
             self._suspends = True
+            if attempts > policy.retries and failure.scope.journal is not None:
+                # the same would happen again, and again the others would have to start over
+                for run, record in (*failure.before, (failure.run, failure.record)):
+                    self._condemned[spec.agent.name, run.tp, record.offset] = failure.error
             self.rewind()
             await asyncio.Event().wait()
         where = Position(*tp, offset)
@@ -519,6 +526,8 @@ class Shard:
             part.undo(key, before)
             if part.last_toucher.get(key) is scope:
                 self._forget_toucher(scope, part, key)
+        for part in scope.times:
+            part.undo_time(scope)
         scope.journal.clear()
         scope.depends.clear()
         scope.times.clear()
@@ -576,10 +585,11 @@ class Shard:
             for tp in lane.inboxes
         }
         excluded = choose_excluded(list(self._events), limits) if self._events else set()
-        before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
         taken_events = [event for event in self._events if event not in excluded]
         if excluded and not taken_events and not self._moves(limits):
             return None
+        # only now, as it rewrites the events' journals for the cut
+        before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
         kept = [output for output in self.output if output[-1] in excluded] if excluded else []
         outputs = (
             [output for output in self.output if output[-1] not in excluded]
@@ -662,6 +672,12 @@ class Shard:
             part.settle()
         for tp, (offset, _) in cut.offsets.items():
             self.committed[tp] = offset
+        if self._condemned:
+            self._condemned = {
+                (agent, tp, offset): error
+                for (agent, tp, offset), error in self._condemned.items()
+                if offset >= self.committed.get(tp, 0)
+            }
 
     def give_back(self, cut: ShardCut) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""

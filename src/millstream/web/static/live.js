@@ -163,18 +163,18 @@ class Grid {
   }
 
   values(value) {
-    if (!this.columns.length) return [text(value)];
-    return this.columns.map((name) => text(value?.[name] ?? null));
+    if (!this.columns.length) return [value];
+    return this.columns.map((name) => value?.[name] ?? null);
   }
 
   cells(row) {
-    return row.querySelectorAll("td.number code");
+    return row.querySelectorAll("td.value code");
   }
 
   update(row, entry) {
-    this.values(entry.value).forEach((shown, i) => {
+    this.values(entry.value).forEach((value, i) => {
       const cell = this.cells(row)[i];
-      if (put(cell, shown)) flash(cell.parentElement);
+      if (put(cell, text(value))) flash(cell.parentElement);
     });
   }
 
@@ -186,8 +186,9 @@ class Grid {
       row.append(element("th", { scope: "row" }, link));
     }
     if (entry.window) row.append(element("td", {}, ...windowed(entry.window)));
-    for (const shown of this.values(entry.value)) {
-      row.append(element("td", { className: "number" }, element("code", {}, shown)));
+    for (const value of this.values(entry.value)) {
+      const className = typeof value === "number" ? "value number" : "value";
+      row.append(element("td", { className }, element("code", {}, text(value))));
     }
     return row;
   }

@@ -1,0 +1,86 @@
+"""The query side of a running app: views, and the web server with its pages."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from millstream.clock import Duration, duration_ms
+from millstream.errors import ConfigurationError, ProgramError
+from millstream.tables import View
+from millstream.web import Cluster, build_web, serve
+from millstream.worker import GroupQueries, LocalQueries, WorkerReport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.applications import Starlette
+    from starlette.types import Receive, Scope, Send
+
+    from millstream.app._app import App
+    from millstream.app._runtime import Runtime
+    from millstream.tables import TableInfo
+
+__all__ = ["LazyWeb", "Questions"]
+
+
+class Questions:
+    """Answers what a running app is asked: by its views, and over HTTP."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        app, topology = runtime.app, runtime.topology
+        tables: dict[str, TableInfo] = {
+            declared.name: declared.info(topology.tables[declared.name].partitions or 1)
+            for declared in app.tables.values()
+        }
+        self._local: LocalQueries | GroupQueries = (
+            LocalQueries(runtime.worker, tables)
+            if runtime.worker is not None
+            else GroupQueries(runtime.transport, app.id, tables)
+        )
+        self.cluster = Cluster(self._local)
+        report = WorkerReport(
+            runtime.worker, topology=topology, transport=runtime.transport, group=app.id
+        )
+        self.web: Starlette = build_web(
+            self.cluster, report, cluster=self.cluster, pages=app.pages, mounts=app.mounts
+        )
+
+    def view(self, name: str, stale: Duration | None) -> View[Any, Any]:
+        """A table from outside."""
+        info = self.cluster.tables.get(name)
+        if info is None:
+            raise ConfigurationError(f"there is no table {name!r}")
+        return View(
+            info,
+            self.cluster,
+            stale_ms=None if stale is None else duration_ms(stale, what="view(stale=)"),
+        )
+
+    async def aclose(self) -> None:
+        """Let go of connections and listeners."""
+        self._local.close()
+        await self.cluster.aclose()
+
+    @contextlib.asynccontextmanager
+    async def serving(self, runtime: Runtime) -> AsyncIterator[str]:
+        """Listen where the settings say; gives the URL under which other workers reach this one."""
+        settings = runtime.settings
+        async with serve(self.web, host=settings.web_host, port=settings.web_port) as serving:
+            yield settings.web_url or serving.url
+
+
+class LazyWeb:
+    """The web part of an app as an ASGI application: it answers while the app runs."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        runtime = self._app.runtime
+        if runtime is None:
+            raise ProgramError(
+                f"app {self._app.id!r} is not running: put it into the lifespan of the application that"
+                f" it is mounted in, for example FastAPI(lifespan=app.running)"
+            )
+        await runtime.questions().web(scope, receive, send)
