@@ -1,4 +1,4 @@
-"""What MkDocs asks while it builds: the table of settings, made from the settings themselves."""
+"""What MkDocs asks while it builds: the list of settings, made from the settings themselves."""
 
 from __future__ import annotations
 
@@ -6,33 +6,40 @@ from typing import Any
 
 from millstream.app._settings import setting_docs
 
-__all__ = ["NOT_YET", "on_page_markdown"]
+__all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 
 MARK = "<!-- settings -->"
-NOT_YET = {
+NOTES = {
+    "broker": "Where none is given, `local://` and the app's id, `.db`. `kafka://` is refused in this version.",
     "processing_guarantee": "`at_least_once` is accepted; on `local://` every commit is exactly once anyway.",
     "standby_replicas": "Accepted; has no effect yet.",
     "compat": "Accepted; has no effect yet.",
 }
-"""What is not, or not all, built: said where the setting is described."""
+"""What a setting's own line does not say; above all, what is not built yet."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the table where the page asks for it."""
+    """Put the list where the page asks for it."""
     return markdown.replace(MARK, _settings()) if MARK in markdown else markdown
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Drop the colons that begin a literal block in a docstring, and mean nothing in Markdown."""
+    return html.replace("<p>::</p>\n", "")
+
+
 def _settings() -> str:
-    rows = ["| Setting | Default | Meaning | Variable |", "|---|---|---|---|"]
+    entries = []
     for name, (doc, default) in setting_docs().items():
-        note = f" {NOT_YET[name]}" if name in NOT_YET else ""
-        rows.append(f"| `{name}` | {_shown(default)} | {doc}{note} | `MILLSTREAM_{name.upper()}` |")
-    return "\n".join(rows)
+        note = f" {NOTES[name]}" if name in NOTES else ""
+        variable = f"`MILLSTREAM_{name.upper()}`"
+        entries.append(f"`{name}`\n:   {doc}{note}\n    Default: {_shown(default)}. {variable}\n")
+    return "\n".join(entries)
 
 
 def _shown(default: Any) -> str:
     if default is None or default == "":
         return "none"
-    if isinstance(default, int) and not isinstance(default, bool) and default >= 1 << 20:
+    if isinstance(default, int) and not isinstance(default, bool) and default >= 10_000:
         return f"{default:,}"
     return f"`{default!r}`" if isinstance(default, str) else f"`{default}`"

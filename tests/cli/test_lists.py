@@ -56,7 +56,7 @@ def test_tables(call: Callable[..., Result]) -> None:
         "float",
         None,
     )
-    assert call("tables").stdout == "totals\tstr\tfloat\t\t4\tshop-totals-changelog\t0\n"
+    assert call("tables").stdout == "totals\tstr\tfloat\t\t4\t\t0\n"
 
 
 def test_agents(project: Path, call: Callable[..., Result]) -> None:

@@ -175,6 +175,7 @@ def test_tail_on_lines(call: Callable[..., Result]) -> None:
     assert (place, key) == ("orders/1@0", "ada")
     assert json.loads(value) == json.loads(ADA)
     assert moment.endswith("+00:00")
+    assert call("tail", "orders", "--limit", "1").output == result.output
 
 
 def test_tail_refuses(call: Callable[..., Result]) -> None:

@@ -114,6 +114,23 @@ def test_second_signal(terminal: Terminal, project: Path) -> None:
     _total(terminal, "5.0")
 
 
+def test_watch(terminal: Terminal) -> None:
+    """A table is shown, and then each change as it is committed, whoever answers."""
+    worker = terminal.start("worker")
+    worker.until("ready in")
+    assert terminal.run("send", "orders", GOOD).returncode == 0
+    _total(terminal, "2.5")
+    one = terminal.start("table", "totals", "ada", "--watch")
+    whole = terminal.start("table", "totals", "--watch", "--json")
+    one.until(r"(?m)^2\.5\n")
+    whole.until(r'"value":2\.5')
+    assert terminal.run("send", "orders", GOOD).returncode == 0
+    one.until(r"(?m)^5\.0\n")
+    whole.until(r'\{"key":"ada","value":5\.0\}')
+    assert one.end()[0] == 130
+    assert "Traceback" not in one.output
+
+
 def test_kill(terminal: Terminal) -> None:
     """After kill -9 the next worker goes on where the last commit was."""
     for expected in ("2.5", "5.0", "7.5"):

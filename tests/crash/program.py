@@ -11,6 +11,7 @@ topics must hold after any commit: the events before the committed positions, ea
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -422,3 +423,50 @@ class Checker:
             for entry in view.of(self.group_topic, partition)
         ]
         _require(sorted(found), sorted(wanted), "regrouped events")
+
+
+# a worker process
+
+
+async def work(log: str, slot: str) -> None:
+    """Work until SIGTERM."""
+    program = build(
+        concurrency=50,
+        broker=f"local://{log}",
+        slot=slot,
+        session_timeout="1s",
+        commit_interval="5ms",
+    )
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    async with program.app.running(worker=True):
+        runtime = program.app.runtime
+        assert runtime is not None
+        while not stopping.is_set() and not runtime.failed():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), 0.1)
+
+
+def die_at(log: str, point: str, count: int) -> Callable[[str, dict[str, object]], None]:
+    """An observer that kills this process when ``point`` is reached for the ``count``-th time."""
+    left = count
+
+    def observe_point(reached: str, facts: dict[str, object]) -> None:
+        nonlocal left
+        if reached == point:
+            left -= 1
+            if left == 0:
+                with open(f"{log}.died-at-{point}", "w"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    return observe_point
+
+
+def main(log: str, slot: str, point: str = "", count: str = "1") -> None:
+    """One worker process."""
+    with observe(die_at(log, point, int(count))):
+        asyncio.run(work(log, slot))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -20,7 +20,13 @@ from millstream.clock import ManualClock
 from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend
 from millstream.tables import POSITION_KEY, decode_position
-from millstream.transports.base import CommitResult, Epoch, OffsetAndMetadata
+from millstream.transports.base import (
+    AssignFunction,
+    Assignment,
+    CommitResult,
+    Epoch,
+    Membership,
+)
 from millstream.transports.batch import iterate_records
 from millstream.transports.memory import MemoryLog, MemoryTransport
 from tests.crash.program import (
@@ -53,12 +59,38 @@ class Crash(Exception):
     """The process is gone."""
 
 
+class FrozenMembership:
+    """A membership that hears nothing of its group while its worker is stopped."""
+
+    def __init__(self, inner: Membership, member: Member) -> None:
+        self._inner = inner
+        self._member = member
+
+    async def next_assignment(self) -> Assignment:
+        """The next assignment, once the worker is awake."""
+        await self._member.awake.wait()
+        return await self._inner.next_assignment()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
 class CheckedTransport(MemoryTransport):
     """A worker's view of the log, which checks what each epoch does to it."""
 
     def __init__(self, world: World) -> None:
         super().__init__(clock=world.clock, log=world.log)
         self._world = world
+
+    async def join(
+        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
+    ) -> Membership:
+        """Join, as a worker that may be stopped."""
+        made = await super().join(
+            group, metadata=metadata, assign=assign, session_timeout_s=session_timeout_s
+        )
+        frozen: Any = FrozenMembership(made, acting.get())
+        return frozen  # type: ignore[no-any-return]
 
     async def commit(self, epoch: Epoch) -> CommitResult:
         """Commit, unless the process is gone, and check the log."""
@@ -118,13 +150,15 @@ class Member:
     runtime: Runtime | None = None
     program: Program | None = None
     committing: asyncio.Task[int] | None = None
-    _stack: contextlib.AsyncExitStack | None = None
+    awake: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared while it hears nothing of its group."""
     _life: asyncio.Task[None] | None = None
     _end: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self) -> None:
         """A new process."""
         self.dead = False
+        self.awake.set()
         self._end = asyncio.Event()
         acting.set(self)
         self.program = self.world.build()
@@ -163,6 +197,14 @@ class Member:
         acting.set(self)
         self.committing = asyncio.create_task(worker.committer.commit())
 
+    async def commit_now(self) -> None:
+        """Let everything come to rest, and commit it."""
+        for _ in range(200):
+            await asyncio.sleep(0)
+        self.commit()
+        assert self.committing is not None
+        await self.committing
+
     def failed(self) -> bool:
         """Whether the process has come upon something that ends it."""
         if self.committing is not None and self.committing.done() and self.committing.exception():
@@ -172,6 +214,7 @@ class Member:
     async def kill(self, *, lose: bool = False) -> None:
         """End the process at once."""
         self.dead = True
+        self.awake.set()
         errors: list[BaseException] = []
         if self.runtime is not None and self.runtime.worker is not None:
             self.runtime.worker.abandon()
@@ -246,6 +289,7 @@ class World:
         self.seen: set[str] = set()
         self.commits = 0
         self._ids = 0
+        self.rounds = 2_000
 
     def build(self) -> Program:
         """The program, as each process makes it."""
@@ -280,7 +324,7 @@ class World:
         member = rng.choice(self.members)
         choice = rng.random()
         if choice < 0.25:
-            await self.send(rng.randint(1, 6))
+            await self.send(rng.choice([1, 2, 4, 6, 12]))
         elif choice < 0.45:
             for _ in range(rng.randint(1, 25)):
                 await asyncio.sleep(0)
@@ -306,8 +350,12 @@ class World:
         elif choice < 0.98:
             if self.schedule.new_generations:
                 self.new_generation()
+        elif choice < 0.985:
+            member.awake.set()
         elif self.schedule.evictions:
             self.evict(member)
+            if rng.random() < 0.5:
+                member.awake.clear()
 
     def arm(self, point: str, action: str) -> None:
         """Have ``action`` happen when ``point`` is reached a few times more."""
@@ -375,6 +423,9 @@ class World:
                 )
             )
             self._ids += 1
+        if rng.random() < 0.5:
+            await self._sender.events.send_many(listed)  # in one batch for each partition
+            return
         for event in listed:
             await self.send_event(event)
 
@@ -401,9 +452,10 @@ class World:
 
     async def _finish(self) -> None:
         """Everybody lives, and works until nothing is left."""
-        for _ in range(400):
+        for _ in range(self.rounds):
             await self.bury()
             for member in self.members:
+                member.awake.set()
                 if member.dead:
                     await member.start()
             for _ in range(20):
@@ -494,10 +546,15 @@ def check_store(view: LogView, table: str, partition: int, rows: Mapping[bytes, 
 
 
 async def run_schedule(
-    seed: int, schedule: Schedule | None = None, *, prepare: Callable[[World], None] | None = None
+    seed: int,
+    schedule: Schedule | None = None,
+    *,
+    prepare: Callable[[World], None] | None = None,
+    rounds: int = 2_000,
 ) -> World:
     """Run a seed's schedule; what is wrong is raised, with the seed in a note."""
     world = World(seed, schedule or Schedule())
+    world.rounds = rounds
     if prepare is not None:
         prepare(world)
     try:

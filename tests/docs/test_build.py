@@ -107,6 +107,6 @@ def test_the_reference_is_whole(site: Path, module: object) -> None:
 
 
 def test_every_setting_is_described(site: Path) -> None:
-    """The table of settings has all of them, with their variables."""
+    """The list of settings has all of them, with their variables."""
     text = (site / "how-to" / "settings" / "index.html").read_text(encoding="utf-8")
     assert [name for name in setting_docs() if f"MILLSTREAM_{name.upper()}" not in text] == []

@@ -476,6 +476,47 @@ def test_a_failed_events_time_is_forgotten() -> None:
     assert shard.changelogs["t"][TIME_KEY] == (6).to_bytes(8, "big")
 
 
+@pytest.mark.parametrize("windows", [Sliding(10, grace_ms=20), Session(5, grace_ms=20)], ids=str)
+def test_an_undone_event_leaves_a_keys_windows_as_they_were(windows: AnyWindows) -> None:
+    """Sessions that a failed event has merged, and windows that it has deleted, take records again."""
+    for undone in ("update", "delete"):
+        table = declared(windows)
+        shard = shard_of(table, journaled=True)
+        model = Model(windows)
+        event = shard.begin(10)
+        table["k"] += added(1, mutable=False)
+        model.feed("k", 1, 10)
+        shard.finish(event)
+        shard.commit_all()
+        failed = shard.begin(10 if undone == "delete" else 13)
+        if undone == "delete":
+            del table["k"]
+        else:
+            table["k"] += added(2, mutable=False)
+        assert shard.undo(failed)
+        shard.finish(failed)
+        event = shard.begin(14)
+        table["k"] += added(3, mutable=False)
+        model.feed("k", 3, 14)
+        assert listed_all(dict(table.items())) == model.contents()
+
+
+@pytest.mark.parametrize("windows", [Sliding(10), Session(5)], ids=str)
+def test_a_keys_windows_are_tied(windows: AnyWindows) -> None:
+    """Who finds a key without windows depends on whoever has deleted them."""
+    table = declared(windows)
+    shard = shard_of(table, journaled=True)
+    event = shard.begin(10)
+    table["k"] += added(1, mutable=False)
+    shard.finish(event)
+    shard.commit_all()
+    deletes = shard.begin(10)
+    del table["k"]
+    later = shard.begin(12)
+    table["k"] += added(2, mutable=False)
+    assert deletes in later.depends
+
+
 def test_time_goes_with_its_event() -> None:
     """Stream time that an unfinished event has brought is not committed."""
     table = declared(Tumbling(10), default=0)

@@ -70,6 +70,7 @@ class CommittedTable:
                 loads=declared.loads if declared.upgrade is not None else None,
                 everywhere=declared.everywhere,
                 source=spec.source,
+                ttl_ms=declared.ttl_ms,
             ),
         )
 
@@ -81,12 +82,13 @@ class CommittedTable:
         ends = await self.ends(key)
         starts = await self._transport.start_offsets(list(ends)) if ends else {}
         wanted = self._wanted(key, bounds)
+        exact = key if self.info.windows is None else None
         total = sum(end - starts[tp] for tp, end in ends.items())
         with Bar(f"reading {self._topic}") as bar:
             done = 0
             async for tp, records, read in self._read(starts, ends):
                 for state_key, value in records:
-                    if not wanted(state_key):
+                    if exact is not None and state_key != exact:
                         continue
                     if value is None:
                         found.pop(state_key, None)
@@ -98,7 +100,8 @@ class CommittedTable:
         return [
             row
             for state_key, (tp, value) in sorted(found.items())
-            if not self._is_over(value, times.get(tp.partition, -1))
+            if wanted(state_key)
+            and not self._is_over(value, times.get(tp.partition, -1))
             and (row := self._row(state_key, value)) is not None
         ]
 
@@ -224,8 +227,6 @@ class CommittedTable:
 
     def _value(self, stored: bytes) -> Any:
         data = self.info.state_value(stored)
-        if self._declared.ttl_ms is not None:
-            data = stored[TIME_BYTES:]
         if self.info.codec.name == "json" and self.info.loads is None:
             return msgspec.Raw(data)
         return msgspec.Raw(msgspec.json.encode(self.info.load(data), enc_hook=str))

@@ -133,6 +133,7 @@ def tables(session: Session, as_json: bool) -> None:
                 "window": None if table.windows is None else str(table.windows),
                 "shards": 1 if table.everywhere else info.partitions if info else table.partitions,
                 "origin": origin,
+                "source": table.topic.name if table.topic is not None else None,
                 "records": seen.records(origin),
                 "help": table.table.help,
             }
@@ -141,11 +142,11 @@ def tables(session: Session, as_json: bool) -> None:
         print_json(rows)
         return
     print_rows(
-        ("table", "key", "value", "windows", "shards", "from", "records"),
+        ("table", "key", "value", "windows", "shards", "read from", "records"),
         [
             tuple(
                 row[name]
-                for name in ("name", "key", "value", "window", "shards", "origin", "records")
+                for name in ("name", "key", "value", "window", "shards", "source", "records")
             )
             for row in rows
         ],

@@ -50,7 +50,12 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         numeric = bool(listed) and all(
             isinstance(row[number], (int, float)) or row[number] is None for row in listed
         )
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if numeric else "left",
+            overflow="fold",
+            no_wrap=numeric or not number,  # names stay whole, to be copied
+        )
     for row in listed:
         table.add_row(*(Text(one_line(cell)) for cell in row))
     Console().print(table)

@@ -121,7 +121,7 @@ async def _tail(
         positions = await _positions(transport, begin, tps, ends)
         if begin.last is not None:
             shown = await _last(transport, positions, ends, begin.last)
-            for tp, record in shown:
+            for tp, record in shown[:limit]:
                 printer.show(tp, record)
             positions = dict(ends)
         if follow and not printer.full and positions == ends and to_terminal() and not as_json:

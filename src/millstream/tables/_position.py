@@ -38,6 +38,7 @@ _decoder = msgspec.json.Decoder(StorePosition)
 
 
 def encode_position(position: StorePosition) -> bytes:
+    """The position as the store keeps it."""
     return _encoder.encode(position)
 
 

@@ -69,6 +69,26 @@ class Topology:
     agents: Mapping[str, AgentNode] = field(default_factory=dict)
     timers: Mapping[str, TimerNode] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        from millstream.topology._draw import draw_text
+
+        return draw_text(self)
+
+    def mermaid(self) -> str:
+        """The topology as a Mermaid flowchart."""
+        from millstream.topology._draw import draw_mermaid
+
+        return draw_mermaid(self)
+
+    def svg(self) -> str:
+        """The topology as an SVG drawing."""
+        from millstream.topology._draw import draw_svg
+
+        return draw_svg(self)
+
+    def _repr_svg_(self) -> str:
+        return self.svg()  # what a notebook shows
+
     @property
     def sources(self) -> list[str]:
         """Topics that some agent or table reads, sorted."""

@@ -395,7 +395,7 @@ def _entry(row: Mapping[str, Any], columns: Sequence[str], link: str | None) -> 
 
 def _heads(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> list[str]:
     """Heads of the values, above numbers where the first row has numbers."""
-    value = rows[0]["value"] if rows else None
+    value: Any = rows[0]["value"] if rows else None
     if not columns:
         return ["#Value" if _is_number(value) else "Value"]
     return [f"#{name}" if _is_number(value.get(name)) else name for name in columns]

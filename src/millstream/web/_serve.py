@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import importlib.util
+import os
 import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,7 @@ async def serve(
         guarded,
         lifespan="off",
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         ws="wsproto" if importlib.util.find_spec("wsproto") else "auto",
@@ -128,7 +130,7 @@ def _listen(host: str, port: int) -> socket.socket:
     )[0]
     bound = socket.socket(family, kind, protocol)
     try:
-        if hasattr(socket, "SO_REUSEADDR") and socket.has_dualstack_ipv6 is not None:
+        if os.name == "posix":  # on Windows it would take a port that somebody listens on
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setblocking(False)
         bound.bind(address)

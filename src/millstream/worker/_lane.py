@@ -227,6 +227,7 @@ class Lane:
         if self.agent.concurrency > 1:
             await self._pump_many()
         while True:
+            await self.shard.turns.mine()
             await self.shard.gate.wait()
             run = self._rest.popleft() if self._rest else self._next_run()
             if run is None:
@@ -304,6 +305,7 @@ class Lane:
     async def _pump_many(self) -> NoReturn:
         bound = PENDING_PER_INSTANCE * len(self.instances)
         while True:
+            await self.shard.turns.mine()
             await self.shard.gate.wait()
             self._arrived.clear()
             while len(self._pending) < bound:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -137,16 +138,14 @@ class LocalQueries:
         if worker.membership is None or worker.membership.current():
             self._confirmed_s = max(self._confirmed_s, now - worker.plan.session_timeout_s)
             return None
-        age_ms = min(round((now - self._confirmed_s) * 1_000), 1 << 53) if self._known() else None
+        age_s = now - self._confirmed_s
+        age_ms = math.ceil(age_s * 1_000) if math.isfinite(age_s) else None
         if age_ms is None or read.stale_ms is None or age_ms > read.stale_ms:
             raise UnavailableError(
                 "The group has not confirmed this worker within the session time-out: another one may"
                 " own the shard by now. Ask again, or allow an older answer with stale=."
             )
         return age_ms
-
-    def _known(self) -> bool:
-        return self._confirmed_s > -float("inf")
 
     async def _reach(self, info: TableInfo, read: Read) -> None:
         """Wait until the shards have committed the records of ``at_least``."""

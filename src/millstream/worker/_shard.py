@@ -18,6 +18,7 @@ from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._recovery import RecoveryProgress, Replay, recover
+from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -89,6 +90,7 @@ class ShardOptions:
     inbox_bytes_max: int = 8 << 20
     epoch_bytes_max: int = 32 << 20
     """Input and output of one shard between two cuts, above which intake stops."""
+    turns: Turns = field(default_factory=Turns)
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
 
 
@@ -127,6 +129,7 @@ class Shard:
         self.store = store
         self.table_counts = table_counts
         self.clock = options.clock
+        self.turns = options.turns
         self._tables = {table.name: table for table in tables}
         self._agents = {spec.agent.name: spec for spec in agents}
         self._options = options

@@ -1,0 +1,332 @@
+"""Worker processes on the embedded log are killed, stopped and woken, at random moments and at every named point.
+
+A failure names its seed; ``python -m tests.crash.test_crash SEED`` runs that one again. What is random is the schedule:
+the processes and the machine add their own chance to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from millstream.hooks import POINTS
+from millstream.records import TopicPartition
+from millstream.state.rocks import RocksBackend
+from millstream.tables import POSITION_KEY, decode_position
+from millstream.transports.base import OffsetAndMetadata, Transport
+from millstream.transports.batch import iterate_records
+from tests.crash.program import (
+    ALWAYS,
+    APP,
+    GROUPS,
+    KEYS,
+    Checker,
+    Entry,
+    Event,
+    LogView,
+    Violation,
+    build,
+)
+from tests.crash.world import check_store
+
+SEEDS = 20
+LONG_SEEDS = 200
+EVENTS = 2_000
+BATCH = 50
+STOPPED_S = 1.6
+"""Longer than a lease, which is 1 s."""
+PATIENCE_S = 60.0
+
+used: set[str] = set()
+ran: set[int] = set()
+
+
+class Process:
+    """A worker process on a slot of its own."""
+
+    def __init__(self, log: Path, slot: str, point: str = "", count: int = 1) -> None:
+        self.slot, self.point, self.stopped = slot, point, False
+        self.ended = False
+        self._errors = (log.parent / f"errors-{slot}").open("ab+")
+        arguments = [str(log), slot, *([point, str(count)] if point else [])]
+        root = Path(__file__).parents[2]
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "tests.crash.program", *arguments],
+            cwd=root,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+
+    def tell(self, number: int) -> None:
+        """Send a signal, if it lives."""
+        if self.child.poll() is None:
+            self.child.send_signal(number)
+
+    async def end(self, number: int = signal.SIGKILL) -> None:
+        """End it, and see that it did not end by itself before, in another way than by being killed."""
+        self.ended = True
+        self.tell(number)
+        self.tell(signal.SIGCONT)
+        code = await asyncio.to_thread(self.child.wait, 30)
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace")[-4_000:]
+        self._errors.close()
+        allowed = {0, -signal.SIGTERM} if number == signal.SIGTERM else set()
+        assert code in {-signal.SIGKILL, *allowed}, f"worker {self.slot} ended with {code}:\n{said}"
+
+    def gone(self) -> bool:
+        """Whether it has ended."""
+        return self.child.poll() is not None
+
+
+class Run:
+    """One seed: a log, worker processes, and what happens to them."""
+
+    def __init__(self, seed: int, directory: Path, *, events: int = EVENTS) -> None:
+        self.rng = random.Random(seed)
+        self.log = directory / "crash.db"
+        self.events = events
+        names = list(POINTS)
+        self.point = names[seed % len(names)]
+        self.program = build(broker=f"local://{self.log}", state_dir=directory / "unused")
+        self.checker = Checker(self.program)
+        self.processes: list[Process] = []
+        self._positions: dict[TopicPartition, int] = {}
+        self._slots = 0
+
+    async def run(self) -> bool:
+        """Everything; tells whether a process has died at the seed's point."""
+        try:
+            async with self.program.app.running(worker=False):
+                for _ in range(self.rng.randint(1, 3)):
+                    self.start()
+                feeding = asyncio.create_task(self.feed())
+                try:
+                    await self.trouble(feeding)
+                    await feeding
+                finally:
+                    feeding.cancel()
+                await self.until_complete()
+                died = Path(f"{self.log}.died-at-{self.point}").exists()
+                await asyncio.gather(*(p.end(signal.SIGTERM) for p in self.living()))
+                view = await self.view()
+                self.checker.check(view, complete=True)
+                self.check_stores(view)
+                return died
+        finally:
+            for process in self.processes:
+                if not process.gone():
+                    process.child.kill()
+                    process.child.wait()
+
+    def living(self) -> list[Process]:
+        """Processes that were not ended."""
+        return [process for process in self.processes if not process.ended]
+
+    def start(self, slot: str = "", point: str = "") -> Process:
+        """A new process, on a slot of its own or on that of a dead one."""
+        if not slot:
+            slot = f"slot-{self._slots}"
+            self._slots += 1
+        count = 1 if point.startswith(("recovery", "group")) else self.rng.randint(1, 25)
+        process = Process(self.log, slot, point, count)
+        self.processes.append(process)
+        return process
+
+    async def feed(self) -> None:
+        """Send the events, over about two seconds."""
+        rng = self.rng
+        pauses = (-1,) * 12 + (0, 1, 5)
+        for first in range(0, self.events, BATCH):
+            listed = [
+                Event(
+                    number,
+                    rng.choice(KEYS),
+                    rng.choice(GROUPS),
+                    stall=rng.choice(pauses),
+                    note=rng.choice(pauses),
+                    slow=rng.randint(0, 15),
+                    fails=rng.choice((0,) * 400 + (1, ALWAYS)),
+                )
+                for number in range(first, first + BATCH)
+            ]
+            await self.program.events.send_many(listed)
+            await asyncio.sleep(2.5 * BATCH / self.events)
+
+    async def trouble(self, feeding: asyncio.Task[None]) -> None:
+        """While the feeder sends: kill, stop, wake, start; and one process dies at the seed's point."""
+        rng = self.rng
+        await asyncio.sleep(rng.uniform(0.5, 1.2))
+        doomed = self.start(point=self.point)
+        waking: list[asyncio.Task[None]] = []
+        while not feeding.done():
+            await asyncio.sleep(rng.uniform(0.05, 0.5))
+            await self.note_positions()
+            living = [p for p in self.living() if p is not doomed and not p.stopped]
+            choice = rng.random()
+            if choice < 0.35 and living:
+                await self.replace(rng.choice(living), lose=rng.random() < 0.3)
+            elif choice < 0.6 and living:
+                waking.append(asyncio.create_task(self.stop(rng.choice(living))))
+            elif len(self.living()) < 4:
+                self.start()
+        if waking:
+            await asyncio.gather(*waking)
+        if self.point == "group.left":
+            await self.until_complete()
+            doomed.tell(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(doomed.child.wait, 20)
+
+    async def replace(self, process: Process, *, lose: bool) -> None:
+        """Kill a process, and start another in its place, perhaps without its state."""
+        await process.end()
+        if lose:
+            shutil.rmtree(self.log.parent / ".millstream" / APP / process.slot, ignore_errors=True)
+        self.start(process.slot)
+
+    async def stop(self, process: Process) -> None:
+        """Stop a process beyond its lease, and wake it."""
+        process.stopped = True
+        process.tell(signal.SIGSTOP)
+        await asyncio.sleep(STOPPED_S)
+        process.tell(signal.SIGCONT)
+        process.stopped = False
+
+    async def until_complete(self) -> None:
+        """Until everything is processed; the dead are replaced."""
+        deadline = asyncio.get_running_loop().time() + PATIENCE_S
+        while True:
+            for process in self.living():
+                if process.gone():
+                    await process.end()
+                    self.start(process.slot)
+            await asyncio.sleep(0.2)
+            await self.note_positions()
+            view = await self.view()
+            try:
+                self.checker.check(view, complete=True)
+            except Violation:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+            else:
+                return
+
+    # looking at the log -------------------------------------------------------------------------
+
+    def transport(self) -> Transport:
+        """The feeder's view of the log."""
+        runtime = self.program.app.runtime
+        assert runtime is not None
+        return runtime.transport
+
+    async def positions(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        """Committed positions of all topics."""
+        tps = [
+            TopicPartition(name, partition)
+            for name, info in (await self.transport().topics()).items()
+            for partition in range(info.partitions)
+        ]
+        return await self.transport().committed(APP, tps)
+
+    async def note_positions(self) -> None:
+        """Positions never go back."""
+        for tp, (offset, _) in (await self.positions()).items():
+            if offset < self._positions.get(tp, 0):
+                raise AssertionError(f"{tp}: position {offset} after {self._positions[tp]}")
+            self._positions[tp] = offset
+
+    async def view(self) -> LogView:
+        """Positions, and all records."""
+        transport = self.transport()
+        positions = await self.positions()
+        records: dict[TopicPartition, list[Entry]] = {}
+        tps = [
+            TopicPartition(name, partition)
+            for name, info in (await transport.topics()).items()
+            for partition in range(info.partitions)
+        ]
+        at = await transport.start_offsets(tps)
+        ends = await transport.end_offsets(tps)
+        reader = transport.reader()
+        while at := {tp: offset for tp, offset in at.items() if offset < ends[tp]}:
+            for found in await reader.fetch(at, max_bytes=8 << 20, max_wait_s=0.0):
+                listed = records.setdefault(found.tp, [])
+                for record in iterate_records(found.data, where=str(found.tp)):
+                    if record.offset >= at[found.tp]:
+                        listed.append(
+                            Entry(record.offset, record.timestamp, record.key, record.value)
+                        )
+                at[found.tp] = found.next_offset
+        await reader.close()
+        return LogView(records, positions)
+
+    def check_stores(self, view: LogView) -> None:
+        """Each store on disk that has come to the end of its changelog is the fold of it."""
+        checked = 0
+        for slot in (self.log.parent / ".millstream" / APP).iterdir():
+            backend = RocksBackend(slot)
+            for name in backend.shards():
+                partition = int(name.partition("-")[2])
+                store = backend.open(name)
+                try:
+                    for table in store.tables():
+                        rows = dict(store.table(table).items())
+                        position = decode_position(rows.get(POSITION_KEY))
+                        log = view.of(f"{APP}-{table}-changelog", partition)
+                        if position is not None and log and position.offset > log[-1].offset:
+                            check_store(view, table, partition, rows)
+                            checked += 1
+                finally:
+                    store.close()
+        assert checked
+
+
+async def run_seed(seed: int) -> None:
+    """Run a seed in a directory of its own, which stays when it fails."""
+    directory = Path(tempfile.mkdtemp(prefix=f"millstream-crash-{seed}-"))
+    try:
+        died = await Run(seed, directory).run()
+    except BaseException as exc:
+        exc.add_note(f"seed {seed}, see {directory}")
+        raise
+    shutil.rmtree(directory, ignore_errors=True)
+    ran.add(seed)
+    if died:
+        used.add(list(POINTS)[seed % len(POINTS)])
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+async def test_nothing_is_lost_or_repeated(seed: int) -> None:
+    """Every input counts once in every table, every output is there once and in order, whatever happened."""
+    await run_seed(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(SEEDS, LONG_SEEDS))
+async def test_nothing_is_lost_or_repeated_for_long(seed: int) -> None:
+    """The same with many more seeds."""
+    await run_seed(seed)
+
+
+def test_every_point_was_used() -> None:
+    """Processes have died at every named point."""
+    if not ran >= set(range(SEEDS)):
+        pytest.skip("counts over all seeds, and some were not run")
+    assert set(POINTS) - used == set()
+
+
+if __name__ == "__main__":
+    for number in map(int, sys.argv[1:]):
+        asyncio.run(run_seed(number))

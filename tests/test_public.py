@@ -1,0 +1,105 @@
+"""What is public, and what an import brings along."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+import millstream
+
+HEAVY = [
+    "aiokafka",
+    "starlette",
+    "uvicorn",
+    "httpx",
+    "click",
+    "rich",
+    "rocksdict",
+    "sqlite3",
+    "sqlglot",
+]
+MODULES_MAX = 260
+"""How many modules ``import millstream`` may load, those of the interpreter included."""
+
+SHARED_BY_NEIGHBOURS = {"millstream.transports.local.groups": {"generation_of"}}
+
+
+def public_modules() -> list[str]:
+    """Modules without an underscore anywhere in their name."""
+    found = [
+        info.name
+        for info in pkgutil.walk_packages(millstream.__path__, "millstream.")
+        if not any(part.startswith("_") for part in info.name.split("."))
+    ]
+    return ["millstream", *found]
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_all(name: str) -> None:
+    """``__all__`` is sorted, exists, and names all that is public there, and nothing else."""
+    module = importlib.import_module(name)
+    assert hasattr(module, "__all__"), f"{name} declares no __all__"
+    declared = list(module.__all__)
+    assert len(declared) == len(set(declared))
+    assert [entry for entry in declared if not hasattr(module, entry)] == []
+    if hasattr(module, "__path__"):
+        return  # a package only re-exports, and may leave things to its modules
+    own = {
+        entry
+        for entry, value in vars(module).items()
+        if not entry.startswith("_")
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and getattr(value, "__module__", None) == name
+    }
+    assert own - set(declared) - SHARED_BY_NEIGHBOURS.get(name, set()) == set()
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_docstrings(name: str) -> None:
+    """Every public module, class and function says what it is for."""
+    module = importlib.import_module(name)
+    assert module.__doc__ or not vars(module).get("__all__"), f"{name} has no docstring"
+    for entry in getattr(module, "__all__", ()):
+        value = getattr(module, entry)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, f"{name}.{entry} has no docstring"
+
+
+def test_errors_are_reachable() -> None:
+    """Users write ``ms.errors.AgentError`` without a further import."""
+    assert isinstance(millstream.errors, ModuleType)
+
+
+def test_import_is_light() -> None:
+    """``import millstream`` loads no broker client, web server, command line, store or SQL parser."""
+    code = "import json, sys, millstream; print(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = json.loads(ran.stdout)
+    heavy = [name for name in HEAVY if name in loaded]
+    assert heavy == []
+    assert len(loaded) <= MODULES_MAX, f"{len(loaded)} modules"
+
+
+def test_plug_in_is_light() -> None:
+    """The pytest plug-in imports nothing of Millstream before a test asks for it."""
+    code = "import json, sys, pytest_millstream; print(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert [name for name in json.loads(ran.stdout) if name.split(".")[0] == "millstream"] == []
+
+
+def test_version() -> None:
+    """The version is that of the distribution."""
+    from importlib.metadata import version
+
+    assert millstream.__version__ == version("millstream")

@@ -1,0 +1,59 @@
+"""What travels with a committed offset."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millstream.worker._metadata import (
+    METADATA_BYTES_MAX,
+    PartitionMetadata,
+    decode_metadata,
+    encode_metadata,
+)
+
+NAMES = st.text("abcdefghijklmnopqrstuvwxyz-_.", min_size=1, max_size=20)
+
+
+@given(
+    st.integers(-1, 2**62), st.dictionaries(NAMES, st.integers(0, 2**62), min_size=1, max_size=20)
+)
+def test_round_trip(stream_time: int, positions: dict[str, int]) -> None:
+    """The lowest position is the offset, those ahead of it come back, and stream time with them."""
+    offset, text = encode_metadata(stream_time, positions)
+    found = decode_metadata(text)
+    assert offset == min(positions.values())
+    assert found.t == stream_time
+    assert {name: found.a.get(name, offset) for name in positions} == positions
+
+
+@pytest.mark.parametrize(
+    ("positions", "text"),
+    [
+        ({"a": 5}, '{"t":7}'),  # alone: nothing is ahead
+        ({"a": 5, "b": 5}, '{"t":7}'),  # together
+        ({"a": 5, "b": 9}, '{"t":7,"a":{"b":9}}'),  # one ahead
+    ],
+)
+def test_form(positions: dict[str, int], text: str) -> None:
+    """Only what is ahead of the offset is written."""
+    assert encode_metadata(7, positions) == (5, text)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "{", "[]", '{"t":"x"}', '{"a":[1]}', "\x00"])
+def test_of_another_program(text: str) -> None:
+    """What another program has written there counts as nothing."""
+    assert decode_metadata(text) == PartitionMetadata()
+
+
+def test_of_a_later_version() -> None:
+    """Fields of a later version are passed over."""
+    assert decode_metadata('{"v":9,"t":5,"zz":[1]}').t == 5
+
+
+def test_size() -> None:
+    """A hundred agents with names of ordinary length fit into what a broker takes."""
+    positions = {f"agent-number-{i:03}": 10**9 + i for i in range(100)}
+    _, text = encode_metadata(1_700_000_000_000, positions)
+    assert len(text) <= METADATA_BYTES_MAX
