@@ -1,6 +1,7 @@
 """The option ``--long``, and the last lines, which say what could not run."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,3 +39,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if failed:
         terminalreporter.section("failed before the tests")
         terminalreporter.line(f"{failed}: see above; this run has failed")
+
+
+@pytest.fixture(autouse=True)
+def _no_scope_left_behind() -> Iterator[None]:
+    """A test that puts a scope at hand takes it along."""
+    from millstream.context import current
+
+    token = current.set(None)  # type: ignore[arg-type]
+    yield
+    current.reset(token)

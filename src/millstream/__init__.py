@@ -1,9 +1,16 @@
 """Millstream: stream processing in Python, exactly once, on Kafka or on nothing at all."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from millstream.agents import Agent, Dlq, Event, Retry, Stream, Topic, current_event
 from millstream.app import App, Settings
 from millstream.errors import MillstreamError
-from millstream.tables import SetTable, Table
+from millstream.tables import SetTable, Table, WindowedTable
+from millstream.windows import Window
+
+if TYPE_CHECKING:
+    from millstream import client, errors, testing
 
 __all__ = [
     "Agent",
@@ -17,7 +24,19 @@ __all__ = [
     "Stream",
     "Table",
     "Topic",
+    "Window",
+    "WindowedTable",
+    "client",
     "current_event",
+    "errors",
+    "testing",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """Load ``millstream.testing`` and ``millstream.client`` when they are first used."""
+    if name in ("client", "errors", "testing"):
+        return importlib.import_module(f"millstream.{name}")
+    raise AttributeError(f"module 'millstream' has no attribute {name!r}")

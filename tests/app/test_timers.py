@@ -5,17 +5,19 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 import millstream as ms
 from millstream.app._timers import Crontab, Timer
-from millstream.clock import Duration
 from millstream.errors import AgentError, ConfigurationError, OutsideEventError
 from millstream.testing import TestApp
 from tests.kit import Order, continued
+
+if TYPE_CHECKING:
+    from millstream.clock import Duration
 
 BERLIN = ZoneInfo("Europe/Berlin")
 

@@ -16,21 +16,34 @@ import os
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 import millstream as ms
-from millstream.clock import Clock
 from millstream.hooks import observe
 from millstream.records import TopicPartition
 from millstream.serialization import partitioner
-from millstream.transports.base import OffsetAndMetadata
 from millstream.worker._metadata import decode_metadata
 
-__all__ = ["APP", "Checker", "Entry", "Event", "LogView", "Numbered", "Program", "Violation", "build"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from millstream.clock import Clock
+    from millstream.transports.base import OffsetAndMetadata
+
+__all__ = [
+    "APP",
+    "Checker",
+    "Entry",
+    "Event",
+    "LogView",
+    "Numbered",
+    "Program",
+    "Violation",
+    "build",
+]
 
 APP = "crash"
 PARTITIONS = 3
@@ -210,9 +223,6 @@ class Failing(Exception):
     """What events raise that fail on purpose."""
 
 
-CLOSING = hasattr(__import__('millstream.worker._shard').worker._shard, 'close_due')
-
-
 # what must hold
 
 
@@ -284,10 +294,14 @@ class Checker:
 
     def __init__(self, program: Program) -> None:
         self._layouts = {
-            name: declared.layout for name, declared in program.app.tables.items() if name != "windows"
+            name: declared.layout
+            for name, declared in program.app.tables.items()
+            if name != "windows"
         }
         self._agents = set(program.app.agents)
-        self.regroup = next(name for name in program.app.agents if "group" in name and name != "group")
+        self.regroup = next(
+            name for name in program.app.agents if "group" in name and name != "group"
+        )
         self.group_topic = next(
             topic.name for topic in program.app.agents["group"].sources[0].topics
         )
@@ -319,7 +333,11 @@ class Checker:
         self._regrouped(view)
         if complete:
             for agent, topic in (
-                *((name, "events") for name in ("count", "note", "join", "slow", "window") if name in self._agents),
+                *(
+                    (name, "events")
+                    for name in ("count", "note", "join", "slow", "window")
+                    if name in self._agents
+                ),
                 (self.regroup, "events"),
                 ("join", "numbered"),
                 ("group", self.group_topic),
@@ -409,14 +427,14 @@ class Checker:
         final = {at: n for at, n in counted.items() if at[1] + WINDOW_MS <= latest}
         for at, n in found.items():
             _require(n, final.get(at), f"closed/{partition}: window {at}")
-        if complete and CLOSING:
+        if complete:
             _require(found, final, f"closed/{partition}")
 
     def _regrouped(self, view: LogView) -> None:
         wanted: list[int] = []
         for partition in range(PARTITIONS):
-            for entry in view.done(self.regroup, "events", partition):
-                wanted.append(_event.decode(entry.value or b"").id)
+            done = view.done(self.regroup, "events", partition)
+            wanted += [_event.decode(entry.value or b"").id for entry in done]
         found = [
             _event.decode(entry.value or b"").id
             for partition in range(PARTITIONS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import shutil
@@ -15,7 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,13 +26,13 @@ from millstream.hooks import POINTS
 from millstream.records import TopicPartition
 from millstream.state.rocks import RocksBackend
 from millstream.tables import POSITION_KEY, decode_position
-from millstream.transports.base import OffsetAndMetadata, Transport
 from millstream.transports.batch import iterate_records
 from tests.crash.program import (
     ALWAYS,
     APP,
     GROUPS,
     KEYS,
+    PARTITIONS,
     Checker,
     Entry,
     Event,
@@ -39,13 +42,18 @@ from tests.crash.program import (
 )
 from tests.crash.world import check_store
 
+if TYPE_CHECKING:
+    from millstream.transports.base import OffsetAndMetadata, Transport
+
 SEEDS = 20
 LONG_SEEDS = 200
-EVENTS = 2_000
+EVENTS = 1_500
 BATCH = 50
 STOPPED_S = 1.6
 """Longer than a lease, which is 1 s."""
 PATIENCE_S = 60.0
+
+logger = logging.getLogger(__name__)
 
 used: set[str] = set()
 ran: set[int] = set()
@@ -104,9 +112,15 @@ class Run:
         self.processes: list[Process] = []
         self._positions: dict[TopicPartition, int] = {}
         self._slots = 0
+        self.times: dict[str, float] = {}
 
     async def run(self) -> bool:
         """Everything; tells whether a process has died at the seed's point."""
+        began = time.monotonic()
+
+        def note(what: str) -> None:
+            self.times[what] = round(time.monotonic() - began, 1)
+
         try:
             async with self.program.app.running(worker=False):
                 for _ in range(self.rng.randint(1, 3)):
@@ -115,20 +129,27 @@ class Run:
                 try:
                     await self.trouble(feeding)
                     await feeding
+                    note("fed")
                 finally:
                     feeding.cancel()
                 await self.until_complete()
-                died = Path(f"{self.log}.died-at-{self.point}").exists()
+                note("complete")
+                died = self.has_died()
                 await asyncio.gather(*(p.end(signal.SIGTERM) for p in self.living()))
                 view = await self.view()
                 self.checker.check(view, complete=True)
                 self.check_stores(view)
+                note("checked")
                 return died
         finally:
             for process in self.processes:
                 if not process.gone():
                     process.child.kill()
                     process.child.wait()
+
+    def has_died(self) -> bool:
+        """Whether a process has died at the seed's point."""
+        return Path(f"{self.log}.died-at-{self.point}").exists()
 
     def living(self) -> list[Process]:
         """Processes that were not ended."""
@@ -157,7 +178,7 @@ class Run:
                     stall=rng.choice(pauses),
                     note=rng.choice(pauses),
                     slow=rng.randint(0, 15),
-                    fails=rng.choice((0,) * 400 + (1, ALWAYS)),
+                    fails=rng.choice((0,) * 1_500 + (1, ALWAYS)),
                 )
                 for number in range(first, first + BATCH)
             ]
@@ -214,6 +235,8 @@ class Run:
                     self.start(process.slot)
             await asyncio.sleep(0.2)
             await self.note_positions()
+            if asyncio.get_running_loop().time() < deadline and not await self.is_read():
+                continue
             view = await self.view()
             try:
                 self.checker.check(view, complete=True)
@@ -246,6 +269,13 @@ class Run:
             if offset < self._positions.get(tp, 0):
                 raise AssertionError(f"{tp}: position {offset} after {self._positions[tp]}")
             self._positions[tp] = offset
+
+    async def is_read(self) -> bool:
+        """Whether committed positions are at the ends."""
+        topics = ("events", "numbered", self.checker.group_topic)
+        tps = [TopicPartition(name, number) for name in topics for number in range(PARTITIONS)]
+        ends = await self.transport().end_offsets(tps)
+        return all(self._positions.get(tp, 0) == end for tp, end in ends.items())
 
     async def view(self) -> LogView:
         """Positions, and all records."""
@@ -297,12 +327,14 @@ async def run_seed(seed: int) -> None:
     """Run a seed in a directory of its own, which stays when it fails."""
     directory = Path(tempfile.mkdtemp(prefix=f"millstream-crash-{seed}-"))
     try:
-        died = await Run(seed, directory).run()
+        run = Run(seed, directory)
+        died = await run.run()
     except BaseException as exc:
         exc.add_note(f"seed {seed}, see {directory}")
         raise
     shutil.rmtree(directory, ignore_errors=True)
     ran.add(seed)
+    logger.info("seed %d: %s", seed, run.times)
     if died:
         used.add(list(POINTS)[seed % len(POINTS)])
 
@@ -328,5 +360,7 @@ def test_every_point_was_used() -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    logging.getLogger("millstream").setLevel(logging.ERROR)
     for number in map(int, sys.argv[1:]):
         asyncio.run(run_seed(number))

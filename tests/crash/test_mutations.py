@@ -7,10 +7,8 @@ either the check has become blind, or the promise is kept elsewhere too and the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,12 +17,15 @@ from millstream.agents import Instance
 from millstream.errors import IllegalGenerationError, MillstreamError, UnknownMemberError
 from millstream.tables import DELETED, MISSING, POSITION_KEY, StorePosition, encode_position
 from millstream.tables._part import TablePart
-from millstream.tables._position import RecoveryPlan
+from millstream.tables._position import RecoveryPlan, plan_recovery
 from millstream.transports.base import CommitResult, Epoch
 from millstream.transports.memory import MemoryTransport
 from millstream.worker import Committer, Shard, Worker, _cut, _recovery, _shard
 from tests.crash.program import APP, Violation
-from tests.crash.world import Schedule, World, acting, run_schedule
+from tests.crash.world import Schedule, run_schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SEEDS = 40
 Patch = pytest.MonkeyPatch
@@ -54,9 +55,7 @@ def commit_not_atomic(patch: Patch) -> None:
     patch.setattr(MemoryTransport, "commit", not_atomic)
 
 
-async def position_first(
-    self: Any, cut: Any, result: CommitResult, now: int
-) -> None:
+async def position_first(self: Any, cut: Any, result: CommitResult, now: int) -> None:
     """As `Committer._apply`, the wrong way round."""
     shard = cut.shard
     async with shard.store_lock:
@@ -115,9 +114,7 @@ def work_kept_for_ever(patch: Patch) -> None:
 
     async def steady(self: Worker, assignment: Any) -> None:
         if self.assignment is not None:
-            self.assignment = replace(
-                assignment, generation=assignment.generation - 1
-            )
+            self.assignment = replace(assignment, generation=assignment.generation - 1)
         await apply(self, assignment)
 
     patch.setattr(MemoryTransport, "_fence", soft)
@@ -146,7 +143,7 @@ def rewind_keeps_the_overlay(patch: Patch) -> None:
 
 def recovery_from_the_end(patch: Patch) -> None:
     """Recovery goes by the log's end and not by the store's own position."""
-    plan = _recovery.plan_recovery
+    plan = plan_recovery
 
     def far(found: StorePosition | None, **facts: Any) -> RecoveryPlan:
         planned = plan(found, **facts)
@@ -209,24 +206,6 @@ def outputs_not_given_back(patch: Patch) -> None:
         give_back(self, cut)
 
     patch.setattr(Shard, "give_back", forgetful)
-
-
-def refused_twice(patch: Patch) -> None:
-    """A shard that starts over forgets first, and then waits for the commit on its way, which gives back."""
-
-    async def run(self: Shard) -> None:
-        original = self.before_recovery
-
-        async def late() -> None:
-            self._reset()
-            await original()
-            self._reset = lambda: None  # type: ignore[method-assign]
-
-        self.before_recovery = late
-        await start(self)
-
-    start = Shard.run
-    patch.setattr(Shard, "run", run)
 
 
 def deletions_forgotten(patch: Patch) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from millstream import hooks
 from millstream.app._runtime import Runtime
@@ -20,20 +19,12 @@ from millstream.clock import ManualClock
 from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend
 from millstream.tables import POSITION_KEY, decode_position
-from millstream.transports.base import (
-    AssignFunction,
-    Assignment,
-    CommitResult,
-    Epoch,
-    Membership,
-)
 from millstream.transports.batch import iterate_records
 from millstream.transports.memory import MemoryLog, MemoryTransport
 from tests.crash.program import (
     APP,
     GROUPS,
     KEYS,
-    PARTITIONS,
     START_MS,
     Checker,
     Entry,
@@ -43,6 +34,17 @@ from tests.crash.program import (
     Violation,
     build,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from millstream.transports.base import (
+        AssignFunction,
+        Assignment,
+        CommitResult,
+        Epoch,
+        Membership,
+    )
 
 __all__ = ["Crash", "Schedule", "World", "run_schedule"]
 
@@ -270,9 +272,7 @@ class World:
         self.log = MemoryLog()
         rng = self.rng
         self._concurrency = (
-            rng.choice([0, 0, 1, 4, 50])
-            if schedule.concurrency is None
-            else schedule.concurrency
+            rng.choice([0, 0, 1, 4, 50]) if schedule.concurrency is None else schedule.concurrency
         )
         self._settings = {
             "epoch_bytes_max": rng.choice([300, 3_000, 32 << 20]),
@@ -409,25 +409,33 @@ class World:
     async def send(self, count: int) -> None:
         """Some events from outside."""
         rng, pauses = self.rng, self.schedule.pauses
-        listed = []
-        for _ in range(count):
-            listed.append(
-                Event(
-                    self._ids,
-                    rng.choice(KEYS),
-                    rng.choice(GROUPS),
-                    stall=rng.choice(pauses),
-                    note=rng.choice(pauses),
-                    slow=rng.choice(pauses),
-                    fails=rng.choice(self.schedule.fails),
-                )
+        listed = [
+            self.event(
+                stall=rng.choice(pauses),
+                note=rng.choice(pauses),
+                slow=rng.choice(pauses),
+                fails=rng.choice(self.schedule.fails),
             )
-            self._ids += 1
+            for _ in range(count)
+        ]
         if rng.random() < 0.5:
             await self._sender.events.send_many(listed)  # in one batch for each partition
             return
         for event in listed:
             await self.send_event(event)
+
+    def event(self, *, stall: int, note: int, slow: int, fails: int = 0) -> Event:
+        """The next event."""
+        number, self._ids = self._ids, self._ids + 1
+        return Event(
+            number,
+            self.rng.choice(KEYS),
+            self.rng.choice(GROUPS),
+            stall=stall,
+            note=note,
+            slow=slow,
+            fails=fails,
+        )
 
     async def send_event(self, event: Event) -> None:
         """One event from outside."""

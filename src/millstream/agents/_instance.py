@@ -6,8 +6,10 @@ import asyncio
 import inspect
 import itertools
 import logging
+import os
 import traceback
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from millstream.agents._stream import SKIP, Stream
@@ -456,8 +458,16 @@ def user_line(error: BaseException) -> str | None:
     """``file:line`` of the innermost frame that is neither ours nor the standard library's."""
     found = None
     for frame in traceback.extract_tb(error.__traceback__):
-        path = frame.filename.replace("\\", "/")
-        if "/millstream/" in path or path.startswith("<") or "/lib/python3" in path:
-            continue
-        found = f"{frame.filename}:{frame.lineno}"
+        path = os.path.normcase(frame.filename)
+        if not path.startswith((*_NOT_THE_USERS, "<")) and "site-packages" not in path:
+            found = f"{frame.filename}:{frame.lineno}"
+    if found is None and error.__cause__ is not None:
+        return user_line(error.__cause__)
     return found
+
+
+_NOT_THE_USERS = (
+    os.path.normcase(f"{Path(__file__).parents[1]}{os.sep}"),
+    os.path.normcase(f"{Path(asyncio.__file__).parents[1]}{os.sep}"),
+)
+"""Folders of Millstream and of the standard library."""

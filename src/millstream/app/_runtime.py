@@ -430,6 +430,7 @@ class Runtime:
         )
         stack.callback(followed.close)
         await followed.load()
+        followed.changed = self._publish
         self._background.append(tasks.create_task(followed.follow(), name="global tables"))
         return followed.parts
 
@@ -440,6 +441,10 @@ class Runtime:
 
             self._questions = Questions(self)
         return self._questions
+
+    def _publish(self, table: str, changes: Mapping[bytes, bytes | None]) -> None:
+        if self._questions is not None:
+            self._questions.publish(table, changes)
 
     async def _close_questions(self) -> None:
         if self._questions is not None:

@@ -68,6 +68,9 @@ class Settings:
     web_port: int | None = _setting(
         None, "Its port; 6066 or the next free one where none is given."
     )
+    web_hosts: str = _setting(
+        "", "Names, with spaces between, under which a server on loopback may be asked."
+    )
     web_url: str = _setting("", "How other workers reach this one; from host and port where empty.")
     slot: str = _setting("", "A name of the worker that stays when it restarts; found where empty.")
 

@@ -141,8 +141,9 @@ def run_shard_timer(timer: Timer, clock: Clock) -> Callable[[Shard], Coroutine[A
                 await _call(timer)
             except Exception as exc:
                 raise _failed(timer, exc) from exc
-            finally:
-                shard.end_callback(scope)
+            shard.end_callback(
+                scope
+            )  # a call that failed or was cut off stays open: nobody commits it
 
     return run
 

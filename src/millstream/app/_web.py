@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from millstream.clock import Duration, duration_ms
 from millstream.errors import ConfigurationError, ProgramError
@@ -12,7 +14,7 @@ from millstream.web import Cluster, build_web, serve
 from millstream.worker import GroupQueries, LocalQueries, WorkerReport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from millstream.app._app import App
     from millstream.app._runtime import Runtime
     from millstream.tables import TableInfo
+    from millstream.web import Serving
 
 __all__ = ["LazyWeb", "Questions"]
 
@@ -39,11 +42,11 @@ class Questions:
             else GroupQueries(runtime.transport, app.id, tables)
         )
         self.cluster = Cluster(self._local)
-        report = WorkerReport(
+        self._report = WorkerReport(
             runtime.worker, topology=topology, transport=runtime.transport, group=app.id
         )
         self.web: Starlette = build_web(
-            self.cluster, report, cluster=self.cluster, pages=app.pages, mounts=app.mounts
+            self.cluster, self._report, cluster=self.cluster, pages=app.pages, mounts=app.mounts
         )
 
     def view(self, name: str, stale: Duration | None) -> View[Any, Any]:
@@ -60,6 +63,7 @@ class Questions:
     async def aclose(self) -> None:
         """Let go of connections and listeners."""
         self._local.close()
+        self._report.close()
         await self.cluster.aclose()
 
     @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ import click
 
 from millstream.cli._failure import INTERRUPTED, note
 from millstream.cli._progress import Bar
+from millstream.worker import tune_garbage_collector
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ def serve(app: App, *, web: bool, number: int | None, several: bool) -> int:
         number: which one it is of those that a supervisor has started; None where it is alone.
         several: whether there are others beside it.
     """
+    tune_garbage_collector()
     with asyncio.Runner() as runner:
         return runner.run(_Serving(app, number=number, several=several).run(web=web))
 

@@ -395,6 +395,10 @@ class TablePart:
     def advance(self, by: int) -> None:
         """Move the part's own event time forward, in ms."""
 
+    def value_of(self, stored: Any) -> Any:
+        """What a decoded entry is to users."""
+        return stored
+
     def shown(self, key: Any) -> Any:
         """A key of this part's dictionaries as users see it."""
         return key

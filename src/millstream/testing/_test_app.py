@@ -266,7 +266,7 @@ class CommittedTable:
                 if data[:1] == b"\x04":  # a local index
                     continue
                 key = part.decode_key(data)
-                yield part.shown(key), part.decode(key, value)
+                yield part.shown(key), part.value_of(part.decode(key, value))
 
     def __getitem__(self, key: Any) -> Any:
         for found, value in self._entries():

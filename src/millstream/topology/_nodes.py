@@ -209,6 +209,9 @@ class Topology:
 
     def fingerprint(self) -> str:
         """A text that two workers of one group share exactly when they run the same topology."""
-        agents = sorted(f"{a.name}<{','.join(a.sources)}" for a in self.agents.values())
-        tables = sorted(f"{t.name}:{t.partitions}:{t.window or ''}" for t in self.tables.values())
+        agents = sorted(f"{a.name} reads {', '.join(a.sources)}" for a in self.agents.values())
+        tables = sorted(
+            f"table {t.name} of {t.partitions}{f' in {t.window}' if t.window else ''}"
+            for t in self.tables.values()
+        )
         return "; ".join([*agents, *tables])

@@ -86,7 +86,7 @@ def openapi(app: str) -> dict[str, Any]:
                 "end",
                 *pages,
                 example='{"rows": [{"key": "ada", "value": 12.5}], "next": null,'
-                ' "position": {"orders/2": 1}}',
+                ' "position": {"orders/1": 1}}',
             ),
             "/tables/{name}/keys/{key}": _get(
                 "The value of a key; 404 says whether the table or the key is missing. In a windowed"
@@ -95,7 +95,7 @@ def openapi(app: str) -> dict[str, Any]:
                 _NAME,
                 _KEY,
                 *pages,
-                example='{"key": "ada", "value": 12.5, "position": {"orders/2": 1}}',
+                example='{"key": "ada", "value": 12.5, "position": {"orders/1": 1}}',
             ),
             "/tables/{name}/changes": _get(
                 "Changes as they are committed, as server-sent events, or as messages of a WebSocket."

@@ -77,6 +77,8 @@ class EverywhereTables:
         self._store: ShardStore = state.open("everywhere")
         self.parts: dict[str, TablePart] = {}
         self._positions: dict[TopicPartition, int] = {}
+        self.changed: Callable[[str, Mapping[bytes, bytes | None]], None] = _nothing
+        """Called with a table's name and its changes once the store has them."""
 
     def _make_parts(self) -> None:
         for table in self._declared.values():
@@ -152,7 +154,12 @@ class EverywhereTables:
         )
         changes[self._position_table(table.name, tp.partition)] = encode_position(position)
         self._store.write({table.name: changes})
+        self.changed(table.name, changes)
         self.parts[table.name].forget_clean()
+
+
+def _nothing(table: str, changes: Mapping[bytes, bytes | None]) -> None:
+    return None
 
 
 def _anything(key: Any) -> None:

@@ -112,7 +112,7 @@ class Inbox:
         self.batch = iter(())
         self.position = max(self.position, self.batch_end)
         if self.source.time_of is None and self.batch_time > self._shard.stream_time:
-            self._shard.stream_time = self.batch_time
+            self._shard.time_reached(self.batch_time)
         while self.chunks:
             found = next(self.chunks[0], None)
             if found is not None:
@@ -165,6 +165,8 @@ class Lane:
         self._rest: deque[Run] = deque()
         self._pending: deque[tuple[Run, IncomingRecord]] = deque()
         self._dispatched: dict[Instance, tuple[TopicPartition, int, Any]] = {}
+        self._begun: dict[TopicPartition, int] = {}
+        """With concurrency: the highest offset that an instance was given."""
         if agent.concurrency > 1:
             for instance in instances:
                 instance.on_idle = self._instance_idle
@@ -306,31 +308,41 @@ class Lane:
         bound = PENDING_PER_INSTANCE * len(self.instances)
         while True:
             await self.shard.turns.mine()
-            await self.shard.gate.wait()
             self._arrived.clear()
-            while len(self._pending) < bound:
-                run = self._next_run()
-                if run is None:
-                    break
-                self._pending.extend((run, record) for record in run.records)
-                self.taken()
-            self._dispatch()
+            if self.shard.gate.is_set():
+                while len(self._pending) < bound:
+                    run = self._next_run()
+                    if run is None:
+                        break
+                    self._pending.extend((run, record) for record in run.records)
+                    self.taken()
+                self._dispatch()
+            elif self.shard.journaled:
+                # an event that waited for its key keeps those behind it, finished or not, out of the epoch
+                self._dispatch(gaps_only=True)
             await self._arrived.wait()
 
-    def _dispatch(self) -> None:
+    def stir(self) -> None:
+        """The gate has opened."""
+        self._arrived.set()
+
+    def _dispatch(self, *, gaps_only: bool = False) -> None:
         idle = deque(i for i in self.instances if i not in self._dispatched and i.idle.is_set())
         busy = {key for _, _, key in self._dispatched.values() if key is not None}
         kept: list[tuple[Run, IncomingRecord]] = []
         while self._pending and idle:
             run, record = self._pending.popleft()
             key = self._order_key(run, record)
-            if key is not None and key in busy:
+            behind = record.offset < self._begun.get(run.tp, 0)
+            if (key is not None and key in busy) or (gaps_only and not behind):
+                busy.add(key)
                 kept.append((run, record))
                 continue
             if key is not None:
                 busy.add(key)
             instance = idle.popleft()
             self._dispatched[instance] = (run.tp, record.offset, key)
+            self._begun[run.tp] = max(self._begun.get(run.tp, 0), record.offset)
             one = iter([record])
             instance.deliver(
                 Run(run.tp, run.source, one, start=record.offset, end=record.offset + 1)

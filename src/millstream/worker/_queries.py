@@ -124,9 +124,7 @@ class LocalQueries:
                 f"Shard {number} of {info.partitions} is not owned by worker {self._worker.url}."
             )
         if not shard.ready.is_set():
-            raise UnavailableError(
-                f"Shard {number} of {info.partitions} is being recovered; ask again."
-            )
+            raise NotHereError(f"Shard {number} of {info.partitions} is being recovered; ask again.")
         return shard
 
     def _staleness(self, read: Read) -> int | None:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
@@ -33,8 +33,12 @@ __all__ = ["AgentSpec", "Shard", "ShardCut", "ShardOptions", "TableSpec"]
 
 logger = logging.getLogger("millstream.worker")
 
+STOP_WAIT_S = 1.0
+"""How long a record that stops the worker waits for those before it."""
 QUIET_EVENTS = 2_000
 """After so many events of which none was found in the middle, a shard stops keeping journals."""
+TIED_S = 0.25
+"""When finished events were kept out of the epochs for so long, by ties to others, intake stops until they go."""
 
 
 class MakePart(Protocol):
@@ -161,12 +165,16 @@ class Shard:
         self.counters: Counter[str] = Counter()
         self._last_offsets: dict[TopicPartition, int] = {}
         self._cut_positions: dict[tuple[str, TopicPartition], int] = {}
+        self._tied: dict[tuple[str, TopicPartition], tuple[int, float]] = {}
+        """Where ties hold back finished events: from which offset, and since when."""
         self._output_counted = 0
         self._callbacks: set[Scope] = set()
         self._time_moved = asyncio.Event()
         self._due = asyncio.Event()
         self._room = asyncio.Event()
         self._rewind: asyncio.Future[None] | None = None
+        self.commit: Callable[[], Awaitable[object]] = _nothing
+        """Commits what is finished, in all shards of the worker."""
         self.before_recovery: Callable[[], Awaitable[None]] = _nothing
         self.local_tasks: list[Callable[[Shard], Coroutine[Any, Any, None]]] = []
         """Timers of scope ``shard``: run beside the lanes."""
@@ -217,6 +225,7 @@ class Shard:
         self.output.clear()
         self._output_counted = 0
         self._cut_positions.clear()
+        self._tied = {}
         self._events.clear()
         self._callbacks.clear()
         self._due.clear()
@@ -332,7 +341,8 @@ class Shard:
                 callback = self._tables[part.name].on_close
                 if isinstance(part, WindowedPart) and callback is not None:
                     await close_due(self, part, callback, pause=self._until_room)
-            self.open_gate("windows due")
+            if not self._due.is_set():  # a callback may have made another table due
+                self.open_gate("windows due")
             self.took_run()
 
     async def _until_room(self) -> None:
@@ -390,8 +400,10 @@ class Shard:
         self._closed_by.discard(reason)
         if reason == "epoch full":
             self._room.set()
-        if not self._closed_by:
+        if not self._closed_by and not self.gate.is_set():
             self.gate.set()
+            for lane in self.lanes.values():
+                lane.stir()
 
     def took_run(self) -> None:
         """A run is through: bound what waits for the next commit."""
@@ -429,7 +441,9 @@ class Shard:
         self._finished_events += 1
 
     def time_reached(self, timestamp: int) -> None:
-        self.stream_time = max(self.stream_time, timestamp)
+        if timestamp > self.stream_time:
+            self.stream_time = timestamp
+            self._time_moved.set()
 
     def begin_callback(self, name: str, timestamp: int) -> Scope:
         """Open an event that comes from no record: a timer's, or a window's end."""
@@ -478,7 +492,7 @@ class Shard:
         if not failure.ran and (spec.agent.name, tp, offset) in self._condemned:
             attempts = max(attempts, policy.retries + 1)
         if policy.action == "stop" and attempts > policy.retries:
-            raise self._stopped(spec, failure)
+            await self._stop(spec, failure)
         self._failures[spec.agent.name, tp, offset] = (attempts, failure.error)
         if failure.ran and not self._undo(failure.scope):
             self._suspends = True
@@ -518,6 +532,27 @@ class Shard:
             spec.refuse(failure.scope, failure)
         del self._failures[spec.agent.name, tp, offset]
         return False
+
+    async def _stop(self, spec: AgentSpec, failure: Failure) -> NoReturn:
+        """Commit what comes before the record, so that one can go past it, and stop the worker.
+
+        Where the event cannot be undone, the shard starts over, and stops when the record's turn comes again,
+        without giving it to the agent.
+        """
+        tp, offset = failure.run.tp, failure.record.offset
+        stopped = self._stopped(spec, failure)
+        if not self.journaled or (failure.ran and not self._undo(failure.scope)):
+            self._suspends = True
+            for run, record in (*failure.before, (failure.run, failure.record)):
+                self._condemned[spec.agent.name, run.tp, record.offset] = failure.error
+            self.rewind()
+            await asyncio.Event().wait()
+        deadline = self.clock.monotonic() + STOP_WAIT_S
+        lane = self.lanes[spec.agent.name]
+        while lane.position(tp) < offset and self.clock.monotonic() < deadline:
+            await asyncio.sleep(0.005)  # with concurrency, events before it may be in progress
+        await self.commit()
+        raise stopped
 
     def _undo(self, scope: Scope) -> bool:
         """Make it as if the event had not run; False where only a rewind can."""
@@ -587,7 +622,9 @@ class Shard:
             for name, lane in self.lanes.items()
             for tp in lane.inboxes
         }
+        unfinished = limits.copy()
         excluded = choose_excluded(list(self._events), limits) if self._events else set()
+        self._watch_ties(unfinished, limits)
         taken_events = [event for event in self._events if event not in excluded]
         if excluded and not taken_events and not self._moves(limits):
             return None
@@ -616,6 +653,24 @@ class Shard:
         self._output_counted = len(self.output)
         self._note_quiet(taken_events, excluded)
         return ShardCut(self, self._offsets(limits), outputs, parts)
+
+    def _watch_ties(
+        self,
+        unfinished: Mapping[tuple[str, TopicPartition], int],
+        limits: Mapping[tuple[str, TopicPartition], int],
+    ) -> None:
+        """Stop intake where finished events stay out again and again, tied to others that overlap for ever."""
+        now = self.clock.monotonic()
+        tied = {}
+        for source, at in limits.items():
+            if at < unfinished[source]:
+                before = self._tied.get(source)
+                tied[source] = before if before is not None and before[0] == at else (at, now)
+        self._tied = tied
+        if not tied:
+            self.open_gate("tied events")
+        elif any(now - since >= TIED_S for _, since in tied.values()):
+            self.close_gate("tied events")
 
     def _moves(self, limits: Mapping[tuple[str, TopicPartition], int]) -> bool:
         """Whether there is something in a cut at these positions, although it takes no event."""
@@ -684,6 +739,7 @@ class Shard:
 
     def give_back(self, cut: ShardCut) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
+        self._cut_positions.clear()
         for part in cut.parts:
             part.restore(self._events)
         self.output[:0] = [(*output[:5], None) for output in cut.outputs]

@@ -274,11 +274,14 @@ class Worker:
         for member, data in assignment.members.items():
             other = msgspec.json.decode(data, type=MemberMetadata)
             if member != assignment.member_id and other.topology != self.plan.fingerprint:
-                raise TopologyError(
+                error = TopologyError(
                     f"another program runs under the app id {self.plan.app!r}: it has"
                     f" [{other.topology}], and this one has [{self.plan.fingerprint}]. Give one of"
                     f" them another id, or stop its workers first"
                 )
+                if self.assignment is None:
+                    raise error
+                logger.error("%s. This worker was here first, and goes on", error)
 
     async def _apply(self, assignment: Assignment) -> None:
         before = self.assignment
@@ -334,6 +337,7 @@ class Worker:
         )
         shard.wake = self._stir
         shard.before_recovery = self._until_settled
+        shard.commit = self.committer.commit
         shard.local_tasks = list(self.plan.shard_tasks.get(count, ()))
         self.shards[shard_id] = shard
         assert self._tasks is not None

@@ -1,0 +1,214 @@
+"""The test kit: the real engine in memory, with a clock that is moved by hand."""
+
+# ruff: noqa: PERF401, PT012  # a stream is no list, and an app ends with its block
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import millstream as ms
+from millstream.clock import SystemClock
+from millstream.errors import AgentError, ProgramError
+from millstream.records import Position
+from millstream.testing import TestApp
+from tests.kit import Order, counting
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def test_fixture(millstream_test: Callable[..., TestApp]) -> None:
+    """The fixture of the plug-in makes a `TestApp`."""
+    app, orders, totals = counting()
+    async with millstream_test(app) as t:
+        assert isinstance(t, TestApp)
+        assert t is not None
+        position = await t.send(orders, Order("ada", 5.0), timestamp=5, headers={"a": "b"})
+        assert isinstance(position, Position)
+        assert t.table(totals)["ada"] == 5.0
+
+
+async def test_send_returns_when_all_is_done() -> None:
+    """When `send` returns, what follows from the record is processed and committed, over several agents."""
+    app, orders, _ = counting()
+    middle, out = app.topic("middle", value=Order), app.topic("out", value=Order)
+
+    @app.agent(orders, sink=middle)
+    async def first(stream: ms.Stream[Order]) -> Any:
+        async for order in stream:
+            yield order
+
+    @app.agent(middle, sink=out)
+    async def second(stream: ms.Stream[Order]) -> Any:
+        async for order in stream:
+            yield order
+
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 5.0))
+        assert t.sent(out) == [Order("ada", 5.0)]
+        await t.crash()
+        assert t.sent(out) == [Order("ada", 5.0)]
+
+
+async def test_time_stands_still() -> None:
+    """The app's clock is the test's, starts where it is told, and is given back."""
+    app, _, _ = counting()
+    async with TestApp(app, start=1_000_000) as t:
+        assert app.clock is t.clock
+        await asyncio.sleep(0)
+        assert t.clock.now() == 1_000_000
+        await t.advance("5s")
+        assert t.clock.now() == 1_005_000
+        await t.advance(stream="1h")
+        assert t.clock.now() == 1_005_000
+    assert isinstance(app.clock, SystemClock)
+
+
+async def test_advance_stops_at_each_moment() -> None:
+    """Whoever sleeps sees the time for which it waited, one after the other."""
+    app, _, _ = counting()
+    seen: list[int] = []
+
+    @app.task
+    async def sleeper() -> None:
+        for _ in range(3):
+            await app.clock.sleep(10)
+            seen.append((app.clock.now() - start) // 1_000)
+
+    async with TestApp(app) as t:
+        start = t.clock.now()
+        await t.advance("1m")
+    assert seen == [10, 20, 30]
+
+
+async def test_committed_table() -> None:
+    """A committed table can be looked at like a mapping, over all shards."""
+    app, orders, totals = counting()
+    async with TestApp(app) as t:
+        table = t.table(totals)
+        assert (len(table), list(table), repr(table)) == (0, [], "{}")
+        await t.send_many(orders, [Order(name, 1.0) for name in "abc"])
+        assert sorted(table) == ["a", "b", "c"]
+        assert table == dict.fromkeys("abc", 1.0)
+        assert table != {"a": 1.0}
+        assert "a" in table
+        assert "z" not in table
+        assert (table.get("z"), table.get("z", 5)) == (None, 5)
+        assert sorted(table.items()) == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
+        with pytest.raises(KeyError, match="z"):
+            table["z"]
+
+
+async def test_sent() -> None:
+    """What is in a topic: values, or pairs with their keys."""
+    app = ms.App("sent", partitions=1)
+    orders = app.topic("orders", value=Order, key_from="account")
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 1.0))
+        await t.send(orders, None, key="bob")
+        assert t.sent(orders) == [Order("ada", 1.0), None]
+        assert t.records(orders) == [("ada", Order("ada", 1.0)), ("bob", None)]
+
+
+async def test_stopped_worker() -> None:
+    """What stops the worker comes out of the call that met it, and of the block."""
+    app, orders, _ = counting()
+    after: list[str] = []
+    with pytest.raises(AgentError, match="negative"):
+        async with TestApp(app) as t:
+            await t.send(orders, Order("ada", -1.0))
+            after.append("not reached")
+    assert after == []
+
+
+async def test_error_at_the_start() -> None:
+    """What stops the worker before the first event comes out of the block's beginning, with the clock given back."""
+    app = ms.App("early")
+    topic = app.topic("t", value=int)
+
+    @app.agent(topic)
+    async def wrong(stream: ms.Stream[int]) -> None:
+        raise ValueError("at once")
+
+    with pytest.raises(AgentError, match="at once"):
+        async with TestApp(app):
+            raise AssertionError
+    assert isinstance(app.clock, SystemClock)
+    assert app.runtime is None
+
+
+async def test_failed_assertion_with_an_event_in_progress() -> None:
+    """A test that fails while an event waits ends, and shows its own error."""
+    app = ms.App("waits")
+    topic = app.topic("t", value=int)
+
+    @app.agent(topic)
+    async def wait(stream: ms.Stream[int]) -> None:
+        async for _ in stream:
+            await app.clock.sleep(1_000_000)
+
+    with pytest.raises(ZeroDivisionError):
+        async with TestApp(app) as t:
+            await t.send(topic, 1)
+            raise ZeroDivisionError
+
+
+async def test_crash_loses_what_is_not_committed() -> None:
+    """A crash loses memory and keeps log and state; with ``lose_state`` it loses the state as well."""
+    app = ms.App("crash", partitions=1)
+    topic = app.topic("t", value=int)
+    sums = app.table("sums", key=str, value=int, default=0)
+    starts: list[str] = []
+
+    @app.agent(topic)
+    async def add(stream: ms.Stream[int]) -> None:
+        starts.append("start")
+        async for number in stream:
+            sums["all"] += number
+
+    async with TestApp(app) as t:
+        await t.send(topic, 1)
+        await t.crash()
+        await t.crash(lose_state=True)
+        await t.send(topic, 2)
+        assert t.table(sums) == {"all": 3}
+    assert starts == ["start"] * 3
+
+
+async def test_send_inside_an_agent() -> None:
+    """The kit's `send` is for tests."""
+    app = ms.App("inside", on_error="skip")
+    topic = app.topic("t", value=int)
+    errors: list[Exception] = []
+
+    @app.agent(topic)
+    async def wrong(stream: ms.Stream[int]) -> None:
+        async for _ in stream:
+            try:
+                await t.send(topic, 1)
+            except ProgramError as exc:
+                errors.append(exc)
+                raise
+
+    async with TestApp(app) as t:
+        await t.send(topic, 1)
+    assert "is for tests, not for agents" in str(errors[0])
+
+
+async def test_waits_for_threads() -> None:
+    """An event that waits for a thread is waited for."""
+    app = ms.App("thread")
+    topic = app.topic("t", value=int)
+    done: list[int] = []
+
+    @app.agent(topic)
+    async def slow(stream: ms.Stream[int]) -> None:
+        async for number in stream:
+            done.append(await asyncio.to_thread(lambda n=number: n * 2))
+
+    async with TestApp(app) as t:
+        await t.send(topic, 21)
+        assert done == [42]

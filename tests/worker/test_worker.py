@@ -1,0 +1,170 @@
+"""A worker in its group: shards that come and go, other programs, and the end."""
+
+# a stream is no list, and an app ends with its block
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+import millstream as ms
+from millstream.errors import TopologyError
+from millstream.testing import TestApp
+from tests.kit import Order, counting, second_worker
+
+
+async def settled(t: TestApp, second: Any) -> None:
+    """Let both workers do what there is to do."""
+    for _ in range(300):
+        await asyncio.sleep(0)
+    await t.settle()
+    for _ in range(5):
+        await second.worker.committer.commit()
+        await t.worker.committer.commit()
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+
+def owned(runtime: Any) -> list[int]:
+    return sorted(number for _, number in runtime.worker.shards)
+
+
+async def test_two_workers_share_the_shards() -> None:
+    """Two workers of one app share the shards, each record is counted once, and one takes over from the other."""
+    app, orders, totals = counting(partitions=4)
+    other, _, _ = counting(partitions=4)
+    async with TestApp(app) as t:
+        await t.send_many(orders, [Order(f"a{i}", 1.0) for i in range(40)])
+        async with second_worker(other, t) as second:
+            await settled(t, second)
+            first_owns, second_owns = owned(t._runtime), owned(second)
+            assert sorted(first_owns + second_owns) == [0, 1, 2, 3]
+            assert (len(first_owns), len(second_owns)) == (2, 2)
+            await orders.send_many([Order(f"a{i}", 1.0) for i in range(40)])
+            await settled(t, second)
+        await t.settle()
+        assert owned(t._runtime) == [0, 1, 2, 3]
+        assert t.table(totals) == {f"a{i}": 2.0 for i in range(40)}
+
+
+async def test_the_leader_is_one() -> None:
+    """A timer of scope ``leader`` runs on one of two workers."""
+    app, _, _ = counting(partitions=2)
+    other, _, _ = counting(partitions=2)
+    ran: list[str] = []
+    app.timer("10s", scope="leader")(lambda: ran.append("first"))
+    other.timer("10s", scope="leader")(lambda: ran.append("second"))
+    async with TestApp(app) as t, second_worker(other, t) as second:
+        await settled(t, second)
+        for _ in range(3):
+            t.clock.advance("10s")
+            await settled(t, second)
+    assert len(ran) == 3
+    assert len(set(ran)) == 1
+
+
+async def test_another_program_under_the_same_id() -> None:
+    """Two programs of one id with other topologies: the one that joins stops, the first one works on."""
+    app, orders, totals = counting(partitions=2)
+    other = ms.App("shop", partitions=2)
+    different = other.topic("orders", value=Order, key_from="account")
+
+    @other.agent(different)
+    async def something_else(stream: ms.Stream[Order]) -> None:
+        async for _ in stream:
+            pass
+
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 1.0))
+        with pytest.raises(
+            TopologyError,
+            match=r"another program runs under the app id 'shop': it has \[count reads orders; table"
+            r" totals of 2\], and this one has \[something_else reads orders\]\. Give one of them",
+        ):
+            async with second_worker(other, t):
+                await asyncio.Event().wait()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        await t.send(orders, Order("ada", 2.0))
+        assert t.table(totals) == {"ada": 3.0}
+
+
+async def test_a_worker_without_shards() -> None:
+    """An app without agents and tables runs its tasks, and joins no group."""
+    app = ms.App("bare")
+    done: list[int] = []
+
+    @app.task
+    async def once() -> None:
+        done.append(1)
+
+    async with TestApp(app) as t:
+        assert t.worker.membership is None
+    assert done == [1]
+
+
+async def test_the_end_commits_what_is_finished() -> None:
+    """A worker that is stopped commits what is finished, and leaves its group."""
+    app, orders, totals = counting(partitions=1)
+    other, _, _ = counting(partitions=1)
+    t = TestApp(app)
+    async with t:
+        await orders.send(Order("ada", 1.0))
+        for _ in range(100):
+            await asyncio.sleep(0)
+    groups = t._log.groups if hasattr(t._log, "groups") else {}
+    assert all(not group.members for group in groups.values())
+    from tests.kit import continued
+
+    async with continued(other, t) as t:
+        assert t.table(totals) == {"ada": 1.0}
+
+
+async def test_rebalances_in_a_row() -> None:
+    """Many rebalances lose nothing and repeat nothing."""
+    app, orders, totals = counting(partitions=3)
+    async with TestApp(app) as t:
+        for _ in range(10):
+            await orders.send_many([Order(f"a{i}", 1.0) for i in range(7)])
+            await t.rebalance()
+        await t.settle()
+        assert t.table(totals) == {f"a{i}": 10.0 for i in range(7)}
+
+
+async def test_back_pressure() -> None:
+    """A shard takes in no more than its bound between two commits, and everything arrives."""
+    app, orders, totals = counting(partitions=1, epoch_bytes_max=2_000, inbox_bytes_max=4_000)
+    async with TestApp(app) as t:
+        await orders.send_many([Order(f"a{i % 10}", 1.0) for i in range(2_000)])
+        largest = 0
+        for _ in range(10_000):
+            await asyncio.sleep(0)
+            if await t.worker.committer.commit():
+                continue
+            for shard in t.worker.shards.values():
+                for lane in shard.lanes.values():
+                    largest = max(largest, *(inbox.size for inbox in lane.inboxes.values()))
+        await t.settle()
+        assert t.table(totals) == {f"a{i}": 200.0 for i in range(10)}
+
+
+async def test_unrelated_agents_do_not_wait_for_each_other() -> None:
+    """An agent that stands still holds up nobody else in its shard."""
+    app, orders, totals = counting(partitions=1)
+    slow = app.topic("slow", value=int)
+
+    @app.agent(slow)
+    async def stand(stream: ms.Stream[int]) -> None:
+        async for _ in stream:
+            await asyncio.Event().wait()
+
+    async with TestApp(app) as t:
+        await slow.send(1)
+        await orders.send(Order("ada", 1.0))
+        for _ in range(10):
+            await t.settle()
+            if t.table(totals) == {"ada": 1.0}:
+                break
+        assert t.table(totals) == {"ada": 1.0}
