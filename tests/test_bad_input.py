@@ -4,7 +4,7 @@ Each test looks at the message, and then starts another program over the log tha
 was committed before is there and that nothing behind the fault is.
 """
 
-# ruff: noqa: PERF401, PT012  # a stream is no list, and an app ends with its block
+# ruff: noqa: PERF102, PERF401, PT012  # a stream is no list, and an app ends with its block
 
 from __future__ import annotations
 
@@ -692,7 +692,7 @@ async def test_stored_value_that_no_longer_decodes_before_the_first_event() -> N
     """The error comes before the first event, whatever ``on_error`` says."""
     before = await stored({"name": "Ada"}, dict[str, str])
     app, _, _ = profiles_now(on_error="skip")
-    with pytest.raises(DecodeError, match="table 'profiles'.*`visits`"):
+    with pytest.raises(DecodeError, match=r"table 'profiles'.*`visits`"):
         async with continued(app, before):
             pass
 

@@ -27,6 +27,8 @@ from tests.crash.world import Schedule, run_schedule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.crash.world import World
+
 SEEDS = 40
 Patch = pytest.MonkeyPatch
 
@@ -245,6 +247,12 @@ def undo_leaves_writes(patch: Patch) -> None:
     patch.setattr(TablePart, "undo", lambda self, key, before: None)
 
 
+DIES_AT: dict[Callable[[Patch], None], str] = {
+    commit_not_atomic: "commit.appended",
+    position_before_data: "commit.applying",
+}
+"""Where a process dies early in each schedule, besides what the schedule has of its own."""
+
 MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
     (commit_not_atomic, Schedule()),
     (position_before_data, Schedule()),
@@ -269,12 +277,18 @@ async def first_found(
     mutate: Callable[[Patch], None], schedule: Schedule, patch: Patch
 ) -> int | None:
     """The first seed whose schedule shows the mutation."""
+    point = DIES_AT.get(mutate)
+
+    def prepare(world: World) -> None:
+        if point is not None:
+            world.arm(point, "crash")
+
     with patch.context() as mutated:
         mutate(mutated)
         for seed in range(SEEDS):
             mutated.setattr(_shard, "QUIET_EVENTS", 3 if seed % 2 else 2_000)
             try:
-                await run_schedule(seed, schedule, rounds=150)
+                await run_schedule(seed, schedule, prepare=prepare, rounds=150)
             except (Violation, MillstreamError, AssertionError, KeyError):
                 return seed
     return None

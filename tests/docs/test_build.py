@@ -20,6 +20,7 @@ from tests.requirements import missing
 
 if TYPE_CHECKING:
     from pathlib import Path
+from types import ModuleType
 
 _LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href"}
 """Elements that make a browser fetch something."""
@@ -103,7 +104,8 @@ def test_the_reference_is_whole(site: Path, module: object) -> None:
     """Whatever a public module exports has its entry."""
     ids = set().union(*(page.ids for page in _pages(site).values()))
     public = f"{module.__name__}."  # type: ignore[attr-defined]
-    assert [name for name in module.__all__ if public + name not in ids] == []  # type: ignore[attr-defined]
+    missing = [name for name in module.__all__ if public + name not in ids]  # type: ignore[attr-defined]
+    assert [name for name in missing if not isinstance(getattr(module, name), ModuleType)] == []
 
 
 def test_every_setting_is_described(site: Path) -> None:

@@ -166,7 +166,7 @@ async def test_what_is_not_here(shop: Running) -> None:
         await shop.queries.read(Read(table="nope", shards=(0,)))
     shard = shop.worker.shards[4, 0]
     shard.ready.clear()
-    with pytest.raises(UnavailableError, match="being recovered"):
+    with pytest.raises(NotHereError, match="being recovered"):
         await shop.queries.read(Read(table="totals", shards=(0,)))
     shard.ready.set()
 

@@ -120,6 +120,8 @@ class Committer:
             self._began = self._clock.monotonic()
             cuts = self._cut()
             if not cuts:
+                # looking for a cut takes time as well, where many events wait for an earlier one
+                self._work_s = self._clock.monotonic() - self._began
                 return 0
             task = asyncio.ensure_future(self._carry_out(cuts))
             try:

@@ -29,6 +29,8 @@ __all__ = ["Lane"]
 RUN_TARGET_S = 0.005
 """How long a run should take at most, so that the event loop turns."""
 RUN_RECORDS_MIN, RUN_RECORDS_MAX = 16, 2_048
+AHEAD_EVENTS_MAX = 4_096
+"""With concurrency: events that wait for an earlier one before they can be committed; then intake stops."""
 PENDING_PER_INSTANCE = 16
 """With concurrency: events taken in, per instance, while others with their key are in progress."""
 
@@ -306,11 +308,12 @@ class Lane:
 
     async def _pump_many(self) -> NoReturn:
         bound = PENDING_PER_INSTANCE * len(self.instances)
+        ahead = self.shard.ahead
         while True:
             await self.shard.turns.mine()
             self._arrived.clear()
             if self.shard.gate.is_set():
-                while len(self._pending) < bound:
+                while len(self._pending) < bound and ahead[self.agent.name] < AHEAD_EVENTS_MAX:
                     run = self._next_run()
                     if run is None:
                         break

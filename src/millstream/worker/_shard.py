@@ -168,6 +168,8 @@ class Shard:
         self._tied: dict[tuple[str, TopicPartition], tuple[int, float]] = {}
         """Where ties hold back finished events: from which offset, and since when."""
         self._output_counted = 0
+        self.ahead: Counter[str] = Counter()
+        """Journaled events that are not committed, by agent."""
         self._callbacks: set[Scope] = set()
         self._time_moved = asyncio.Event()
         self._due = asyncio.Event()
@@ -228,6 +230,7 @@ class Shard:
         self._tied = {}
         self._events.clear()
         self._callbacks.clear()
+        self.ahead.clear()
         self._due.clear()
         self.epoch_bytes = 0
         self.journaled = True
@@ -430,6 +433,7 @@ class Shard:
 
     def event_begun(self, scope: Scope) -> BaseException | None:
         self._events[scope] = None
+        self.ahead[scope.agent] += 1
         if not self._condemned or scope.tp is None or scope.record is None:
             return None
         return self._condemned.get((scope.agent, scope.tp, scope.record.offset))
@@ -438,6 +442,7 @@ class Shard:
         """A journaled event is finished; one that has written nothing is of no further interest."""
         if not scope.wrote and not scope.has_times:
             self._events.pop(scope, None)
+            self.ahead[scope.agent] -= 1
         self._finished_events += 1
 
     def time_reached(self, timestamp: int) -> None:
@@ -605,8 +610,8 @@ class Shard:
         if self.output or any(part.is_dirty() for part in self.own_parts.values()):
             return True
         return any(
-            lane.position(tp) > self.committed.get(tp, 0)
-            for lane in self.lanes.values()
+            lane.position(tp) > self._cut_positions.get((name, tp), self._positions[name, tp])
+            for name, lane in self.lanes.items()  # not the committed offset: the slowest agent's
             for tp in lane.inboxes
         )
 
@@ -638,6 +643,10 @@ class Shard:
         )
         self.output[:] = kept
         self._events = {event: None for event in self._events if event in excluded}
+        self.ahead.clear()
+        self.ahead.update(event.agent for event in excluded)
+        for lane in self.lanes.values():
+            lane.stir()
         for event in excluded:
             if event.has_ties:
                 event.depends &= excluded
