@@ -12,8 +12,6 @@ MARK = "<!-- settings -->"
 NOTES = {
     "broker": "Where none is given, `local://` and the app's id, `.db`. `kafka://` is refused in this version.",
     "processing_guarantee": "`at_least_once` is accepted; on `local://` every commit is exactly once anyway.",
-    "standby_replicas": "Accepted; has no effect yet.",
-    "compat": "Accepted; has no effect yet.",
 }
 """What a setting's own line does not say; above all, what is not built yet."""
 

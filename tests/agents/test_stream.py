@@ -42,9 +42,13 @@ async def test_values_that_are_filtered_out_are_finished() -> None:
     app, orders = one_partition()
     asked: list[float] = []
 
+    def nothing(order: Order) -> bool:
+        asked.append(order.amount)
+        return False
+
     @app.agent(orders)
     async def none(stream: ms.Stream[Order]) -> None:
-        async for _ in stream.filter(lambda order: bool(asked.append(order.amount))):
+        async for _ in stream.filter(nothing):
             raise AssertionError
 
     async with TestApp(app) as t:

@@ -207,7 +207,7 @@ async def test_waits_for_threads() -> None:
     @app.agent(topic)
     async def slow(stream: ms.Stream[int]) -> None:
         async for number in stream:
-            done.append(await asyncio.to_thread(lambda n=number: n * 2))
+            done.append(await asyncio.to_thread(sum, [number, number]))
 
     async with TestApp(app) as t:
         await t.send(topic, 21)

@@ -467,6 +467,9 @@ class App:
             topic: read the table from this topic, instead of writing it.
             like: a topic whose partitions the table has.
             ttl: forget entries that were not written for so long, by stream time.
+            on_change: called with key and value, or None for a deleted key, of each entry that an epoch has
+                changed, once it is committed; the key is (key, window) where the table is windowed. What it
+                raises is logged.
             upgrade: turns stored values of an older form (as plain JSON types) into new ones.
 
         Raises:
@@ -522,6 +525,10 @@ class App:
         default: V | Callable[[], V] | None = ...,
         help: str = ...,
     ) -> Table[str, V]: ...
+    @overload
+    def global_table(
+        self, name: str, *, default: Any = ..., help: str = ...
+    ) -> Table[str, Any]: ...
     def global_table(
         self,
         name: str,

@@ -20,6 +20,7 @@ from millstream.agents import (
     reply_headers,
     user_line,
 )
+from millstream.app._changes import change_listeners
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
@@ -142,6 +143,10 @@ class Runtime:
                             self.worker.assigned += [_hook(h) for h in self.app.assigned_hooks]
                             self.worker.revoked += [_hook(h) for h in self.app.revoked_hooks]
                         inner.push_async_callback(self._close_questions)
+                        if self.worker is not None:
+                            self.worker.committer.listeners += change_listeners(
+                                self.app.tables.values()
+                            )
                         if self._with_web:
                             serving = self.questions().serving(self)
                             self.web_url = await inner.enter_async_context(serving)

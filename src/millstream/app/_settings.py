@@ -39,7 +39,6 @@ class Settings:
     )
     partitions: int = _setting(4, "Partitions of topics that do not exist and declare none.")
     replication: int = _setting(1, "Replicas of the topics that Millstream creates.")
-    standby_replicas: int = _setting(0, "Warm copies of each shard's tables on other workers.")
     state_dir: Path | None = _setting(
         None, "Where local state is kept; .millstream beside the log, or in the working directory."
     )
@@ -51,9 +50,6 @@ class Settings:
     )
     state_write_buffer_bytes: int = _setting(64 << 20, "RocksDB's write buffers, likewise.")
     on_error: Policy = _setting("stop", "stop, skip, dlq, Dlq(topic) or Retry(...).")
-    compat: Literal["kafka-streams"] | None = _setting(
-        None, "kafka-streams: give its results where they differ from ours."
-    )
     record_bytes_max: int = _setting(1_000_000, "Largest record, key and value together, in bytes.")
     inbox_bytes_max: int = _setting(
         8 << 20, "Records fetched ahead, for each agent of each shard, in bytes."

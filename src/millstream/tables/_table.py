@@ -85,7 +85,6 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         self.home = home
         self._factory: Callable[[], Any] | None = default if callable(default) else None
         self._default = NO_DEFAULT if callable(default) else default
-        self.on_change: list[Callable[[Any, Any], None]] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
