@@ -16,4 +16,7 @@ async def rank(stream: ms.Stream[Flight]) -> None:
     """Keep the ten worst departures of each day, the worst one first."""
     async for event in stream:
         delay = Delay(event.delay, event.flight, event.origin, event.dest)
-        worst[NEW_YORK].apply(lambda day, delay=delay: sorted([*day, delay], reverse=True)[:TOP])
+        for _, day in worst[NEW_YORK].event_windows():
+            day.append(delay)
+            day.sort(reverse=True)
+            del day[TOP:]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
+from typing import TYPE_CHECKING, Any
 
 import millstream as ms
 from millstream.testing import TestApp
 from millstream.windows import Window
+
+if TYPE_CHECKING:
+    import pytest
 
 
 async def test_committed_changes(caplog: pytest.LogCaptureFixture) -> None:

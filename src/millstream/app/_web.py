@@ -70,8 +70,26 @@ class Questions:
     async def serving(self, runtime: Runtime) -> AsyncIterator[str]:
         """Listen where the settings say; gives the URL under which other workers reach this one."""
         settings = runtime.settings
-        async with serve(self.web, host=settings.web_host, port=settings.web_port) as serving:
-            yield settings.web_url or serving.url
+        named = urlsplit(settings.web_url).hostname
+        async with serve(
+            self.web,
+            host=settings.web_host,
+            port=settings.web_port,
+            hosts=[*settings.web_hosts.split(), *([named] if named else [])],
+        ) as serving:
+            yield settings.web_url or _reachable(serving)
+
+    def publish(self, table: str, changes: Mapping[bytes, bytes | None]) -> None:
+        """Tell those who follow a global table."""
+        if isinstance(self._local, LocalQueries):
+            self._local.publish(table, changes)
+
+
+def _reachable(serving: Serving) -> str:
+    """The address that other workers use: the machine's name where the server listens everywhere."""
+    if serving.host in ("0.0.0.0", "::"):
+        return f"http://{socket.gethostname()}:{serving.port}"
+    return serving.url
 
 
 class LazyWeb:

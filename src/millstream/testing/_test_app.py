@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.app._runtime import Runtime
 from millstream.clock import Duration, ManualClock, duration_ms
+from millstream.context import current
 from millstream.errors import ProgramError
 from millstream.records import Position, TopicPartition
 
@@ -23,7 +24,28 @@ __all__ = ["CommittedTable", "TestApp"]
 TURNS_MAX = 200
 """Turns of the event loop without any progress, after which an app counts as settled."""
 REAL_WAIT_S = 5.0
-"""How long an event that waits for something real, a thread or a socket, may take."""
+"""How long `TestApp.settle` waits for an event that waits for something real, a thread or a socket."""
+
+
+class TestClock(ManualClock):
+    """A clock that stands still, and knows how many events wait for it to be moved."""
+
+    __test__ = False
+
+    def __init__(self, start: int) -> None:
+        super().__init__(start)
+        self.events_waiting = 0
+
+    async def sleep(self, seconds: float) -> None:
+        scope = current.get(None)
+        if scope is None or not scope.open:
+            await super().sleep(seconds)
+            return
+        self.events_waiting += 1
+        try:
+            await super().sleep(seconds)
+        finally:
+            self.events_waiting -= 1
 
 
 class TestApp:
@@ -45,7 +67,7 @@ class TestApp:
         self._log = MemoryLog()
         self._state = MemoryBackend()
         self.app = app
-        self.clock = ManualClock(start)
+        self.clock = TestClock(start)
         self._real_clock = app.clock
         self._stack: contextlib.AsyncExitStack | None = None
         self._runtime: Runtime | None = None
@@ -166,8 +188,8 @@ class TestApp:
             if await self._caught_up():
                 return
             if worker.in_progress():
-                if self.clock.next_due() is not None and still > TURNS_MAX:
-                    return
+                if self.clock.events_waiting >= self._events_in_progress() and still > 50:
+                    return  # they all wait for the test to move the clock
                 if loop.time() > deadline:
                     return
                 await asyncio.sleep(0.001)
@@ -177,6 +199,14 @@ class TestApp:
     def _failed(self) -> bool:
         runtime = self._runtime
         return runtime is not None and runtime.failed()
+
+    def _events_in_progress(self) -> int:
+        return sum(
+            instance.in_event
+            for shard in self.worker.shards.values()
+            for lane in shard.lanes.values()
+            for instance in lane.instances
+        )
 
     def _progress(self) -> object:
         return [

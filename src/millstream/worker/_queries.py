@@ -124,7 +124,9 @@ class LocalQueries:
                 f"Shard {number} of {info.partitions} is not owned by worker {self._worker.url}."
             )
         if not shard.ready.is_set():
-            raise NotHereError(f"Shard {number} of {info.partitions} is being recovered; ask again.")
+            raise NotHereError(
+                f"Shard {number} of {info.partitions} is being recovered; ask again."
+            )
         return shard
 
     def _staleness(self, read: Read) -> int | None:

@@ -555,7 +555,8 @@ class Shard:
         deadline = self.clock.monotonic() + STOP_WAIT_S
         lane = self.lanes[spec.agent.name]
         while lane.position(tp) < offset and self.clock.monotonic() < deadline:
-            await asyncio.sleep(0.005)  # with concurrency, events before it may be in progress
+            # with concurrency, events before it may be in progress, and nobody says when the last one ends
+            await asyncio.sleep(0.005)
         await self.commit()
         raise stopped
 

@@ -221,7 +221,9 @@ class Worker:
         for shard in self.shards.values():
             shard.close_gate("stopping")
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + STOP_TIMEOUT_S  # real time: a clock moved by hand stands still here
+        deadline = (
+            loop.time() + STOP_TIMEOUT_S
+        )  # real time: a clock moved by hand stands still here
         while self.in_progress():
             if loop.time() >= deadline:
                 break
