@@ -554,7 +554,7 @@ class Shard:
             await asyncio.Event().wait()
         deadline = self.clock.monotonic() + STOP_WAIT_S
         lane = self.lanes[spec.agent.name]
-        while lane.position(tp) < offset and self.clock.monotonic() < deadline:
+        while lane.position(tp) < offset and self.clock.monotonic() < deadline:  # noqa: ASYNC110
             # with concurrency, events before it may be in progress, and nobody says when the last one ends
             await asyncio.sleep(0.005)
         await self.commit()
