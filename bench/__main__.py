@@ -1,23 +1,37 @@
-"""``python -m bench core [--events N] [--only WORKLOAD] [--json FILE]``."""
+"""``python -m bench core|memory``; ``--help`` for the rest."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench import core
+from bench import core, memory
 from bench.program import WORKLOADS
 
 
 def main() -> int:
     """Run the benchmark that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=core.__doc__)
-    parser.add_argument("suite", choices=["core"])
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--only", choices=list(WORKLOADS), action="append")
-    parser.add_argument("--json", metavar="FILE")
+    suites = parser.add_subparsers(dest="suite", required=True)
+    one = suites.add_parser("core", help="CPU per event against a bare loop, recovery, latency")
+    one.add_argument("--events", type=int, default=1_000_000)
+    one.add_argument("--only", choices=list(WORKLOADS), action="append")
+    one.add_argument("--json", metavar="FILE")
+    other = suites.add_parser("memory", help="peak memory of a keyed count over many keys")
+    other.add_argument("--events", type=int, default=10_000_000)
+    other.add_argument("--keys", type=int, default=1_000_000)
+    other.add_argument("--phase", choices=["feed", "work"], help=argparse.SUPPRESS)
+    other.add_argument("--directory", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    return core.main(options.events, options.only or list(WORKLOADS), options.json)
+    if options.suite == "core":
+        return core.main(options.events, options.only or list(WORKLOADS), options.json)
+    if options.phase == "feed":
+        memory.feed(options.directory, options.events, options.keys)
+    elif options.phase == "work":
+        memory.work(options.directory, options.events)
+    else:
+        return memory.main(options.events, options.keys)
+    return 0
 
 
 sys.exit(main())

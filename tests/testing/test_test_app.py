@@ -1,10 +1,11 @@
 """The test kit: the real engine in memory, with a clock that is moved by hand."""
 
-# ruff: noqa: PERF401, PT012  # a stream is no list, and an app ends with its block
+# ruff: noqa: PT012  # a stream is no list, and an app ends with its block
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -199,16 +200,26 @@ async def test_send_inside_an_agent() -> None:
 
 
 async def test_waits_for_threads() -> None:
-    """An event that waits for a thread is waited for."""
+    """An event that waits for a thread is waited for, also when another one waits for the clock."""
     app = ms.App("thread")
-    topic = app.topic("t", value=int)
+    topic, slow = app.topic("t", value=int), app.topic("slow", value=int)
     done: list[int] = []
 
+    @app.agent(slow)
+    async def sleep(stream: ms.Stream[int]) -> None:
+        async for _ in stream:
+            await app.clock.sleep(20)
+
     @app.agent(topic)
-    async def slow(stream: ms.Stream[int]) -> None:
+    async def work(stream: ms.Stream[int]) -> None:
         async for number in stream:
-            done.append(await asyncio.to_thread(sum, [number, number]))
+            held = threading.Event()
+            threading.Timer(0.7, held.set).start()
+            await asyncio.to_thread(held.wait)
+            done.append(number)
 
     async with TestApp(app) as t:
+        await t.send(slow, 1)
         await t.send(topic, 21)
-        assert done == [42]
+        assert done == [21]
+        await t.advance("20s")

@@ -158,7 +158,7 @@ async def test_unrelated_agents_do_not_wait_for_each_other() -> None:
     @app.agent(slow)
     async def stand(stream: ms.Stream[int]) -> None:
         async for _ in stream:
-            await asyncio.Event().wait()
+            await app.clock.sleep(1_000_000)
 
     async with TestApp(app) as t:
         await slow.send(1)

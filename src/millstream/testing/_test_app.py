@@ -188,8 +188,10 @@ class TestApp:
             if await self._caught_up():
                 return
             if worker.in_progress():
-                if self.clock.events_waiting >= self._events_in_progress() and still > 50:
-                    return  # they all wait for the test to move the clock
+                if self.clock.events_waiting >= self._events_in_progress():
+                    if still > 50:
+                        return  # they all wait for the test to move the clock
+                    continue
                 if loop.time() > deadline:
                     return
                 await asyncio.sleep(0.001)

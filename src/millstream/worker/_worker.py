@@ -220,10 +220,8 @@ class Worker:
             return
         for shard in self.shards.values():
             shard.close_gate("stopping")
-        loop = asyncio.get_running_loop()
-        deadline = (
-            loop.time() + STOP_TIMEOUT_S
-        )  # real time: a clock moved by hand stands still here
+        loop = asyncio.get_running_loop()  # real time: a clock that is moved by hand stands still
+        deadline = loop.time() + STOP_TIMEOUT_S
         while self.in_progress():
             if loop.time() >= deadline:
                 break
