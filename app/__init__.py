@@ -8,4 +8,4 @@ import millstream as ms
 
 __all__ = ["app"]
 
-app = ms.App("flights", autodiscover=["app.topics", "tables", "agents"])
+app = ms.App("flights", autodiscover=["app.topics", "tables", "agents", "app.pages"])
