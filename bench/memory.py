@@ -60,5 +60,7 @@ def main(count: int, keys: int) -> int:
             command = [sys.executable, "-m", "bench", "memory", "--phase", phase]
             command += ["--events", str(count), "--keys", str(keys), "--directory", directory]
             subprocess.run(command, check=True)
-        print(f"{count:,} events over {keys:,} keys in {time.monotonic() - began:.0f} s, feed included")
+        print(
+            f"{count:,} events over {keys:,} keys in {time.monotonic() - began:.0f} s, feed included"
+        )
     return 0

@@ -253,9 +253,6 @@ class Topic(Generic[V, K]):
             tp = self._placed.get(key_data) if key_data is not None else None
             if tp is None:
                 tp = self.place(key_data)
-            if scope.journal is None:
-                scope.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
-                return
             moment, listed = scope.timestamp, NO_HEADERS
         else:
             tp, (moment, key_data, data, listed) = self.encode(
@@ -269,6 +266,10 @@ class Topic(Generic[V, K]):
         journaled = scope.journal is not None
         scope.wrote = journaled
         scope.output.append((tp, moment, key_data, data, listed, scope if journaled else None))
+        shard = scope.shard
+        shard.epoch_bytes += len(key_data or b"") + len(data or b"")
+        if shard.epoch_bytes > shard.epoch_bytes_watch:
+            shard.filling()
 
     async def send(
         self,
@@ -314,14 +315,19 @@ class Topic(Generic[V, K]):
                 try:
                     key_data = self._dump_key(self._key_of(value))
                     data = self._dumps(value)
-                    if len(key_data) + len(data) <= self._record_bytes_max:
-                        tp = self._placed.get(key_data)
-                        if tp is None:
-                            tp = self.place(key_data)
-                        scope.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
-                        return None
+                    size = len(key_data) + len(data)
                 except Exception:
-                    pass
+                    size = self._record_bytes_max + 1
+                if size <= self._record_bytes_max:
+                    tp = self._placed.get(key_data)
+                    if tp is None:
+                        tp = self.place(key_data)
+                    scope.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
+                    shard = scope.shard
+                    shard.epoch_bytes += size
+                    if shard.epoch_bytes > shard.epoch_bytes_watch:
+                        shard.filling()
+                    return None
             self.put(
                 scope, value, key=key, timestamp=timestamp, headers=headers, partition=partition
             )

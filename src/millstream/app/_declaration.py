@@ -265,6 +265,11 @@ class DeclaredTable(Generic[K, V]):
 
     def make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
         """A shard's part of the table."""
+        part = self._make_part(store, check)
+        part.value_bytes_max = self.app.settings.record_bytes_max
+        return part
+
+    def _make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
         mutable = not is_immutable_type(self.value_type)
         if self.ttl_ms is not None:
             return TtlPart(

@@ -32,7 +32,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from millstream.context import PreImage, Scope, current
-from millstream.errors import DecodeError, EncodeError
+from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,6 +57,8 @@ MISSING: Final = _Marker("MISSING")
 DELETED: Final = _Marker("DELETED")
 """The entry is deleted in this epoch or in the one on its way."""
 
+CHECKED_ENTRIES: Final = 100
+"""Stored values that are decoded before the first event."""
 ENCODE_SLICE: Final = 512
 """Entries that are encoded before the event loop turns once."""
 
@@ -90,6 +92,7 @@ class TablePart:
         "name",
         "store",
         "type_name",
+        "value_bytes_max",
     )
 
     def __init__(
@@ -124,6 +127,8 @@ class TablePart:
         self._check = check
         self._cache_size = cache_size
         self._order = itertools.count().__next__
+        self.value_bytes_max = 1 << 40
+        """The largest value, in bytes; set by whoever makes the part."""
         self.dirty: dict[Any, Any] = {}
         self.base: dict[Any, bytes] = {}
         self.fresh: set[Any] = set()
@@ -276,13 +281,34 @@ class TablePart:
                 reason=f"{exc}. Convert it with upgrade=, or reset the table",
             ) from exc
 
+    def check_stored(self) -> None:
+        """Decode some of what is stored, so that values of an older form are met before the first event.
+
+        Raises:
+            DecodeError: names table, key and field.
+        """
+        for data, value in itertools.islice(self.stored(), CHECKED_ENTRIES):
+            self.decode(self.decode_key(data), value)
+
+    def stored(self) -> Iterator[tuple[bytes, bytes]]:
+        """Entries of the store as it has them, without what the part keeps for itself."""
+        return self.store.items(b"\x01")
+
     def _encode(self, key: Any, value: Any) -> bytes:
         try:
-            return self.dumps(value)
+            data = self.dumps(value)
         except Exception as exc:
             raise EncodeError(
                 f"table {self.name!r}, key {key!r}", value=value, reason=str(exc)
             ) from exc
+        if len(data) > self.value_bytes_max:
+            raise RecordTooLargeError(
+                f"table {self.name!r}, key {key!r}",
+                size=len(data),
+                limit=self.value_bytes_max,
+                setting="record_bytes_max",
+            )
+        return data
 
     def _is_kept(self, key: Any) -> bool:
         value = self.dirty[key]

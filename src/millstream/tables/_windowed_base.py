@@ -378,6 +378,9 @@ class WindowedPart(TablePart):
         self.set(self.cursor_entry, due.place, scope)
         return self.value_of(value)
 
+    def stored(self) -> Iterator[tuple[bytes, bytes]]:
+        return self.store.items(b"\x02", b"\x04")
+
     def _encode(self, key: Any, value: Any) -> bytes:
         if key == self.cursor_entry:
             return cast("bytes", value)

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
-from millstream.errors import AgentError, InternalError, MillstreamError, WrongShardError
+from millstream.errors import (
+    AgentError,
+    InternalError,
+    MillstreamError,
+    RecordTooLargeError,
+    WrongShardError,
+)
 from millstream.records import Position, TopicPartition
 from millstream.tables import WindowedPart
 from millstream.worker._closing import close_due
@@ -35,6 +41,8 @@ logger = logging.getLogger("millstream.worker")
 
 STOP_WAIT_S = 1.0
 """How long a record that stops the worker waits for those before it."""
+EVENT_OUTPUT_EPOCHS = 4
+"""How many times ``epoch_bytes_max`` the output of one event may be."""
 QUIET_EVENTS = 2_000
 """After so many events of which none was found in the middle, a shard stops keeping journals."""
 TIED_S = 0.25
@@ -167,7 +175,8 @@ class Shard:
         self._cut_positions: dict[tuple[str, TopicPartition], int] = {}
         self._tied: dict[tuple[str, TopicPartition], tuple[int, float]] = {}
         """Where ties hold back finished events: from which offset, and since when."""
-        self._output_counted = 0
+        self.epoch_bytes_watch = options.epoch_bytes_max
+        """Where `filling` has to be called."""
         self.ahead: Counter[str] = Counter()
         """Journaled events that are not committed, by agent."""
         self._callbacks: set[Scope] = set()
@@ -225,7 +234,7 @@ class Shard:
 
     def _reset(self) -> None:
         self.output.clear()
-        self._output_counted = 0
+        self.epoch_bytes_watch = self._options.epoch_bytes_max
         self._cut_positions.clear()
         self._tied = {}
         self._events.clear()
@@ -302,6 +311,7 @@ class Shard:
         self.parts = {**self._options.everywhere, **self.own_parts}
         for part in self.own_parts.values():
             part.recovered()
+            part.check_stored()
             if isinstance(part, WindowedPart) and self._tables[part.name].on_close is not None:
                 part.on_due = self._windows_due
                 if part.closing_due:
@@ -410,14 +420,30 @@ class Shard:
 
     def took_run(self) -> None:
         """A run is through: bound what waits for the next commit."""
-        if len(self.output) > self._output_counted:
-            for _, _, key, value, _, _ in self.output[self._output_counted :]:
-                self.epoch_bytes += len(key or b"") + len(value or b"")
-            self._output_counted = len(self.output)
-        if self.epoch_bytes > self._options.epoch_bytes_max:
-            self.close_gate("epoch full")
+        if self.epoch_bytes > self.epoch_bytes_watch:
+            self.filling()
         self._time_moved.set()
         self.wake()
+
+    def filling(self) -> None:
+        """The next epoch is above its bound: the event at hand is the last one before a commit.
+
+        Raises:
+            RecordTooLargeError: that event alone has gone on to several times the bound.
+        """
+        limit = self._options.epoch_bytes_max
+        if self.epoch_bytes > limit * EVENT_OUTPUT_EPOCHS:
+            raise RecordTooLargeError(
+                "the output of this event",
+                size=self.epoch_bytes,
+                limit=limit * EVENT_OUTPUT_EPOCHS,
+                setting="epoch_bytes_max",
+            )
+        self.epoch_bytes_watch = limit * EVENT_OUTPUT_EPOCHS
+        self.close_gate("epoch full")
+        for lane in self.lanes.values():
+            for instance in lane.instances:
+                instance.interrupted = True
 
     # for instances --------------------------------------------------------------------------------
 
@@ -577,6 +603,10 @@ class Shard:
         scope.times.clear()
         scope.wrote = False
         self.output[:] = [output for output in self.output if output[-1] is not scope]
+        if self.epoch_bytes > self._options.epoch_bytes_max:
+            self.epoch_bytes = sum(
+                len(key or b"") + len(value or b"") for _, _, key, value, _, _ in self.output
+            )
         return True
 
     def _forget_toucher(self, scope: Scope, part: Any, key: Any) -> None:
@@ -660,7 +690,7 @@ class Shard:
                 part.last_toucher = {k: s for k, s in part.last_toucher.items() if s in excluded}
             parts.append(part)
         self.epoch_bytes = 0
-        self._output_counted = len(self.output)
+        self.epoch_bytes_watch = self._options.epoch_bytes_max
         self._note_quiet(taken_events, excluded)
         return ShardCut(self, self._offsets(limits), outputs, parts)
 

@@ -170,7 +170,13 @@ class LogFile:
         with self.translated():
             connection = self._open()
             try:
-                if self._version(connection) == 0:
+                # one transaction, so that a file which another process creates now is seen whole or not at all
+                connection.execute("BEGIN")
+                try:
+                    version = self._version(connection)
+                finally:
+                    connection.execute("ROLLBACK")
+                if version == 0:
                     self._create(connection)
                 mode = _one(connection, "PRAGMA journal_mode=WAL")
                 if mode != "wal":
