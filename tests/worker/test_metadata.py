@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millstream.errors import TopologyError
 from millstream.worker._metadata import (
     METADATA_BYTES_MAX,
     PartitionMetadata,
@@ -57,3 +58,10 @@ def test_size() -> None:
     positions = {f"agent-number-{i:03}": 10**9 + i for i in range(100)}
     _, text = encode_metadata(1_700_000_000_000, positions)
     assert len(text) <= METADATA_BYTES_MAX
+
+
+def test_too_many_agents() -> None:
+    """Positions that do not fit are an error, and never left out: their agents would repeat events."""
+    positions = {f"agent-{number:03}-{'x' * 80}": number for number in range(60)}
+    with pytest.raises(TopologyError, match=r"60 agents read one topic.*4,096"):
+        encode_metadata(0, positions)

@@ -399,6 +399,16 @@ class TablePart:
             return PreImage(False, None, self._order())
         return PreImage(True, self._encode(key, value), self._order())
 
+    def has_changed(self, key: Any, before: PreImage) -> bool:
+        """Whether the entry is another than it was when an event first touched it."""
+        live = self.dirty.get(key, MISSING)
+        if live is MISSING:
+            return before.dirty
+        if self.mutable and live is not DELETED:
+            found = before.value if before.dirty else self.base.get(key)
+            return found is DELETED or self._encode(key, live) != found
+        return not before.dirty or live is not before.value
+
     def undo(self, key: Any, before: PreImage) -> None:
         """Make the entry look as it did before an event, on which no other event depends."""
         if key in self.fresh:

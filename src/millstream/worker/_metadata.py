@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from millstream.errors import TopologyError
+
 __all__ = ["METADATA_BYTES_MAX", "PartitionMetadata", "decode_metadata", "encode_metadata"]
 
 METADATA_BYTES_MAX = 4_096
@@ -24,13 +26,19 @@ _decoder = msgspec.json.Decoder(PartitionMetadata)
 def encode_metadata(stream_time: int, positions: dict[str, int]) -> tuple[int, str]:
     """The offset to commit for a partition, and its metadata.
 
-    Where the agents' names do not fit, those that are least ahead are left out: such an agent would start
-    from the committed offset, so that offset is only as low as the lowest position anyway, and what cannot be
-    said is an error of the caller's bound on agents per topic.
+    Raises:
+        TopologyError: so many agents with such long names read the topic that their positions do not fit.
     """
     offset = min(positions.values())
     ahead = {name: at for name, at in positions.items() if at > offset}
-    return offset, _encoder.encode(PartitionMetadata(t=stream_time, a=ahead)).decode()
+    data = _encoder.encode(PartitionMetadata(t=stream_time, a=ahead))
+    if len(data) > METADATA_BYTES_MAX:
+        raise TopologyError(
+            f"{len(positions)} agents read one topic, and their positions take {len(data):,} bytes where"
+            f" an offset's metadata has room for {METADATA_BYTES_MAX:,}. Give them shorter names, or"
+            f" let some of them read a copy: app.stream(...).through(topic)"
+        )
+    return offset, data.decode()
 
 
 def decode_metadata(text: str) -> PartitionMetadata:

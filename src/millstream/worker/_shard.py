@@ -512,7 +512,9 @@ class Shard:
     def has_written(self, scope: Scope) -> bool:
         """Whether the event has written or sent. Who asks makes the shard keep journals."""
         self._suspends = True
-        return scope.wrote
+        return any(output[-1] is scope for output in self.output) or any(
+            part.has_changed(key, before) for (part, key), before in (scope.journal or {}).items()
+        )
 
     async def event_failed(self, instance: Instance, failure: Failure) -> bool:
         """Apply the policy; see `millstream.agents.InstanceHost`."""
