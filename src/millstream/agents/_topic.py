@@ -269,7 +269,7 @@ class Topic(Generic[V, K]):
         shard = scope.shard
         shard.epoch_bytes += len(key_data or b"") + len(data or b"")
         if shard.epoch_bytes > shard.epoch_bytes_watch:
-            shard.filling()
+            shard.filling(scope)
 
     async def send(
         self,
@@ -326,7 +326,7 @@ class Topic(Generic[V, K]):
                     shard = scope.shard
                     shard.epoch_bytes += size
                     if shard.epoch_bytes > shard.epoch_bytes_watch:
-                        shard.filling()
+                        shard.filling(scope)
                     return None
             self.put(
                 scope, value, key=key, timestamp=timestamp, headers=headers, partition=partition

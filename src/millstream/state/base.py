@@ -1,7 +1,8 @@
 """The contract of local state: bytes in, bytes out, one store for each shard.
 
-A store is a cache of the shard's changelogs: it may lose its newest writes when the process dies, never a
-part of one `ShardStore.write`, and what it lost is replayed. Every implementation passes
+A store is a cache of the shard's changelogs: it may lose its newest writes when the process dies, and what it
+lost is replayed. Each table is then as it was after some `ShardStore.write`, not all tables after the same one:
+so each keeps its position in its changelog among its own entries. Every implementation passes
 ``tests/state/conformance.py``.
 """
 
@@ -61,7 +62,7 @@ class ShardStore(Protocol):
     ) -> None:
         """Write values, or delete where the value is None, in all tables at once.
 
-        Ranges ``[start, end)`` are deleted before the changes are written. Atomic over all tables.
+        Ranges ``[start, end)`` are deleted before the changes are written. Readers see all of it or nothing.
         Blocks the caller for a few us per key: callers pass at most a few thousand keys.
         """
         ...

@@ -176,7 +176,8 @@ class Shard:
         self._tied: dict[tuple[str, TopicPartition], tuple[int, float]] = {}
         """Where ties hold back finished events: from which offset, and since when."""
         self.epoch_bytes_watch = options.epoch_bytes_max
-        """Where `filling` has to be called."""
+        """Above it, an event that sends calls `filling`."""
+        self._full_at = 0
         self.ahead: Counter[str] = Counter()
         """Journaled events that are not committed, by agent."""
         self._callbacks: set[Scope] = set()
@@ -420,30 +421,40 @@ class Shard:
 
     def took_run(self) -> None:
         """A run is through: bound what waits for the next commit."""
-        if self.epoch_bytes > self.epoch_bytes_watch:
-            self.filling()
+        if self.epoch_bytes > self._options.epoch_bytes_max:
+            self._full()
         self._time_moved.set()
         self.wake()
 
-    def filling(self) -> None:
-        """The next epoch is above its bound: the event at hand is the last one before a commit.
-
-        Raises:
-            RecordTooLargeError: that event alone has gone on to several times the bound.
-        """
-        limit = self._options.epoch_bytes_max
-        if self.epoch_bytes > limit * EVENT_OUTPUT_EPOCHS:
-            raise RecordTooLargeError(
-                "the output of this event",
-                size=self.epoch_bytes,
-                limit=limit * EVENT_OUTPUT_EPOCHS,
-                setting="epoch_bytes_max",
-            )
-        self.epoch_bytes_watch = limit * EVENT_OUTPUT_EPOCHS
+    def _full(self) -> None:
+        """The next epoch is above its bound: the events at hand are the last ones before a commit."""
+        if "epoch full" in self._closed_by:
+            return
         self.close_gate("epoch full")
+        self._full_at = len(self.output)
+        self.epoch_bytes_watch = self.epoch_bytes + self._options.epoch_bytes_max
         for lane in self.lanes.values():
             for instance in lane.instances:
                 instance.interrupted = True
+
+    def filling(self, scope: Scope) -> None:
+        """An event sends although the next epoch is full: that is fine, up to several times the bound.
+
+        Raises:
+            RecordTooLargeError: this event alone has sent more than that.
+        """
+        self._full()
+        self.epoch_bytes_watch = self.epoch_bytes + self._options.epoch_bytes_max
+        limit = self._options.epoch_bytes_max * EVENT_OUTPUT_EPOCHS
+        if scope.journal is None:
+            mine = self.output[self._full_at :]
+        else:
+            mine = [output for output in self.output if output[-1] is scope]
+        size = sum(len(key or b"") + len(value or b"") for _, _, key, value, _, _ in mine)
+        if size > limit:
+            raise RecordTooLargeError(
+                "the output of this event", size=size, limit=limit, setting="epoch_bytes_max"
+            )
 
     # for instances --------------------------------------------------------------------------------
 
