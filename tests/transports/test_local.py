@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -425,3 +426,26 @@ def test_what_importing_loads(module: str, heavy: str) -> None:
     """The contract alone loads neither Kafka's client nor SQLite."""
     check = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_created_by_another_process_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at a new file while another process makes it a log does not take it for something else."""
+    from millstream.transports.local import file as module
+
+    path = tmp_path / "log.db"
+    look = module._one
+    other = threading.Thread(target=module.LogFile(path).prepare)
+
+    def look_slowly(connection: sqlite3.Connection, statement: str, *parameters: object) -> object:
+        found = look(connection, statement, *parameters)
+        if threading.current_thread() is not other and other.ident is None:
+            other.start()
+            other.join(timeout=0.5)  # where it may, it creates the log between two looks
+        return found
+
+    monkeypatch.setattr(module, "_one", look_slowly)
+    module.LogFile(path).prepare()
+    other.join(timeout=10)
+    assert not other.is_alive()

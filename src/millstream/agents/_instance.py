@@ -37,7 +37,6 @@ class Source(NamedTuple):
     decode_key: Callable[[bytes], Any]
     time_of: Callable[[Any], int | None] | None
     type_name: str
-    partition_count: int = 1
 
 
 class Run:

@@ -316,7 +316,6 @@ class Runtime:
                     decode_key=topic.key_codec.loads,
                     time_of=topic.time_of if topic.timestamp_from is not None else None,
                     type_name=topic.value_codec.type_name,
-                    partition_count=self.partitions[topic.name],
                 )
                 policies[topic.name] = self._policy(agent, topic)
         return AgentSpec(

@@ -44,7 +44,6 @@ INTERVAL_S_MAX = 0.5
 BUILD_RECORD_S = 2e-6
 """What a record costs in the transport's own thread, about."""
 RETRY_S = (0.005, 0.02, 0.1, 0.5, 1.0)
-CHANGES_PER_TOUCH_MAX = 1_024
 
 
 class CommitStats(NamedTuple):

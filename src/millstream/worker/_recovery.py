@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from millstream import hooks
 from millstream.tables import (
@@ -39,10 +39,6 @@ class RecoveryProgress:
     records_total: int = 0
     rebuilt: dict[str, str] = field(default_factory=dict)
     """Why stores were emptied first, by ``table/shard``."""
-
-
-class _ToStateKey(Protocol):
-    def __call__(self, key: bytes, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

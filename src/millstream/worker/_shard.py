@@ -803,13 +803,6 @@ class Shard:
         """Committed offsets of the inputs, as queries report them."""
         return {str(tp): offset for tp, offset in sorted(self.committed.items())}
 
-    def require_table(self, name: str) -> TablePart:
-        """The part of a table that this shard owns."""
-        part = self.own_parts.get(name)
-        if part is None:
-            raise InternalError(f"shard {self.name} holds no table {name!r}")
-        return part
-
 
 async def _nothing() -> None:
     return None
