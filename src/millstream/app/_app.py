@@ -9,22 +9,17 @@ import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from millstream.agents import Agent, DeclaredStream, Topic, field_getter, policy_of
-from millstream.app._declaration import DeclaredTable
+from millstream.agents import Agent, DeclaredStream, Topic
+from millstream.app._agents import Agents
+from millstream.app._pages import Pages
+from millstream.app._schedule import Schedule
 from millstream.app._sender import AppSender
 from millstream.app._settings import Settings, read_settings
-from millstream.app._timers import Crontab, Timer
-from millstream.clock import Duration, SystemClock, duration_ms
-from millstream.errors import (
-    ConfigurationError,
-    PartitionCountError,
-    ProgramError,
-    SettingError,
-    TopologyError,
-)
-from millstream.serialization import codec_for, key_codec_for, partitioner
-from millstream.tables import SetTable
-from millstream.topology import AgentNode, TimerNode, TopicNode, Topology
+from millstream.app._tables import Tables
+from millstream.app._topics import Topics, check_name
+from millstream.clock import Duration, SystemClock
+from millstream.errors import ProgramError
+from millstream.topology import Topology
 
 if TYPE_CHECKING:
     import click
@@ -36,13 +31,14 @@ if TYPE_CHECKING:
         AgentOptions,
         OwnTopicDecorator,
         SetTableOptions,
+        Source,
         TableOptions,
         TopicOptions,
     )
     from millstream.app._runtime import Runtime
     from millstream.clock import Clock
     from millstream.serialization import Codec
-    from millstream.tables import Table
+    from millstream.tables import SetTable, Table
 
 __all__ = ["App"]
 
@@ -55,16 +51,6 @@ B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
 E = TypeVar("E")
-
-_NAME = "letters, digits, dot, underscore and hyphen, at most 200"
-
-
-def _check_name(name: str, what: str) -> str:
-    import re
-
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,200}", name) or name in (".", ".."):
-        raise ConfigurationError(f"{what} {name!r}: a name has {_NAME}")
-    return name
 
 
 class App:
@@ -86,18 +72,18 @@ class App:
         clock: Clock | None = None,
         **settings: Any,
     ) -> None:
-        self.id = _check_name(id, "app")
+        self.id = check_name(id, "app")
         self.settings: Settings = read_settings(id, settings)
         self.clock: Clock = clock if clock is not None else SystemClock()
         self.lifespan = lifespan
-        self._sender = AppSender(self)
-        self.topics: dict[str, Topic[Any, Any]] = {}
-        self.tables: dict[str, DeclaredTable[Any, Any]] = {}
-        self.agents: dict[str, Agent[Any, Any]] = {}
-        self.timers: list[Timer] = []
-        self.tasks: list[Callable[..., Awaitable[Any]]] = []
+        sender = AppSender(self)
+        self.topics = Topics(sender)
+        self.tables = Tables(self)
+        self.agents = Agents(id, self.topics, sender)
+        self._schedule = Schedule()
+        self.timers, self.tasks = self._schedule.timers, self._schedule.tasks
+        self.pages = Pages()
         self.commands: list[click.Command] = []
-        self.pages: dict[str, Callable[..., Any]] = {}
         self.mounts: dict[str, Any] = {}
         self.assigned_hooks: list[Callable[..., Any]] = []
         self.revoked_hooks: list[Callable[..., Any]] = []
@@ -159,117 +145,27 @@ class App:
         Raises:
             TopologyError: the topic is declared already, and otherwise.
         """
-        _check_name(name, "topic")
-        _check_partitions(partitions, f"topic {name!r}")
-        if name in self.topics:
-            raise TopologyError(
-                f"topic {name!r} is declared twice: keep the first object and use it everywhere"
-            )
-        topic: Topic[Any, Any] = Topic(
+        return self.topics.declare(
             name,
-            value_codec=codec_for(codec, value),
-            key_codec=key_codec_for(key, key_codec)
-            if isinstance(key_codec, str | None)
-            else key_codec,
-            sender=self._sender,
-            partitioner=_partitioner(partitioner),
+            key=key,
+            value=value,
             key_from=key_from,
-            timestamp=timestamp,
+            codec=codec,
+            key_codec=key_codec,
             partitions=partitions,
             retention=retention,
             compacted=compacted,
+            timestamp=timestamp,
+            on_error=on_error,
+            partitioner=partitioner,
             internal=internal,
-            policy=None if on_error is None else policy_of(on_error),
-            key_type=key,
-            value_type=value,
         )
-        self.topics[name] = topic
-        return topic
 
     def stream(self, *topics: Topic[V, Any]) -> DeclaredStream[V]:
         """The records of some topics, to be filtered, mapped, regrouped, and read by an agent."""
         for topic in topics:
-            self._check_own(topic, "stream")
-        return DeclaredStream(tuple(topics), self)
-
-    def regroup(
-        self, stream: DeclaredStream[Any], key: str | Callable[[Any], Any], name: str | None
-    ) -> Topic[Any, Any]:
-        """Make the topic and the agent behind ``group_by``; see `DeclaredStream.group_by`."""
-        sources = "-".join(topic.name.removeprefix(f"{self.id}-") for topic in stream.topics)
-        if name is None:
-            if not isinstance(key, str):
-                raise TopologyError(
-                    f"group_by over {sources} has a function: give it a name, for example"
-                    f" group_by(..., name={sources + '-regrouped'!r}). The topic behind it is named"
-                    f" after it, and has to keep its name"
-                )
-            name = f"{sources}-by-{key}"
-        full = f"{self.id}-{name}-repartition"
-        if full in self.topics:
-            raise TopologyError(
-                f"two streams over {sources} are grouped under the name {name!r}: give one of them"
-                f" another, for example group_by(..., name={name + '-2'!r})"
-            )
-        first = stream.topics[0]
-        getter = field_getter(key)
-        topic = self.topic(
-            full,
-            key=Any,
-            value=Any if any(step.kind == "map" for step in stream.steps) else first.value_type,
-            key_from=None,
-            codec=first.value_codec.name,
-            key_codec=_AnyKeyCodec(),
-            retention="7d",
-            internal=True,
-        )
-        self._forwarder(name, stream, topic, getter)
-        return topic
-
-    def forward(self, stream: DeclaredStream[Any], topic: Topic[Any, Any]) -> None:
-        """Make the agent behind ``through``; see `DeclaredStream.through`."""
-        self._forwarder(f"to-{topic.name}", stream, topic, None)
-
-    def _forwarder(
-        self,
-        name: str,
-        stream: DeclaredStream[Any],
-        topic: Topic[Any, Any],
-        key_of: Callable[[Any], Any] | None,
-    ) -> None:
-        from millstream.context import current
-
-        async def forward(events: Any) -> None:
-            async for value in events:
-                scope = current.get()
-                if key_of is None:
-                    key = topic.key_of(value)
-                    if key is None and scope.record is not None and scope.tp is not None:
-                        key = events.decode_key(scope.tp.topic, scope.record.key)
-                else:
-                    key = key_of(value)
-                    if key is None:
-                        continue
-                record = scope.record
-                topic.put(
-                    scope,
-                    value,
-                    key=key,
-                    timestamp=scope.timestamp,
-                    headers=record.headers if record is not None and record.headers else None,
-                )
-
-        forward.__doc__ = f"Brings records to {topic.name}."
-        self._add_agent(
-            Agent(
-                forward,
-                name=name,
-                sources=[stream],
-                topic=None,
-                internal=True,
-                sinks=[topic],
-            )
-        )
+            self.topics.check_own(topic, "stream")
+        return DeclaredStream(tuple(topics), self.agents.streams)
 
     # agents ---------------------------------------------------------------------------------------
 
@@ -281,49 +177,45 @@ class App:
     def agent(self, **options: Unpack[AgentOptions]) -> OwnTopicDecorator: ...
     @overload
     def agent(
-        self, source1: Topic[A, Any] | DeclaredStream[A], /, **options: Unpack[AgentOptions]
+        self, source1: Source[A], /, **options: Unpack[AgentOptions]
     ) -> AgentDecorator[A]: ...
     @overload
     def agent(
-        self,
-        source1: Topic[A, Any] | DeclaredStream[A],
-        source2: Topic[B, Any] | DeclaredStream[B],
-        /,
-        **options: Unpack[AgentOptions],
+        self, source1: Source[A], source2: Source[B], /, **options: Unpack[AgentOptions]
     ) -> AgentDecorator[A | B]: ...
     @overload
     def agent(
         self,
-        source1: Topic[A, Any] | DeclaredStream[A],
-        source2: Topic[B, Any] | DeclaredStream[B],
-        source3: Topic[C, Any] | DeclaredStream[C],
+        source1: Source[A],
+        source2: Source[B],
+        source3: Source[C],
         /,
         **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B | C]: ...
     @overload
     def agent(
         self,
-        source1: Topic[A, Any] | DeclaredStream[A],
-        source2: Topic[B, Any] | DeclaredStream[B],
-        source3: Topic[C, Any] | DeclaredStream[C],
-        source4: Topic[D, Any] | DeclaredStream[D],
+        source1: Source[A],
+        source2: Source[B],
+        source3: Source[C],
+        source4: Source[D],
         /,
         **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B | C | D]: ...
     @overload
     def agent(
         self,
-        source1: Topic[A, Any] | DeclaredStream[A],
-        source2: Topic[B, Any] | DeclaredStream[B],
-        source3: Topic[C, Any] | DeclaredStream[C],
-        source4: Topic[D, Any] | DeclaredStream[D],
-        source5: Topic[E, Any] | DeclaredStream[E],
+        source1: Source[A],
+        source2: Source[B],
+        source3: Source[C],
+        source4: Source[D],
+        source5: Source[E],
         /,
         **options: Unpack[AgentOptions],
     ) -> AgentDecorator[A | B | C | D | E]: ...
     @overload
     def agent(
-        self, *sources: Topic[Any, Any] | DeclaredStream[Any], **options: Unpack[AgentOptions]
+        self, *sources: Source[Any], **options: Unpack[AgentOptions]
     ) -> AgentDecorator[Any]: ...
     def agent(
         self,
@@ -348,60 +240,17 @@ class App:
             return self.agent()(sources[0])
 
         def declare(function: Callable[..., Any]) -> Agent[Any, Any]:
-            agent_name = _check_name(name or function.__name__, "agent")
-            streams = [self._as_stream(source, agent_name) for source in sources]
-            topic: Topic[Any, Any] | None = None
-            if not streams:
-                topic = self.topic(
-                    f"{self.id}-{agent_name}", value=_stream_type(function), internal=True
-                )
-                streams = [DeclaredStream((topic,), self)]
-            elif len(streams) == 1 and len(streams[0].topics) == 1 and not streams[0].steps:
-                topic = streams[0].topics[0]
-            sinks = list(sink) if isinstance(sink, (list, tuple)) else [sink]
-            agent: Agent[Any, Any] = Agent(
+            return self.agents.declare(
                 function,
-                name=agent_name,
-                sources=streams,
-                topic=topic,
-                result_codec=codec_for("json", _result_type(function)),
-                sinks=sinks,
+                sources,
+                name=name,
                 concurrency=concurrency,
-                ordered_by=None if ordered_by is None else field_getter(ordered_by),
-                policy=None if on_error is None else policy_of(on_error),
-                asker=self._sender,
+                ordered_by=ordered_by,
+                sink=sink,
+                on_error=on_error,
             )
-            return self._add_agent(agent)
 
         return declare
-
-    def _add_agent(self, agent: Agent[Any, Any]) -> Agent[Any, Any]:
-        if agent.name in self.agents:
-            raise TopologyError(
-                f"two agents are named {agent.name!r}: give one of them name=, as positions are"
-                f" stored by it"
-            )
-        self.agents[agent.name] = agent
-        return agent
-
-    def _check_own(self, topic: Any, user: str) -> None:
-        if not isinstance(topic, Topic):
-            raise TopologyError(f"{user}: {topic!r} is not a topic")
-        if self.topics.get(topic.name) is not topic:
-            raise TopologyError(
-                f"{user}: {topic.name!r} is a topic of another app; describe it with"
-                f" app.topic({topic.name!r}, ...) here as well"
-            )
-
-    def _as_stream(self, source: Any, agent: str) -> DeclaredStream[Any]:
-        if isinstance(source, DeclaredStream):
-            return source
-        if isinstance(source, Topic):
-            self._check_own(source, f"agent {agent!r}")
-            return DeclaredStream((source,), self)
-        raise TopologyError(
-            f"agent {agent!r}: {source!r} is neither a topic nor a stream of this app"
-        )
 
     # tables ---------------------------------------------------------------------------------------
 
@@ -475,26 +324,20 @@ class App:
         Raises:
             ConfigurationError: a type that cannot be a key, or a contradiction.
         """
-        if topic is not None:
-            key = topic.key_type if key is None else key
-            value = topic.value_type if value is None else value
-        return self._add_table(
-            DeclaredTable(
-                self,
-                name,
-                key=str if key is None else key,
-                value=Any if value is None else value,
-                default=default,
-                topic=topic,
-                like=like,
-                partitions=partitions,
-                ttl_ms=None if ttl is None else duration_ms(ttl, what=f"table {name!r}: ttl"),
-                codec=codec,
-                on_change=on_change,
-                upgrade=upgrade,
-                partitioner=partitioner,
-                help=help,
-            )
+        return self.tables.declare(
+            name,
+            key=key,
+            value=value,
+            default=default,
+            topic=topic,
+            like=like,
+            partitions=partitions,
+            ttl=ttl,
+            codec=codec,
+            on_change=on_change,
+            upgrade=upgrade,
+            partitioner=partitioner,
+            help=help,
         )
 
     @overload
@@ -540,25 +383,8 @@ class App:
         help: str = "",
     ) -> Any:
         """Declare a table that every worker holds whole, read from a topic before the first event."""
-        if topic is None:
-            topic = self.topic(
-                f"{self.id}-{name}-global",
-                key=str if key is None else key,
-                value=Any if value is None else value,
-                compacted=True,
-                internal=True,
-            )
-        return self._add_table(
-            DeclaredTable(
-                self,
-                name,
-                key=topic.key_type if key is None else key,
-                value=topic.value_type if value is None else value,
-                default=default,
-                topic=topic,
-                everywhere=True,
-                help=help,
-            )
+        return self.tables.declare_global(
+            name, topic=topic, key=key, value=value, default=default, help=help
         )
 
     @overload
@@ -586,32 +412,9 @@ class App:
         help: str = "",
     ) -> Any:
         """Declare a table of sets of ``value``."""
-        return self._add_table(
-            DeclaredTable(
-                self,
-                name,
-                key=key,
-                value=set[value],
-                default=set,
-                like=like,
-                partitions=partitions,
-                table_class=SetTable,
-                help=help,
-            )
+        return self.tables.declare_sets(
+            name, key=key, value=value, partitions=partitions, like=like, help=help
         )
-
-    def _add_table(self, declared: DeclaredTable[Any, Any]) -> Any:
-        _check_name(declared.name, "table")
-        _check_partitions(declared.partitions, f"table {declared.name!r}")
-        if declared.name in self.tables:
-            raise TopologyError(
-                f"table {declared.name!r} is declared twice: keep the first object and use it everywhere"
-            )
-        for topic in (declared.topic, declared.like):
-            if topic is not None:
-                self._check_own(topic, f"table {declared.name!r}")
-        self.tables[declared.name] = declared
-        return declared.table
 
     # timers, tasks, commands, pages ---------------------------------------------------------------
 
@@ -629,29 +432,7 @@ class App:
         epoch. Elsewhere a table raises, and sends may repeat after a crash. ``time="event"`` goes by the
         shard's stream time, aligned to the epoch.
         """
-        interval_ms = duration_ms(interval, what="timer")
-        if interval_ms < 1:
-            raise ConfigurationError(f"timer: {interval!r} is not above 0")
-        if scope not in ("worker", "shard", "leader"):
-            raise ConfigurationError(f"timer: scope {scope!r} is none of worker, shard, leader")
-        if time == "event" and scope != "shard":
-            raise ConfigurationError(
-                "timer: event time is each shard's own; add scope='shard', or use time='wall'"
-            )
-
-        def declare(function: F) -> F:
-            self.timers.append(
-                Timer(
-                    name=name or function.__name__,
-                    function=function,
-                    interval_ms=interval_ms,
-                    scope=scope,
-                    time=time,
-                )
-            )
-            return function
-
-        return declare
+        return self._schedule.timer(interval, scope=scope, time=time, name=name)
 
     def crontab(
         self,
@@ -662,24 +443,11 @@ class App:
         name: str | None = None,
     ) -> Callable[[F], F]:
         """Run the function at the moments that a cron expression names; by default on one worker."""
-        crontab = Crontab(expression, timezone)
-
-        def declare(function: F) -> F:
-            self.timers.append(
-                Timer(
-                    name=name or function.__name__, function=function, crontab=crontab, scope=scope
-                )
-            )
-            return function
-
-        return declare
+        return self._schedule.crontab(expression, timezone=timezone, scope=scope, name=name)
 
     def task(self, function: F) -> F:
         """Run the async function on each worker, once its first shards are ready."""
-        if not inspect.iscoroutinefunction(function):
-            raise ConfigurationError(f"task {function.__name__!r} is not an async function")
-        self.tasks.append(function)
-        return function
+        return self._schedule.task(function)
 
     def command(self, *args: Any, **kwargs: Any) -> Callable[[F], F]:
         """Add a command to the app's command line; takes what ``click.command`` takes."""
@@ -693,16 +461,7 @@ class App:
 
     def page(self, path: str) -> Callable[[F], F]:
         """Serve the function, a Starlette endpoint, at ``path``."""
-
-        def declare(function: F) -> F:
-            if not path.startswith("/"):
-                raise ConfigurationError(f"page {path!r}: a path begins with a slash")
-            if path in self.pages:
-                raise ConfigurationError(f"page {path!r} is declared twice")
-            self.pages[path] = function
-            return function
-
-        return declare
+        return lambda function: self.pages.declare(path, function)
 
     def mount(self, path: str, other: Any) -> None:
         """Serve another ASGI application below ``path``."""
@@ -746,38 +505,10 @@ class App:
         self.discover()
         return Topology(
             app=self.id,
-            topics={
-                topic.name: TopicNode(
-                    name=topic.name,
-                    partitions=topic.partitions,
-                    internal=topic.internal,
-                    retention_ms=topic.retention_ms,
-                    compacted=topic.compacted,
-                )
-                for topic in self.topics.values()
-            },
-            tables={table.name: table.node() for table in self.tables.values()},
-            agents={
-                agent.name: AgentNode(
-                    name=agent.name,
-                    sources=tuple(
-                        dict.fromkeys(t.name for stream in agent.sources for t in stream.topics)
-                    ),
-                    sinks=tuple(_sink_name(sink) for sink in agent.sinks),
-                    concurrency=agent.concurrency,
-                    internal=agent.internal,
-                )
-                for agent in self.agents.values()
-            }
-            | {
-                node.name: node
-                for table in self.tables.values()
-                if (node := table.reader_node()) is not None
-            },
-            timers={
-                timer.name: TimerNode(name=timer.name, schedule=timer.schedule, scope=timer.scope)
-                for timer in self.timers
-            },
+            topics=self.topics.nodes(),
+            tables=self.tables.nodes(),
+            agents=self.agents.nodes() | self.tables.reader_nodes(),
+            timers=self._schedule.nodes(),
         )
 
     @overload
@@ -830,71 +561,3 @@ class App:
         from millstream.app._entry import run_command_line
 
         run_command_line(self, arguments)
-
-
-def _check_partitions(count: int | None, what: str) -> None:
-    if count is not None and count < 1:
-        raise PartitionCountError(f"{what}: partitions={count}, and there has to be at least 1")
-
-
-class _AnyKeyCodec:
-    """Keys of a regrouped stream: str as UTF-8, bytes as they are, others as JSON text."""
-
-    name = "key"
-    type_name = "key"
-
-    def __init__(self) -> None:
-        self._json = key_codec_for(Any, "json")
-
-    def dumps(self, key: Any) -> bytes:
-        if type(key) is str:
-            return key.encode()
-        if type(key) is bytes:
-            return key
-        return self._json.dumps(key)
-
-    def loads(self, data: bytes) -> Any:
-        return data.decode("utf-8", "surrogateescape")
-
-
-def _partitioner(name: str) -> Callable[[bytes, int], int]:
-    try:
-        return partitioner(name)
-    except ConfigurationError as exc:
-        raise SettingError("partitioner", str(exc)) from exc
-
-
-def _sink_name(sink: Any) -> str:
-    if isinstance(sink, Topic):
-        return sink.name
-    if isinstance(sink, Agent):
-        return sink.topic.name if sink.topic is not None else sink.name
-    return getattr(sink, "__name__", repr(sink))
-
-
-def _stream_type(function: Callable[..., Any]) -> Any:
-    """The V of ``stream: Stream[V]``, or Any."""
-    from typing import get_args, get_type_hints
-
-    try:
-        hints = get_type_hints(function)
-    except (NameError, TypeError):
-        return Any
-    hints.pop("return", None)
-    for hint in hints.values():
-        arguments = get_args(hint)
-        if arguments:
-            return arguments[0]
-    return Any
-
-
-def _result_type(function: Callable[..., Any]) -> Any:
-    """The R of ``-> AsyncIterator[R]``, or Any."""
-    from typing import get_args, get_type_hints
-
-    try:
-        result = get_type_hints(function).get("return")
-    except (NameError, TypeError):
-        return Any
-    arguments = get_args(result)
-    return arguments[0] if arguments else Any

@@ -180,7 +180,7 @@ class DeclaredTable(Generic[K, V]):
         return Agent(
             read,
             name=self.reader_name,
-            sources=[DeclaredStream((self.topic,), self.app)],
+            sources=[DeclaredStream((self.topic,), self.app.agents.streams)],
             topic=None,
             internal=True,
         )

@@ -6,12 +6,12 @@ stands here once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from millstream.agents import Agent, OnError, Sink, Stream, Topic
+    from millstream.agents import Agent, DeclaredStream, OnError, Sink, Stream, Topic
     from millstream.clock import Duration
     from millstream.serialization import Codec
 
@@ -20,6 +20,7 @@ __all__ = [
     "AgentOptions",
     "OwnTopicDecorator",
     "SetTableOptions",
+    "Source",
     "TableOptions",
     "TopicOptions",
 ]
@@ -27,6 +28,9 @@ __all__ = [
 V = TypeVar("V")
 V_contra = TypeVar("V_contra")
 R = TypeVar("R")
+
+Source: TypeAlias = "Topic[V, Any] | DeclaredStream[V]"
+"""What an agent reads."""
 
 
 class TopicOptions(TypedDict, total=False):

@@ -1,0 +1,94 @@
+"""What an app does besides reading its topics: timers, cron jobs and tasks."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from millstream.app._timers import Crontab, Timer
+from millstream.clock import Duration, duration_ms
+from millstream.errors import ConfigurationError
+from millstream.topology import TimerNode
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["Schedule"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+class Schedule:
+    """What `App.timer`, `App.crontab` and `App.task` were given."""
+
+    def __init__(self) -> None:
+        self.timers: list[Timer] = []
+        self.tasks: list[Callable[..., Awaitable[Any]]] = []
+
+    def timer(
+        self,
+        interval: Duration,
+        *,
+        scope: Literal["worker", "shard", "leader"],
+        time: Literal["wall", "event"],
+        name: str | None,
+    ) -> Callable[[F], F]:
+        """See `App.timer`."""
+        interval_ms = duration_ms(interval, what="timer")
+        if interval_ms < 1:
+            raise ConfigurationError(f"timer: {interval!r} is not above 0")
+        if scope not in ("worker", "shard", "leader"):
+            raise ConfigurationError(f"timer: scope {scope!r} is none of worker, shard, leader")
+        if time == "event" and scope != "shard":
+            raise ConfigurationError(
+                "timer: event time is each shard's own; add scope='shard', or use time='wall'"
+            )
+
+        def declare(function: F) -> F:
+            self.timers.append(
+                Timer(
+                    name=name or function.__name__,
+                    function=function,
+                    interval_ms=interval_ms,
+                    scope=scope,
+                    time=time,
+                )
+            )
+            return function
+
+        return declare
+
+    def crontab(
+        self,
+        expression: str,
+        *,
+        timezone: str,
+        scope: Literal["worker", "shard", "leader"],
+        name: str | None,
+    ) -> Callable[[F], F]:
+        """See `App.crontab`."""
+        crontab = Crontab(expression, timezone)
+
+        def declare(function: F) -> F:
+            self.timers.append(
+                Timer(
+                    name=name or function.__name__, function=function, crontab=crontab, scope=scope
+                )
+            )
+            return function
+
+        return declare
+
+    def task(self, function: F) -> F:
+        """See `App.task`."""
+        if not inspect.iscoroutinefunction(function):
+            raise ConfigurationError(f"task {function.__name__!r} is not an async function")
+        self.tasks.append(function)
+        return function
+
+    def nodes(self) -> dict[str, TimerNode]:
+        """The timers as data."""
+        return {
+            timer.name: TimerNode(name=timer.name, schedule=timer.schedule, scope=timer.scope)
+            for timer in self.timers
+        }

@@ -1,0 +1,148 @@
+"""The tables of an app, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millstream.app._declaration import DeclaredTable
+from millstream.app._topics import check_name, check_partitions
+from millstream.clock import duration_ms
+from millstream.errors import TopologyError
+from millstream.tables import SetTable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from millstream.agents import Topic
+    from millstream.app._app import App
+    from millstream.clock import Duration
+    from millstream.topology import AgentNode, TableNode
+
+__all__ = ["Tables"]
+
+
+class Tables(dict[str, DeclaredTable[Any, Any]]):
+    """What `App.table`, `App.global_table` and `App.set_table` were given; they give the programs' objects."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__()
+        self._app = app
+
+    def declare(
+        self,
+        name: str,
+        *,
+        key: Any,
+        value: Any,
+        default: Any,
+        topic: Topic[Any, Any] | None,
+        like: Topic[Any, Any] | None,
+        partitions: int | None,
+        ttl: Duration | None,
+        codec: str,
+        on_change: Callable[..., Any] | None,
+        upgrade: Callable[[Any], Any] | None,
+        partitioner: str | None,
+        help: str,
+    ) -> Any:
+        """Make a table; see `App.table`."""
+        if topic is not None:
+            key = topic.key_type if key is None else key
+            value = topic.value_type if value is None else value
+        return self._add(
+            DeclaredTable(
+                self._app,
+                name,
+                key=str if key is None else key,
+                value=Any if value is None else value,
+                default=default,
+                topic=topic,
+                like=like,
+                partitions=partitions,
+                ttl_ms=None if ttl is None else duration_ms(ttl, what=f"table {name!r}: ttl"),
+                codec=codec,
+                on_change=on_change,
+                upgrade=upgrade,
+                partitioner=partitioner,
+                help=help,
+            )
+        )
+
+    def declare_global(
+        self,
+        name: str,
+        *,
+        topic: Topic[Any, Any] | None,
+        key: Any,
+        value: Any,
+        default: Any,
+        help: str,
+    ) -> Any:
+        """Make a table that is everywhere; see `App.global_table`."""
+        if topic is None:
+            topic = self._app.topics.declare(
+                f"{self._app.id}-{name}-global",
+                key=str if key is None else key,
+                value=Any if value is None else value,
+                compacted=True,
+                internal=True,
+            )
+        return self._add(
+            DeclaredTable(
+                self._app,
+                name,
+                key=topic.key_type if key is None else key,
+                value=topic.value_type if value is None else value,
+                default=default,
+                topic=topic,
+                everywhere=True,
+                help=help,
+            )
+        )
+
+    def declare_sets(
+        self,
+        name: str,
+        *,
+        key: Any,
+        value: Any,
+        partitions: int | None,
+        like: Topic[Any, Any] | None,
+        help: str,
+    ) -> Any:
+        """Make a table of sets; see `App.set_table`."""
+        return self._add(
+            DeclaredTable(
+                self._app,
+                name,
+                key=key,
+                value=set[value],
+                default=set,
+                like=like,
+                partitions=partitions,
+                table_class=SetTable,
+                help=help,
+            )
+        )
+
+    def _add(self, declared: DeclaredTable[Any, Any]) -> Any:
+        name = check_name(declared.name, "table")
+        check_partitions(declared.partitions, f"table {name!r}")
+        if name in self:
+            raise TopologyError(
+                f"table {name!r} is declared twice: keep the first object and use it everywhere"
+            )
+        for topic in (declared.topic, declared.like):
+            if topic is not None:
+                self._app.topics.check_own(topic, f"table {name!r}")
+        self[name] = declared
+        return declared.table
+
+    def nodes(self) -> dict[str, TableNode]:
+        """The tables as data."""
+        return {table.name: table.node() for table in self.values()}
+
+    def reader_nodes(self) -> dict[str, AgentNode]:
+        """The agents that read tables from topics, as data."""
+        nodes = [table.reader_node() for table in self.values()]
+        return {node.name: node for node in nodes if node is not None}
