@@ -40,6 +40,7 @@ class AlignedPart(WindowedPart):
         "open_starts",
         "size_ms",
         "span_ms",
+        "stamped",
         "windows",
     )
 
@@ -60,10 +61,15 @@ class AlignedPart(WindowedPart):
         check: Callable[[Any], None],
         clock: Clock,
         closes: bool = False,
+        stamped: bool = False,
         type_name: str = "value",
         cache_size: int = 32_768,
     ) -> None:
-        """Arguments as for `TablePart`, where keys are those of the program."""
+        """Arguments as for `TablePart`, where keys are those of the program.
+
+        Args:
+            stamped: values are kept as ``(newest, value)``, with the newest timestamp that contributed.
+        """
 
         def encode_entry(entry: tuple[int, Any]) -> bytes:
             start, key = entry
@@ -91,12 +97,13 @@ class AlignedPart(WindowedPart):
             cache_size=cache_size,
         )
         self.windows = windows
+        self.stamped = stamped
         self.grace_ms = windows.grace_ms
         self.size_ms = self.advance_ms = self.span_ms = 0
         if isinstance(windows, Tumbling | Hopping):
             self.size_ms, self.advance_ms = windows.size_ms, windows.advance_ms
             self.span_ms = windows.size_ms + windows.grace_ms
-            if windows.offset_ms == 0 and not mutable:
+            if windows.offset_ms == 0 and not mutable and not stamped:
                 self.flat = 1 if isinstance(windows, Tumbling) else 2
         self.open_starts: set[int] = set()
         """Starts of windows that may have data and are not closed; kept only where windows close."""
@@ -104,6 +111,25 @@ class AlignedPart(WindowedPart):
 
     def shown(self, key: Any) -> Any:
         return key[1], self.windows.window(key[0])
+
+    def window_of(self, entry: tuple[int, Any]) -> Window:
+        return self.windows.window(entry[0])
+
+    def value_of(self, stored: Any) -> Any:
+        return stored[1] if self.stamped else stored
+
+    def stamp_of(self, entry: Any, stored: Any) -> int:
+        return stored[0] if self.stamped else super().stamp_of(entry, stored)
+
+    def _encode(self, key: Any, value: Any) -> bytes:
+        if self.stamped and key[0] >= 0:
+            return _pack(value[0]) + super()._encode(key, value[1])
+        return super()._encode(key, value)
+
+    def decode(self, key: Any, data: bytes) -> Any:
+        if self.stamped and key[0] >= 0:
+            return int.from_bytes(data[:8], "big"), super().decode(key, data[8:])
+        return super().decode(key, data)
 
     def first(self, entry: tuple[int, Any], initial: Callable[[Any, TablePart], Any]) -> Any:
         """The value of an entry that is not dirty, or deleted; of immutable ones, without a journal."""
@@ -143,15 +169,19 @@ class AlignedPart(WindowedPart):
         operand: Any,
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
     ) -> None:
         for start in self._accepted(scope):
             entry = (start, key)
-            value = self.get(entry, scope)
+            value = before = self.get(entry, scope)
             if value is MISSING:
                 value = initial(key, self)
                 if self.closes:
                     self.opened(start)
-            self.set(entry, operation(value, operand), scope)
+            value = operation(value, operand)
+            self.set(entry, value, scope)
+            if changed is not None:
+                changed.append((self.windows.window(start), value, before))
 
     def event_windows(
         self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope
@@ -177,7 +207,8 @@ class AlignedPart(WindowedPart):
         if expires_at <= self.stream_time:
             self._tie(expires_at, scope)
             return MISSING
-        return self.peek(entry, scope)
+        value = self.peek(entry, scope)
+        return value if value is MISSING else self.value_of(value)
 
     def at(self, key: Any, moment: int, scope: Scope) -> Any:
         self.seen(scope)

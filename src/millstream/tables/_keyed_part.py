@@ -151,6 +151,12 @@ class KeyedPart(WindowedPart):
     def shown(self, key: Any) -> Any:
         return key[0], Window(key[2], key[1])
 
+    def window_of(self, entry: tuple[Any, int, int]) -> Window:
+        return Window(entry[2], entry[1])
+
+    def stamp_of(self, entry: Any, stored: Any) -> int:
+        return cast("int", stored[0]) if self._stamped else super().stamp_of(entry, stored)
+
     def undo(self, key: Any, before: PreImage) -> None:
         super().undo(key, before)
         if key[1] >= 0:
@@ -227,11 +233,12 @@ class KeyedPart(WindowedPart):
         operand: Any,
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
     ) -> None:
         if self._stamped:
-            self._update_sliding(key, operation, operand, initial, scope)
+            self._update_sliding(key, operation, operand, initial, scope, changed)
         else:
-            self._update_session(key, operation, operand, initial, scope)
+            self._update_session(key, operation, operand, initial, scope, changed)
 
     def _update_session(
         self,
@@ -240,6 +247,7 @@ class KeyedPart(WindowedPart):
         operand: Any,
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
     ) -> Window | None:
         windows = self.windows
         assert isinstance(windows, Session)
@@ -273,6 +281,10 @@ class KeyedPart(WindowedPart):
             if one != window:
                 self._remove((key, one.end, one.start), scope)
         self._put((key, window.end, window.start), value, scope, new=window not in merged)
+        if changed is not None:
+            changed += [(one, MISSING, values[one]) for one in change.replaced]
+            gone = window in change.replaced or window not in values
+            changed.append((window, value, MISSING if gone else values[window]))
         return window
 
     def _update_sliding(
@@ -282,6 +294,7 @@ class KeyedPart(WindowedPart):
         operand: Any,
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
     ) -> list[Window]:
         windows = self.windows
         assert isinstance(windows, Sliding)
@@ -316,8 +329,11 @@ class KeyedPart(WindowedPart):
         there = {start for start, _ in existing}
         for change, value in zip(changes, values, strict=True):
             start, end = change.window
-            changed = operation(value, operand) if change.adds else value
-            self._put((key, end, start), (change.timestamp, changed), scope, new=start not in there)
+            stored = change.timestamp, operation(value, operand) if change.adds else value
+            before = MISSING if changed is None else self.get((key, end, start), scope)
+            self._put((key, end, start), stored, scope, new=start not in there)
+            if changed is not None:
+                changed.append((change.window, stored, before))
         return [change.window for change in changes if change.adds]
 
     def _newest(self, entry: tuple[Any, int, int], scope: Scope) -> int | None:

@@ -53,8 +53,8 @@ _ALIGNED, _BY_KEY = b"\x02", b"\x03"
 _START = struct.Struct(">Q")
 _BOUNDS = struct.Struct(">QQ")
 _TIME_BYTES = 8
-"""A sliding window's value begins with the timestamp of its newest record, an entry's with a time to live
-with the stream time of its last write."""
+"""A sliding window's value begins with the timestamp of its newest record, so do those of tables that streams
+make, and an entry's with a time to live with the stream time of its last write."""
 
 
 class QueryError(MillstreamError):
@@ -225,6 +225,8 @@ class TableInfo:
     """Reads stored values where they may have an older form than ``codec`` reads."""
     ttl_ms: int | None = None
     """Entries that were not written for so long, by stream time, are gone."""
+    stamped: bool = False
+    """Each value begins with the newest timestamp that contributed to it."""
     everywhere: bool = False
     """Each worker holds all of it."""
     source: str | None = None
@@ -282,7 +284,7 @@ class TableInfo:
 
     def state_value(self, stored: bytes) -> bytes:
         """The bytes of the value itself, in what the store has for an entry."""
-        if self.ttl_ms is not None or isinstance(self.windows, Sliding):
+        if self.ttl_ms is not None or self.stamped or isinstance(self.windows, Sliding):
             return stored[_TIME_BYTES:]
         return stored
 

@@ -482,6 +482,7 @@ class WindowedTable(Generic[K, V]):
         loads: Callable[[bytes], Any],
         mutable: bool,
         clock: Clock,
+        stamped: bool = False,
         type_name: str = "value",
         cache_size: int = 32_768,
     ) -> AlignedPart | KeyedPart:
@@ -498,6 +499,7 @@ class WindowedTable(Generic[K, V]):
             clock=clock,
             merge=self.merge,
             closes=bool(self.closing),
+            stamped=stamped,
             type_name=type_name,
             cache_size=cache_size,
         )

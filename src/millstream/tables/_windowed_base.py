@@ -91,6 +91,7 @@ class WindowedPart(TablePart):
         "_timed",
         "_written_time",
         "clock",
+        "closed_at",
         "closes",
         "closing_due",
         "due_at",
@@ -145,6 +146,8 @@ class WindowedPart(TablePart):
         )
         self.clock = clock
         self.closes = closes
+        self.closed_at = -1
+        """Timestamp of the window that was closed last; see `stamp_of`."""
         self.flat = 0
         """For the hot path: 1 tumbling, 2 hopping, both without offset and with immutable values; else 0."""
         self.stream_time = -1
@@ -289,11 +292,14 @@ class WindowedPart(TablePart):
         operand: Any,
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
     ) -> None:
         """Put ``operation(value, operand)`` into every window that takes the event.
 
         Args:
             initial: makes the value of a window that has none, from key and part.
+            changed: collects what has changed, in order: window, stored value, and the one before. A
+                value is `MISSING` where the window was not there, or is not any more.
         """
 
     @abstractmethod
@@ -325,6 +331,10 @@ class WindowedPart(TablePart):
         self, start: int | None, end: int | None, scope: Scope
     ) -> Iterator[tuple[Any, Window, Any]]:
         """Keys, windows and entries of the shard with ``start <= window.start < end``."""
+
+    @abstractmethod
+    def window_of(self, entry: Any) -> Window:
+        """The window of an entry."""
 
     @abstractmethod
     def _place(self, entry: Any) -> bytes:
@@ -376,7 +386,12 @@ class WindowedPart(TablePart):
         if value is MISSING:
             return MISSING
         self.set(self.cursor_entry, due.place, scope)
+        self.closed_at = self.stamp_of(due.entry, value)
         return self.value_of(value)
+
+    def stamp_of(self, entry: Any, stored: Any) -> int:
+        """The highest timestamp that contributed to a window's value; its end where that is not kept."""
+        return self.window_of(entry).end
 
     def stored(self) -> Iterator[tuple[bytes, bytes]]:
         return self.store.items(b"\x02", b"\x04")

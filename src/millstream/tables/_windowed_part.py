@@ -48,6 +48,7 @@ def windowed_part(
     clock: Clock,
     merge: Callable[[Any, Any], Any] | None = None,
     closes: bool = False,
+    stamped: bool = False,
     type_name: str = "value",
     cache_size: int = 32_768,
 ) -> AlignedPart | KeyedPart:
@@ -58,6 +59,8 @@ def windowed_part(
         check: for a key of the program.
         merge: `WindowedTable.merge`.
         closes: whether the table has functions to call for final windows.
+        stamped: whether values are kept with the newest timestamp that contributed; sliding windows' are
+            in any case, and a session ends at its newest.
     """
     common: dict[str, Any] = {
         "store": store,
@@ -74,4 +77,4 @@ def windowed_part(
     }
     if isinstance(windows, Sliding | Session):
         return KeyedPart(name, windows=windows, merge=merge, **common)
-    return AlignedPart(name, windows=windows, **common)
+    return AlignedPart(name, windows=windows, stamped=stamped, **common)

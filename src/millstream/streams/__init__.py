@@ -1,0 +1,37 @@
+"""The streams DSL: what is done to records on their way, and tables that streams make."""
+
+from millstream.streams._grouped import (
+    CogroupedStream,
+    Emit,
+    GroupedStream,
+    WindowedCogroup,
+    WindowedStream,
+)
+from millstream.streams._home import Compat, StreamHome
+from millstream.streams._operator import Operator, Windowed
+from millstream.streams._pipeline import pipeline_agent
+from millstream.streams._plan import Pipeline, Plan
+from millstream.streams._stream import DeclaredStream
+from millstream.streams._suppress import Suppress
+from millstream.streams._tables import DerivedTable, Table, TableStream, WindowedTable
+
+__all__ = [
+    "CogroupedStream",
+    "Compat",
+    "DeclaredStream",
+    "DerivedTable",
+    "Emit",
+    "GroupedStream",
+    "Operator",
+    "Pipeline",
+    "Plan",
+    "StreamHome",
+    "Suppress",
+    "Table",
+    "TableStream",
+    "Windowed",
+    "WindowedCogroup",
+    "WindowedStream",
+    "WindowedTable",
+    "pipeline_agent",
+]

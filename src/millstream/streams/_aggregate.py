@@ -1,0 +1,238 @@
+"""Aggregates of a stream: one value for each key, or for each key and window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millstream.context import current
+from millstream.streams._operator import Context, Done, Operator, Windowed, each, is_async
+from millstream.streams._pipeline import bound
+from millstream.tables import DELETED, MISSING
+from millstream.windows import Session, Sliding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from millstream.clock import Clock
+    from millstream.streams._plan import Pipeline
+    from millstream.windows import AnyWindows, Window
+
+__all__ = ["Aggregate", "Fold", "WindowedAggregate"]
+
+
+class Fold:
+    """How records become one value. ``add(value so far, record's value)`` makes the next one."""
+
+    __slots__ = ("add", "initial", "skips_null")
+
+    def __init__(
+        self,
+        initial: Callable[[], Any] | None,
+        add: Callable[[Any, Any], Any],
+        *,
+        skips_null: bool = True,
+    ) -> None:
+        """
+        Args:
+            initial: None for ``reduce``, where the first value of a group is the value so far.
+            skips_null: whether records without a value are dropped.
+        """
+        self.initial = initial
+        self.add = add
+        self.skips_null = skips_null
+
+
+class Aggregate(Operator):
+    """One value for each key. A value that becomes None deletes the key.
+
+    Each parent has a `Fold` of its own, over the same value: several make a ``cogroup``.
+    """
+
+    kind = "aggregate"
+    changes = True
+
+    def __init__(
+        self, parents: Sequence[Operator], folds: Sequence[Fold], *, name: str, value_type: Any
+    ) -> None:
+        super().__init__(*parents, name=name)
+        self.folds = tuple(folds)
+        self.value_type = value_type
+        self.stores.append(name)
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        return [self._bind(fold, context, forward) for fold in self.folds]
+
+    def _bind(
+        self, fold: Fold, context: Context, forward: Callable[..., Done]
+    ) -> Callable[..., Done]:
+        part = context.parts[self.name]
+        initial, add, skips_null = fold.initial, fold.add, fold.skips_null
+        dropped = context.counters
+
+        def before(key: Any, value: Any) -> Any:
+            """The stored pair, or None where the record is dropped."""
+            if key is None or (value is None and skips_null):
+                dropped["null_keys_dropped" if key is None else "null_values_dropped"] += 1
+                return None
+            return part.get(key, context.scope)
+
+        def after(key: Any, new: Any, stored: Any, timestamp: int) -> Done:
+            old = None
+            if stored is not MISSING:
+                newest, old = stored
+                if newest > timestamp:
+                    timestamp = newest
+            if new is None:
+                if old is None:
+                    return None
+                part.set(key, DELETED, context.scope)
+            else:
+                part.set(key, (timestamp, new), context.scope)
+            return forward(key, new, old, timestamp)
+
+        def copy(value: Any) -> Any:
+            """A value that may change in place while the old one is handed on beside it."""
+            return part.loads(part.dumps(value)) if copies else value
+
+        copies = part.mutable and self.old_wanted
+        if is_async(add):
+
+            async def later(key: Any, value: Any, timestamp: int) -> None:
+                stored = before(key, value)
+                if stored is None:
+                    return
+                new = value
+                if stored is not MISSING or initial is not None:
+                    new = await add(initial() if stored is MISSING else copy(stored[1]), value)  # type: ignore[misc]
+                done = after(key, new, stored, timestamp)
+                if done is not None:
+                    await done
+
+            return later
+
+        def take(key: Any, value: Any, timestamp: int) -> Done:
+            stored = before(key, value)
+            if stored is None:
+                return None
+            if stored is MISSING:
+                new = value if initial is None else add(initial(), value)
+            else:
+                new = add(copy(stored[1]) if copies else stored[1], value)
+            return after(key, new, stored, timestamp)
+
+        return take
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        part = context.parts[self.name]
+
+        def get(key: Any) -> tuple[Any, int] | None:
+            stored = part.get(key, context.scope)
+            return None if stored is MISSING else (stored[1], stored[0])
+
+        return get
+
+
+class _Nothing:
+    """Stands for the value of a window that has none yet, where there is no default."""
+
+
+NOTHING = _Nothing()
+
+
+def _first_or(add: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda value, added: added if value is NOTHING else add(value, added)
+
+
+def _shown_pair(key: Any, window: Window, new: Any, old: Any) -> tuple[Windowed, Any, Any, int]:
+    return Windowed(key, window), new[1], None if old is MISSING else old[1], new[0]
+
+
+def _shown_session(key: Any, window: Window, new: Any, old: Any) -> tuple[Windowed, Any, Any, int]:
+    return (
+        Windowed(key, window),
+        None if new is MISSING else new,
+        None if old is MISSING else old,
+        window.end,
+    )
+
+
+class WindowedAggregate(Operator):
+    """One value for each key and window, whichever kind of window it is."""
+
+    kind = "windowed aggregate"
+    changes = True
+
+    def __init__(
+        self,
+        parents: Sequence[Operator],
+        folds: Sequence[Fold],
+        *,
+        name: str,
+        value_type: Any,
+        windows: AnyWindows,
+        clock: Callable[[], Clock],
+        final: bool = False,
+    ) -> None:
+        """
+        Args:
+            final: whether each window comes out once, when it is closed, rather than with each update.
+        """
+        super().__init__(*parents, name=name)
+        self.folds = tuple(folds)
+        self.value_type = value_type
+        self.windows = windows
+        self.final = final
+        self._clock = clock
+        self.pipeline: Pipeline | None = None
+        """The pipeline that it belongs to; set before it runs."""
+        self.stores.append(name)
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        return [self._bind(fold, context, forward) for fold in self.folds]
+
+    def _bind(
+        self, fold: Fold, context: Context, forward: Callable[..., Done]
+    ) -> Callable[..., Done]:
+        part = context.parts[self.name]
+        make, skips_null, final = fold.initial, fold.skips_null, self.final
+        dropped = context.counters
+        add = _first_or(fold.add)
+
+        def first() -> Any:
+            return NOTHING if make is None else make()
+
+        # aligned windows keep (newest timestamp, value); the others' parts keep the time by themselves
+        if isinstance(self.windows, Session | Sliding):
+            initial, operation = (lambda key, _: first()), (lambda value, new: add(value, new[1]))
+        else:
+            initial = lambda key, _: (-1, first())  # noqa: E731
+
+            def operation(stored: Any, new: Any) -> Any:
+                return max(stored[0], new[0]), add(stored[1], new[1])
+
+        shown = _shown_session if isinstance(self.windows, Session) else _shown_pair
+
+        def take(key: Any, value: Any, timestamp: int) -> Done:
+            if key is None or (value is None and skips_null):
+                dropped["null_keys_dropped" if key is None else "null_values_dropped"] += 1
+                return None
+            scope = context.scope
+            event_time, scope.timestamp = scope.timestamp, timestamp
+            changed: list[tuple[Window, Any, Any]] | None = None if final else []
+            part.update(key, operation, (timestamp, value), initial, scope, changed)
+            scope.timestamp = event_time
+            if not changed:
+                return None
+            return each([shown(key, *change) for change in changed], forward)
+
+        return take
+
+    async def close(self, key: Any, window: Window, value: Any) -> None:
+        """A window is final: called once for each, in an event of its own."""
+        scope = current.get()
+        assert self.pipeline is not None
+        binding = bound(self.pipeline, scope, self._clock())
+        timestamp = scope.parts[self.name].closed_at
+        done = binding.forward(self)(Windowed(key, window), value, None, timestamp)
+        if done is not None:
+            await done

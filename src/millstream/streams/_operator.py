@@ -1,0 +1,193 @@
+"""What a program's streams and tables are made of: operators, as plain data until they are bound to a shard.
+
+Theory of operation
+-------------------
+An operator is declared once, with its parents. `bind` makes it run in one shard: it is given a context (the shard's
+tables, the event at hand) and a function that hands its results on, and it returns one function for each of
+its inputs. So a chain of operators is a chain of plain function calls, without objects in between.
+
+There are two kinds of connections. On one of *records* a call carries ``(key, value, timestamp)``; on one of
+*changes*, which is what a table sends, ``(key, new, old, timestamp)``, where None means that there is no value.
+
+A call returns None when everything that follows from it is done. Where some function of the program is async, it
+returns an awaitable instead, which finishes the work; whoever calls hands it on, and the event's driver awaits
+it. An operator that calls more than once uses `each`, so that one result is through before the next one begins.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+
+    from millstream.agents import Topic
+    from millstream.clock import Clock
+    from millstream.context import Scope
+    from millstream.windows import Window
+
+__all__ = [
+    "Context",
+    "Done",
+    "Forward",
+    "Operator",
+    "Windowed",
+    "each",
+    "fan_out",
+    "is_async",
+]
+
+
+class Windowed(NamedTuple):
+    """The key of a windowed result: the key of its group, and the window."""
+
+    key: Any
+    window: Window
+
+
+if TYPE_CHECKING:
+    Done = Awaitable[None] | None
+    """What handing on returns: None, or what is still to be awaited."""
+
+Forward = "Callable[..., Done]"
+"""Takes ``(key, value, timestamp)``, or ``(key, new, old, timestamp)`` where changes flow."""
+
+
+class Context:
+    """What operators need of the shard that they are bound to."""
+
+    __slots__ = ("clock", "counters", "parts", "scope")
+
+    def __init__(self, scope: Scope, clock: Clock) -> None:
+        self.scope = scope
+        """The event at hand: set by whoever drives the operators, before each event."""
+        self.parts: Mapping[str, Any] = scope.parts
+        """The shard's part of every table, by the table's name."""
+        self.clock = clock
+        self.counters: Any = scope.shard.counters
+        """Counts what is dropped, by reason."""
+
+
+class Operator:
+    """A node of the program's graph. Subclasses say what happens in `bind`."""
+
+    kind: ClassVar[str] = "operator"
+    """What people call it."""
+    changes: ClassVar[bool] = False
+    """Whether it hands on changes of a table rather than records."""
+    uses_old: ClassVar[bool] = False
+    """Of operators that take changes: whether the old values matter."""
+
+    def __init__(self, *parents: Operator, name: str) -> None:
+        self.parents = parents
+        self.name = name
+        """Unique in the app; stable, because the names of its tables and topics come from it."""
+        self.stores: list[str] = []
+        """Names of tables that it writes: whoever uses one of them runs in the same pipeline."""
+        self.reads: list[str] = []
+        """Names of tables that it only reads."""
+        self.sinks: list[str] = []
+        """Topics that it sends to."""
+        self.old_wanted = False
+        """Whether some operator further down uses old values; set before it runs."""
+        first = parents[0] if parents else None
+        self.key_type: Any = Any if first is None else first.key_type
+        self.value_type: Any = Any if first is None else first.value_type
+        self.rekeyed: bool = any(parent.rekeyed for parent in parents)
+        """Whether the key may be another than that of the record in its topic."""
+        self.concurrency: int = max((parent.concurrency for parent in parents), default=1)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name!r}>"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it does something that is seen from outside: keeps a table, sends, calls the program."""
+        return bool(self.stores or self.sinks)
+
+    @property
+    def topics(self) -> tuple[Topic[Any, Any], ...]:
+        """The topics from which its records come."""
+        found: dict[str, Topic[Any, Any]] = {}
+        for parent in self.parents:
+            found.update((topic.name, topic) for topic in parent.topics)
+        return tuple(found.values())
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        """Make it run in one shard.
+
+        Args:
+            forward: hands on a result to all that follow.
+
+        Returns:
+            A function for each parent, in their order.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not run by itself")
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        """Of operators with changes: a function that looks up a key's present value and its timestamp."""
+        raise NotImplementedError(f"{self!r} cannot be looked up")
+
+
+def each(items: Iterable[tuple[Any, ...]], forward: Callable[..., Done]) -> Done:
+    """Hand on several results, one after the other."""
+    iterator = iter(items)
+    for item in iterator:
+        done = forward(*item)
+        if done is not None:
+            return _rest(done, iterator, forward)
+    return None
+
+
+async def _rest(
+    done: Awaitable[None], items: Iterator[tuple[Any, ...]], forward: Callable[..., Done]
+) -> None:
+    await done
+    for item in items:
+        again = forward(*item)
+        if again is not None:
+            await again
+
+
+def fan_out(inputs: Sequence[Callable[..., Done]]) -> Callable[..., Done]:
+    """One function that hands on to all of these, in order."""
+    if len(inputs) == 1:
+        return inputs[0]
+    if not inputs:
+        return _nowhere
+
+    def forward(*result: Any) -> Done:
+        for index, take in enumerate(inputs):
+            done = take(*result)
+            if done is not None:
+                return _others(done, inputs[index + 1 :], result)
+        return None
+
+    return forward
+
+
+async def _others(
+    done: Awaitable[None], inputs: Sequence[Callable[..., Done]], result: tuple[Any, ...]
+) -> None:
+    await done
+    for take in inputs:
+        again = take(*result)
+        if again is not None:
+            await again
+
+
+def _nowhere(*_: Any) -> None:
+    return None
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives something to await."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.iscoroutinefunction(function):
+        return True
+    return not inspect.isroutine(function) and inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )

@@ -1,0 +1,99 @@
+"""Running a pipeline: its operators bound to the tables of one shard, and the agent that drives them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millstream.agents import Agent, AgentSource
+from millstream.context import current
+from millstream.streams._operator import Context, Done, Operator, fan_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from millstream.agents import Policy, Stream
+    from millstream.clock import Clock
+    from millstream.context import Scope
+    from millstream.streams._plan import Pipeline
+
+__all__ = ["Binding", "bound", "pipeline_agent"]
+
+
+class Binding:
+    """A pipeline in one shard."""
+
+    def __init__(self, pipeline: Pipeline, scope: Scope, clock: Clock) -> None:
+        self.context = Context(scope, clock)
+        self._pipeline = pipeline
+        self._inputs: dict[Operator, Sequence[Callable[..., Done]]] = {}
+        self._forwards: dict[Operator, Callable[..., Done]] = {}
+
+    def forward(self, operator: Operator) -> Callable[..., Done]:
+        """What hands on the results of an operator."""
+        found = self._forwards.get(operator)
+        if found is None:
+            children = self._pipeline.children[operator]
+            found = fan_out([self._inputs_of(child)[port] for child, port in children])
+            self._forwards[operator] = found
+        return found
+
+    def _inputs_of(self, operator: Operator) -> Sequence[Callable[..., Done]]:
+        inputs = self._inputs.get(operator)
+        if inputs is None:
+            inputs = operator.bind(self.context, self.forward(operator))
+            self._inputs[operator] = inputs
+        return inputs
+
+    def by_topic(self) -> dict[str, Callable[..., Done]]:
+        """What takes the records of each topic."""
+        takers: dict[str, list[Callable[..., Done]]] = {}
+        for source in self._pipeline.sources:
+            (take,) = self._inputs_of(source)
+            for topic in source.topics:
+                takers.setdefault(topic.name, []).append(take)
+        return {topic: fan_out(found) for topic, found in takers.items()}
+
+
+def bound(pipeline: Pipeline, scope: Scope, clock: Clock) -> Binding:
+    """The pipeline in the shard of an event that comes from no record; made once for each run of the shard."""
+    bindings: dict[Any, Any] = scope.shard.bindings
+    binding: Binding | None = bindings.get(pipeline)
+    if binding is None:
+        binding = bindings[pipeline] = Binding(pipeline, scope, clock)
+    binding.context.scope = scope
+    return binding
+
+
+def pipeline_agent(pipeline: Pipeline, clock: Callable[[], Clock], policy: Policy | None) -> Agent[Any, Any]:
+    """The agent that runs a pipeline."""
+
+    async def run(stream: Stream[Any]) -> None:
+        context: Context | None = None
+        takers: dict[str, Callable[..., Done]] = {}
+        decoders = stream.key_decoders
+        async for value in stream:
+            scope = stream.scope
+            if context is None:
+                binding = Binding(pipeline, scope, clock())
+                context, takers = binding.context, binding.by_topic()
+            context.scope = scope
+            topic = scope.tp.topic  # type: ignore[union-attr]
+            key = scope.record.key  # type: ignore[union-attr]
+            if key is not None:
+                key = decoders[topic](key)
+            done = takers[topic](key, value, scope.timestamp)
+            if done is not None:
+                await done
+
+    run.__doc__ = "Runs " + ", ".join(
+        f"{operator.kind} {operator.name}" for operator in pipeline.operators if operator.parents
+    )
+    return Agent(
+        run,
+        name=pipeline.name,
+        sources=[AgentSource(pipeline.topics)],
+        topic=None,
+        concurrency=pipeline.concurrency,
+        policy=policy,
+        internal=True,
+    )

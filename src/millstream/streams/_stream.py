@@ -1,0 +1,261 @@
+"""Streams as programs declare them: the records of some topics, and what is done with them.
+
+A declared stream is a value: every step makes a new one. Nothing runs before the app does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, cast
+
+from typing_extensions import TypeVar
+
+from millstream.agents import Topic, field_getter
+from millstream.errors import TopologyError
+from millstream.streams._sink import put_record
+from millstream.streams._stateless import (
+    Branch,
+    Filter,
+    FlatMap,
+    Map,
+    Merge,
+    Peek,
+    Rekey,
+    SourceOperator,
+    Split,
+    ToTopic,
+)
+from millstream.streams._types import result_type
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from millstream.streams._grouped import GroupedStream
+    from millstream.streams._home import StreamHome
+    from millstream.streams._operator import Operator
+
+__all__ = ["DeclaredStream", "field_type"]
+
+V = TypeVar("V")
+W = TypeVar("W")
+K = TypeVar("K", default=Any)
+L = TypeVar("L")
+
+
+class DeclaredStream(Generic[V, K]):
+    """The records of some topics, with what is done to them on their way.
+
+    Functions may be async; a shard then waits for one before it takes the next record, unless the stream was
+    declared with a concurrency. What a function raises, the app's ``on_error`` decides about.
+    """
+
+    def __init__(self, operator: Operator, home: StreamHome) -> None:
+        self.operator = operator
+        self.home = home
+
+    def __repr__(self) -> str:
+        return f"<stream {self.operator.name!r}>"
+
+    def _then(self, operator: Operator) -> DeclaredStream[Any, Any]:
+        return DeclaredStream(self.home.plan.add(operator), self.home)
+
+    def _named(self, what: str) -> str:
+        return f"{self.operator.name}-{what}"
+
+    # one record after the other -------------------------------------------------------------------
+
+    def filter(self, keep: Callable[[V], Any]) -> DeclaredStream[V, K]:
+        """The values for which ``keep`` is true."""
+        return self._then(Filter(self.operator, keep, name=self.operator.name))
+
+    def map(
+        self, function: Callable[[V], Awaitable[W]] | Callable[[V], W], *, value: Any = None
+    ) -> DeclaredStream[W, K]:
+        """What ``function`` makes of each value; the key stays.
+
+        Args:
+            value: the type of the new values, where the function has no annotation that tells. It is needed
+                where they go through a topic and are more than JSON has.
+        """
+        made = result_type(function) if value is None else value
+        return self._then(Map(self.operator, function, name=self.operator.name, value_type=made))
+
+    map_values = map
+
+    def flat_map(
+        self, function: Callable[[V], Iterable[W]], *, value: Any = None
+    ) -> DeclaredStream[W, K]:
+        """All that ``function`` makes of each value: none, one or many; the key stays."""
+        made = result_type(function, inside=True) if value is None else value
+        return self._then(FlatMap(self.operator, function, name=self.operator.name, value_type=made))
+
+    def key_by(
+        self, key: str | Callable[[V], L], *, type: Any = None
+    ) -> DeclaredStream[V, L]:
+        """The same values with another key: a field, or what a function makes of the value.
+
+        The records move to the shard of their new key when something needs them there: see `group_by`.
+        """
+        getter = field_getter(key, self.operator.value_type)
+        made = field_type(self.operator.value_type, key) if type is None else type
+        name = f"{self.operator.name}-by-{key}" if isinstance(key, str) else self._named("keyed")
+        return self._then(Rekey(self.operator, getter, name=name, key_type=made))
+
+    def map_keys(self, function: Callable[[K], L], *, type: Any = None) -> DeclaredStream[V, L]:
+        """The same values with the key that ``function`` makes of their key."""
+        made = result_type(function) if type is None else type
+        return self._then(
+            Rekey(self.operator, function, name=self._named("rekeyed"), of_key=True, key_type=made)
+        )
+
+    def peek(self, function: Callable[[V], Any]) -> DeclaredStream[V, K]:
+        """Call ``function`` with each value; the stream goes on as it was."""
+        return self._then(Peek(self.operator, function, name=self.operator.name))
+
+    def foreach(self, function: Callable[[V], Any]) -> None:
+        """Call ``function`` with each value: the end of the stream."""
+        self.peek(function)
+
+    def merge(self, *others: DeclaredStream[W, K]) -> DeclaredStream[V | W, K]:
+        """The records of this stream and of others, as they come."""
+        operators = [self.operator, *(other.operator for other in others)]
+        name = "+".join(dict.fromkeys(operator.name for operator in operators))
+        return self._then(Merge(*operators, name=name))
+
+    def split(
+        self, branches: Mapping[str, Callable[[V], Any]], *, default: str | None = None
+    ) -> dict[str, DeclaredStream[V, K]]:
+        """Streams by name: each record goes to the first branch whose function is true for it.
+
+        Args:
+            default: name of a branch for the records that no other one takes; they are dropped without.
+        """
+        if default in branches:
+            raise TopologyError(f"split: default={default!r} is one of the branches already")
+        operator = Split(self.operator, tuple(branches.values()), name=self._named("split"))
+        self.home.plan.add(operator)
+        names = [*branches, *([] if default is None else [default])]
+        return {
+            name: self._then(Branch(operator, number, name=self._named(name)))
+            for number, name in enumerate(names)
+        }
+
+    # topics ---------------------------------------------------------------------------------------
+
+    def to(self, topic: Topic[Any, Any] | Callable[[V], Topic[Any, Any]]) -> None:
+        """Send each record to a topic, or to the one that a function of the value chooses.
+
+        Its key is the stream's, unless the topic derives its keys (``key_from``); timestamp and headers stay.
+        """
+        if isinstance(topic, Topic):
+            self.home.check_own(topic, f"stream {self.operator.name!r}")
+        elif not callable(topic):
+            raise TopologyError(f"to(): {topic!r} is neither a topic nor a function that chooses one")
+        name = f"{self.operator.name}-to-{topic.name if isinstance(topic, Topic) else 'chosen'}"
+        self.home.plan.add(ToTopic(self.operator, topic, put_record, name=name))
+
+    def through(self, topic: Topic[W, L]) -> DeclaredStream[W, L]:
+        """The same records by way of ``topic``, with its key, partitions and codec."""
+        self.to(topic)
+        return DeclaredStream(self.home.plan.source([topic]), self.home)
+
+    def repartition(
+        self, *, name: str | None = None, partitions: int | None = None
+    ) -> DeclaredStream[V, K]:
+        """The same records by way of a topic of their own, so that each shard has all of its keys."""
+        return self._moved(name or self.operator.name, partitions)
+
+    def _moved(self, name: str, partitions: int | None = None) -> DeclaredStream[V, K]:
+        """By way of the topic that the operator's records move through; made once for all who need it."""
+        operator = self.operator
+        found = self.home.plan.moved.get((operator, name))
+        if found is None:
+            if operator.key_type is Any:
+                raise TopologyError(
+                    f"stream {operator.name!r}: what type do its keys have? Its records have to move to"
+                    f" the shards of their keys, and nothing says: annotate the function that makes the"
+                    f" keys, or give type= there"
+                )
+            topic = self.home.repartition_topic(
+                name,
+                key=operator.key_type,
+                value=operator.value_type,
+                like=operator.topics,
+                partitions=partitions,
+            )
+            sink = ToTopic(operator, topic, put_record, name=f"{name}-repartition", grouped=True)
+            self.home.plan.add(sink)
+            found = self.home.plan.moved[operator, name] = self.home.plan.source([topic])
+        return DeclaredStream(found, self.home)
+
+    def by_key(self) -> DeclaredStream[V, K]:
+        """The same records where all of a key are in one shard: moved only if the key may have changed."""
+        return self._moved(self.operator.name) if self.operator.rekeyed else self
+
+    # groups ---------------------------------------------------------------------------------------
+
+    def group_by(
+        self,
+        key: str | Callable[[V], Any] | None = None,
+        *,
+        name: str | None = None,
+        type: Any = None,
+    ) -> GroupedStream[V, Any]:
+        """Groups of values with one key, to be counted, aggregated, or read by an agent.
+
+        Args:
+            key: a field, or a function of the value; left out: the records' own key.
+            name: what goes with a function, because the topic through which the records move to their
+                shards is named after it, and has to keep its name. Nothing moves that need not.
+            type: the keys' type, where neither the field nor the function's annotation tells.
+        """
+        from millstream.streams._grouped import GroupedStream
+
+        if key is None:
+            return GroupedStream(self.operator, self.home)
+        operator = self.operator
+        if (
+            isinstance(operator, SourceOperator)
+            and len(operator.topics) == 1
+            and operator.topics[0].key_from == key
+        ):
+            return GroupedStream(operator, self.home)
+        stem = name
+        if stem is None:
+            shown = operator.name.removeprefix(f"{self.home.id}-")
+            if not isinstance(key, str):
+                raise TopologyError(
+                    f"group_by over {shown} has a function: give it a name, for example"
+                    f" group_by(..., name={shown + '-regrouped'!r}). The topic behind it is named"
+                    f" after it, and has to keep its name"
+                )
+            stem = f"{shown}-by-{key}"
+        made = type
+        if made is None and isinstance(key, str):
+            made = field_type(operator.value_type, key)
+        elif made is None:
+            made = result_type(key)
+        if made is Any:
+            made = str
+        known = self.home.plan.moved.get((operator, key if isinstance(key, str) else stem))
+        if known is not None:
+            return GroupedStream(known, self.home)
+        getter = field_getter(key, operator.value_type)
+        rekeyed = Rekey(operator, getter, name=stem, key_type=made)
+        self.home.plan.add(rekeyed)
+        moved = DeclaredStream[V, Any](rekeyed, self.home)._moved(stem)
+        self.home.plan.moved[operator, key if isinstance(key, str) else stem] = cast(
+            "SourceOperator", moved.operator
+        )
+        return GroupedStream(moved.operator, self.home)
+
+
+def field_type(value_type: Any, field: Any) -> Any:
+    """The declared type of a field, or Any."""
+    if not isinstance(field, str) or value_type is Any:
+        return Any
+    from typing import get_type_hints
+
+    try:
+        return get_type_hints(value_type).get(field, Any)
+    except (NameError, TypeError, AttributeError):
+        return Any
