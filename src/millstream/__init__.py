@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from millstream.agents import Agent, Dlq, Event, Retry, Stream, Topic, current_event
 from millstream.app import App, Settings
 from millstream.errors import MillstreamError
-from millstream.tables import SetTable, Table, WindowedTable
+from millstream.streams import DerivedTable, Suppress, Table, Windowed, WindowedTable
+from millstream.tables import SetTable
 from millstream.windows import Window
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Agent",
     "App",
+    "DerivedTable",
     "Dlq",
     "Event",
     "MillstreamError",
@@ -22,9 +24,11 @@ __all__ = [
     "SetTable",
     "Settings",
     "Stream",
+    "Suppress",
     "Table",
     "Topic",
     "Window",
+    "Windowed",
     "WindowedTable",
     "client",
     "current_event",

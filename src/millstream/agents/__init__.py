@@ -10,7 +10,7 @@ from millstream.agents._agent import (
     new_correlation_id,
     reply_headers,
 )
-from millstream.agents._declared import DeclaredStream, Step, StreamHome
+from millstream.agents._declared import AgentSource, Step
 from millstream.agents._event import Event, current_event
 from millstream.agents._instance import Failure, Instance, InstanceHost, Run, Source, user_line
 from millstream.agents._policy import Dlq, OnError, Policy, Retry, policy_of
@@ -23,8 +23,8 @@ __all__ = [
     "HEADER_REPLY_TO",
     "SKIP",
     "Agent",
+    "AgentSource",
     "Asker",
-    "DeclaredStream",
     "Dlq",
     "Event",
     "Failure",
@@ -39,7 +39,6 @@ __all__ = [
     "Source",
     "Step",
     "Stream",
-    "StreamHome",
     "Topic",
     "current_event",
     "field_getter",

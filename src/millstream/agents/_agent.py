@@ -15,7 +15,7 @@ from millstream.errors import AskError, ConfigurationError, ProgramError
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-    from millstream.agents._declared import DeclaredStream
+    from millstream.agents._declared import AgentSource
     from millstream.agents._policy import Policy
     from millstream.agents._topic import Topic
     from millstream.records import Headers, Position
@@ -57,7 +57,7 @@ class Agent(Generic[V, R]):
         function: Callable[[Any], Any],
         *,
         name: str,
-        sources: Sequence[DeclaredStream[Any]],
+        sources: Sequence[AgentSource],
         topic: Topic[V, Any] | None,
         result_codec: Any = None,
         sinks: Sequence[Sink] = (),

@@ -18,6 +18,7 @@ from millstream.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from millstream.agents._instance import Instance
+    from millstream.context import Scope
 
 __all__ = ["Stream"]
 
@@ -159,6 +160,16 @@ class Stream(AsyncIterator[V], Generic[V, K]):
                     kept.append(value)
             if kept:
                 yield kept
+
+    @property
+    def scope(self) -> Scope:
+        """The event at hand."""
+        return self._instance.scope
+
+    @property
+    def key_decoders(self) -> dict[str, Callable[[bytes], Any]]:
+        """What decodes the keys of each topic."""
+        return {name: source.decode_key for name, source in self._instance.sources.items()}
 
     def decode_key(self, topic: str, key: bytes | None) -> Any:
         """A record's key in the declared type."""

@@ -263,13 +263,32 @@ class Topic(Generic[V, K]):
                 partition=partition,
                 now=scope.timestamp,
             )
+        self._append(scope, tp, moment, key_data, data, listed)
+
+    @staticmethod
+    def _append(
+        scope: Scope,
+        tp: TopicPartition,
+        timestamp: int,
+        key: bytes | None,
+        data: bytes | None,
+        headers: Headers,
+    ) -> None:
         journaled = scope.journal is not None
         scope.wrote = journaled
-        scope.output.append((tp, moment, key_data, data, listed, scope if journaled else None))
+        scope.output.append((tp, timestamp, key, data, headers, scope if journaled else None))
         shard = scope.shard
-        shard.epoch_bytes += len(key_data or b"") + len(data or b"")
+        shard.epoch_bytes += len(key or b"") + len(data or b"")
         if shard.epoch_bytes > shard.epoch_bytes_watch:
             shard.filling(scope)
+
+    def put_encoded(self, scope: Scope, value: V | None, *, key: bytes, timestamp: int) -> None:
+        """Like `put`, with a key that is bytes already."""
+        try:
+            data = None if value is None else self._dumps(value)
+        except Exception as exc:
+            raise EncodeError(f"topic {self.name!r}", value=value, reason=str(exc)) from exc
+        self._append(scope, self.place(key), timestamp, key, data, NO_HEADERS)
 
     async def send(
         self,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from millstream.agents import Agent, DeclaredStream, Topic, field_getter, policy_of
-from millstream.app._regrouping import Regrouping
+from millstream.agents import Agent, AgentSource, Topic, field_getter, policy_of
 from millstream.app._topics import check_name
 from millstream.errors import TopologyError
 from millstream.serialization import codec_for
+from millstream.streams import DeclaredStream
 from millstream.topology import AgentNode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from millstream.app._sender import AppSender
+    from millstream.app._streams import Streams
     from millstream.app._topics import Topics
 
 __all__ = ["Agents"]
@@ -23,13 +24,12 @@ __all__ = ["Agents"]
 class Agents(dict[str, Agent[Any, Any]]):
     """What `App.agent` was given."""
 
-    def __init__(self, app: str, topics: Topics, sender: AppSender) -> None:
+    def __init__(self, app: str, topics: Topics, sender: AppSender, streams: Streams) -> None:
         super().__init__()
         self._app = app
         self._topics = topics
         self._sender = sender
-        self.streams = Regrouping(app, topics, self)
-        """The home of the streams that agents read."""
+        self._streams = streams
 
     def declare(
         self,
@@ -50,7 +50,7 @@ class Agents(dict[str, Agent[Any, Any]]):
             topic = self._topics.declare(
                 f"{self._app}-{agent_name}", value=_stream_type(function), internal=True
             )
-            streams = [DeclaredStream((topic,), self.streams)]
+            streams = [AgentSource((topic,))]
         elif len(streams) == 1 and len(streams[0].topics) == 1 and not streams[0].steps:
             topic = streams[0].topics[0]
         agent: Agent[Any, Any] = Agent(
@@ -81,12 +81,12 @@ class Agents(dict[str, Agent[Any, Any]]):
         self[agent.name] = agent
         return agent
 
-    def _as_stream(self, source: Any, agent: str) -> DeclaredStream[Any]:
+    def _as_stream(self, source: Any, agent: str) -> AgentSource:
         if isinstance(source, DeclaredStream):
-            return source
+            return self._streams.source(source, agent)
         if isinstance(source, Topic):
             self._topics.check_own(source, f"agent {agent!r}")
-            return DeclaredStream((source,), self.streams)
+            return AgentSource((source,))
         raise TopologyError(
             f"agent {agent!r}: {source!r} is neither a topic nor a stream of this app"
         )
@@ -108,6 +108,8 @@ class Agents(dict[str, Agent[Any, Any]]):
 
 
 def _sink_name(sink: Any) -> str:
+    if isinstance(sink, str):
+        return sink
     if isinstance(sink, Topic):
         return sink.name
     if isinstance(sink, Agent):

@@ -9,16 +9,18 @@ import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from millstream.agents import Agent, DeclaredStream, Topic
+from millstream.agents import Agent, Topic
 from millstream.app._agents import Agents
 from millstream.app._pages import Pages
 from millstream.app._schedule import Schedule
 from millstream.app._sender import AppSender
 from millstream.app._settings import Settings, read_settings
+from millstream.app._streams import Streams
 from millstream.app._tables import Tables
 from millstream.app._topics import Topics, check_name
 from millstream.clock import Duration, SystemClock
-from millstream.errors import ProgramError
+from millstream.errors import ProgramError, TopologyError
+from millstream.streams import DeclaredStream
 from millstream.topology import Topology
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     from millstream.app._runtime import Runtime
     from millstream.clock import Clock
     from millstream.serialization import Codec
-    from millstream.tables import SetTable, Table
+    from millstream.streams import Table
+    from millstream.tables import SetTable
 
 __all__ = ["App"]
 
@@ -79,7 +82,8 @@ class App:
         sender = AppSender(self)
         self.topics = Topics(sender)
         self.tables = Tables(self)
-        self.agents = Agents(id, self.topics, sender)
+        self.streams = Streams(self)
+        self.agents = Agents(id, self.topics, sender, self.streams)
         self._schedule = Schedule()
         self.timers, self.tasks = self._schedule.timers, self._schedule.tasks
         self.pages = Pages()
@@ -161,11 +165,13 @@ class App:
             internal=internal,
         )
 
-    def stream(self, *topics: Topic[V, Any]) -> DeclaredStream[V]:
-        """The records of some topics, to be filtered, mapped, regrouped, and read by an agent."""
+    def stream(self, *topics: Topic[V, K]) -> DeclaredStream[V, K]:
+        """The records of some topics, to be filtered, mapped, joined, grouped, and sent on."""
+        if not topics:
+            raise TopologyError("app.stream() needs the topics that it is to read")
         for topic in topics:
             self.topics.check_own(topic, "stream")
-        return DeclaredStream(tuple(topics), self.agents.streams)
+        return DeclaredStream(self.streams.plan.source(topics), self.streams)
 
     # agents ---------------------------------------------------------------------------------------
 
@@ -503,6 +509,7 @@ class App:
     def topology(self) -> Topology:
         """What the app consists of, as data: print it, draw it, compare it."""
         self.discover()
+        self.streams.compile()
         return Topology(
             app=self.id,
             topics=self.topics.nodes(),

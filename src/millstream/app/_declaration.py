@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from millstream.agents import Agent, DeclaredStream
+from millstream.agents import Agent, AgentSource
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.serialization import (
@@ -16,17 +16,20 @@ from millstream.serialization import (
     key_layout,
     partitioner,
 )
+from millstream.streams import DerivedTable, Table, WindowedTable
 from millstream.tables import (
     DELETED,
-    Table,
+    StampedPart,
     TableInfo,
     TablePart,
     TtlPart,
     TtlTable,
     index_key_of,
+    stamp,
     windowed,
 )
 from millstream.topology import AgentNode, TableNode
+from millstream.windows import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
     from millstream.agents import Topic
     from millstream.app._app import App
     from millstream.clock import Duration
+    from millstream.context import IncomingRecord
+    from millstream.serialization import Codec
     from millstream.state.base import TableStore
+    from millstream.streams import Operator
     from millstream.windows import AnyWindows
     from millstream.worker import TableSpec
 
@@ -64,7 +70,13 @@ class DeclaredTable(Generic[K, V]):
         upgrade: Callable[[Any], Any] | None = None,
         partitioner: str | None = None,
         everywhere: bool = False,
-        table_class: type[Table[Any, Any]] = Table,
+        table_class: type[Any] = Table,
+        key_codec: Codec[Any] | None = None,
+        operator: Operator | None = None,
+        make_part: Callable[..., TablePart] | None = None,
+        shown: Callable[[Any], Any] | None = None,
+        stamped: bool = False,
+        checked: bool = True,
         help: str = "",
     ) -> None:
         if ttl_ms is not None and ttl_ms < 1:
@@ -74,7 +86,15 @@ class DeclaredTable(Generic[K, V]):
         self.key_type, self.value_type = key, value
         self.layout = key_layout(key)
         self.codec = topic.value_codec if topic is not None else codec_for(codec, value)
-        self.key_codec = topic.key_codec if topic is not None else key_codec_for(key)
+        if key_codec is None:
+            key_codec = topic.key_codec if topic is not None else key_codec_for(key)
+        self.key_codec = key_codec
+        self.operator = operator
+        """What makes its changes, where a stream does, or where streams use it as a table."""
+        self.stamped = stamped
+        self._part_maker = make_part
+        self._shown = shown
+        self._checked = checked
         self.topic = topic
         self.like = like
         self.partitions = partitions
@@ -93,6 +113,8 @@ class DeclaredTable(Generic[K, V]):
                     f" topic, or a table of sets"
                 )
             table_class = TtlTable
+        elif topic is not None:
+            table_class = DerivedTable
         self.table: Any = table_class(
             name,
             layout=self.layout,
@@ -104,7 +126,7 @@ class DeclaredTable(Generic[K, V]):
 
     # for the table --------------------------------------------------------------------------------
 
-    def windowed(self, table: Table[Any, Any], windows: AnyWindows, merge: Any) -> Any:
+    def windowed(self, table: Any, windows: AnyWindows, merge: Any) -> Any:
         """Make the table a windowed one; see `Table.tumbling` and its like."""
         if self.topic is not None or self.windows is not None:
             raise TopologyError(
@@ -125,8 +147,13 @@ class DeclaredTable(Generic[K, V]):
             merge=merge,
             help=table.help,
             home=self,
+            table_class=WindowedTable,
         )
         return self.table
+
+    def flow(self) -> Any:
+        """The table's changes, for streams; see `Streams.flow`."""
+        return self.app.streams.flow(self)
 
     def view(self, name: str, stale: Duration | None) -> Any:
         """The committed table, for everything outside of events."""
@@ -158,13 +185,13 @@ class DeclaredTable(Generic[K, V]):
 
     def reader_node(self) -> AgentNode | None:
         """That agent as data; None where there is none."""
-        if self.topic is None or self.everywhere:
+        if self.topic is None or self.everywhere or self.operator is not None:
             return None
         return AgentNode(name=self.reader_name, sources=(self.topic.name,), internal=True)
 
     def reader(self) -> Agent[Any, Any] | None:
         """The agent that reads the table from its topic; None where there is none."""
-        if self.topic is None or self.everywhere:
+        if self.topic is None or self.everywhere or self.operator is not None:
             return None
         name = self.name
 
@@ -180,7 +207,7 @@ class DeclaredTable(Generic[K, V]):
         return Agent(
             read,
             name=self.reader_name,
-            sources=[DeclaredStream((self.topic,), self.app.agents.streams)],
+            sources=[AgentSource((self.topic,))],
             topic=None,
             internal=True,
         )
@@ -214,6 +241,8 @@ class DeclaredTable(Generic[K, V]):
             on_close=self.table.close if self.windows is not None and self.table.closing else None,
             state_key=None if self.topic is None else self.state_key,
             index_key=self._index_key(),
+            checked=self._checked,
+            stored_value=self._stamp if self.topic is not None and self.stamped else None,
         )
 
     def info(self, partitions: int) -> TableInfo:
@@ -227,8 +256,9 @@ class DeclaredTable(Generic[K, V]):
             partitions=partitions,
             place=self.place,
             partitioner=spec.partitioner,
-            loads=self.loads if self.upgrade is not None else None,
+            loads=self._loads_shown(),
             ttl_ms=self.ttl_ms,
+            stamped=self.stamped and not isinstance(self.windows, Session),
             everywhere=self.everywhere,
             source=None if self.topic is None else self.topic.name,
             help=self.table.help,
@@ -263,10 +293,27 @@ class DeclaredTable(Generic[K, V]):
 
         return load
 
+    def _loads_shown(self) -> Callable[[bytes], Any] | None:
+        shown, loads = self._shown, self.loads
+        if shown is None:
+            return loads if self.upgrade is not None else None
+        return lambda data: shown(loads(data))
+
+    def _stamp(self, record: IncomingRecord) -> bytes | None:
+        """A record of the table's topic as it is stored: with its event time."""
+        if record.value is None:
+            return None
+        assert self.topic is not None
+        moment = None
+        if self.topic.timestamp_from is not None:
+            moment = self.topic.time_of(self.topic.value_codec.loads(record.value))
+        return stamp(record.timestamp if moment is None else moment, record.value)
+
     def make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
         """A shard's part of the table."""
         part = self._make_part(store, check)
         part.value_bytes_max = self.app.settings.record_bytes_max
+        part.show = self._shown
         return part
 
     def _make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
@@ -285,7 +332,8 @@ class DeclaredTable(Generic[K, V]):
                 type_name=self.codec.type_name,
             )
         if self.windows is None:
-            return TablePart(
+            make = self._part_maker or (StampedPart if self.stamped else TablePart)
+            return make(
                 self.name,
                 store=store,
                 encode_key=self.layout.encode,
@@ -303,6 +351,7 @@ class DeclaredTable(Generic[K, V]):
             loads=self.loads,
             mutable=mutable,
             clock=self.app.clock,
+            stamped=self.stamped,
             type_name=self.codec.type_name,
         )
         return made

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
-    from millstream.agents import Agent, DeclaredStream, OnError, Sink, Stream, Topic
+    from millstream.agents import Agent, OnError, Sink, Stream, Topic
     from millstream.clock import Duration
     from millstream.serialization import Codec
+    from millstream.streams import DeclaredStream
 
 __all__ = [
     "AgentDecorator",

@@ -68,6 +68,9 @@ class Settings:
         "", "Names, with spaces between, under which a server on loopback may be asked."
     )
     web_url: str = _setting("", "How other workers reach this one; from host and port where empty.")
+    compat: Literal["kafka-streams"] | None = _setting(
+        None, "Answer as Kafka Streams does, also where it loses or repeats results."
+    )
     slot: str = _setting("", "A name of the worker that stays when it restarts; found where empty.")
 
 

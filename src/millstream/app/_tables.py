@@ -49,7 +49,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         if topic is not None:
             key = topic.key_type if key is None else key
             value = topic.value_type if value is None else value
-        return self._add(
+        return self.add(
             DeclaredTable(
                 self._app,
                 name,
@@ -87,7 +87,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
                 compacted=True,
                 internal=True,
             )
-        return self._add(
+        return self.add(
             DeclaredTable(
                 self._app,
                 name,
@@ -111,7 +111,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         help: str,
     ) -> Any:
         """Make a table of sets; see `App.set_table`."""
-        return self._add(
+        return self.add(
             DeclaredTable(
                 self._app,
                 name,
@@ -125,7 +125,12 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
             )
         )
 
-    def _add(self, declared: DeclaredTable[Any, Any]) -> Any:
+    def add(self, declared: DeclaredTable[Any, Any]) -> Any:
+        """Take a table that is made, and give the program's object.
+
+        Raises:
+            TopologyError: there is one of that name.
+        """
         name = check_name(declared.name, "table")
         check_partitions(declared.partitions, f"table {name!r}")
         if name in self:

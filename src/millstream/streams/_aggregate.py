@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from millstream.clock import Clock
-    from millstream.streams._plan import Pipeline
     from millstream.windows import AnyWindows, Window
 
 __all__ = ["Aggregate", "Fold", "WindowedAggregate"]
@@ -183,8 +182,6 @@ class WindowedAggregate(Operator):
         self.windows = windows
         self.final = final
         self._clock = clock
-        self.pipeline: Pipeline | None = None
-        """The pipeline that it belongs to; set before it runs."""
         self.stores.append(name)
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:

@@ -9,7 +9,7 @@ from typing_extensions import TypeVar
 
 from millstream import windows as kinds
 from millstream.agents import field_getter
-from millstream.errors import ConfigurationError, TopologyError
+from millstream.errors import ConfigurationError
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
 from millstream.streams._operator import is_async
 from millstream.streams._stream import DeclaredStream, field_type
@@ -108,11 +108,11 @@ class _Shape:
             like=parents[0].topics[0],
             operator=operator,
             windows=windows,
-            merge=self.merge,
+            merge=self.merge if isinstance(windows, kinds.Session) else None,
             shown=self.shown,
         )
-        if final:
-            home.final_hook(name, operator.close)  # type: ignore[attr-defined]
+        if isinstance(operator, WindowedAggregate) and final:
+            home.final_hook(name, operator.close)
         suppressed(home, table, emit, emit_every)
         return table
 
@@ -179,9 +179,7 @@ def _top_k(stream: DeclaredStream[Any, Any], count: int, by: Any) -> _Shape:
 
 def _reduce(stream: DeclaredStream[Any, Any], function: Any) -> _Shape:
     fold = Fold(None, function)
-    return _Shape(
-        [stream], [fold], "reduce", value=stream.operator.value_type, merge=function
-    )
+    return _Shape([stream], [fold], "reduce", value=stream.operator.value_type, merge=function)
 
 
 def _aggregate(
@@ -206,8 +204,8 @@ class GroupedStream(DeclaredStream[V, K]):
 
     def _declare(
         self, shape: _Shape, name: str | None, emit: Emit, emit_every: Duration | None
-    ) -> Any:
-        return shape.declare(name, emit, None, emit_every)
+    ) -> Table[K, Any]:
+        return shape.declare(name, emit, None, emit_every)  # type: ignore[no-any-return]
 
     def count(
         self,
@@ -325,9 +323,7 @@ class GroupedStream(DeclaredStream[V, K]):
         offset: Duration = 0,
     ) -> WindowedStream[V, K]:
         """In windows ``[start, start + size)`` side by side."""
-        return self._windowed(
-            kinds.tumbling(size, grace=grace, retention=retention, offset=offset)
-        )
+        return self._windowed(kinds.tumbling(size, grace=grace, retention=retention, offset=offset))
 
     def hopping(
         self,
@@ -378,8 +374,8 @@ class WindowedStream(Generic[V, K]):
 
     def _declare(
         self, shape: _Shape, name: str | None, emit: Emit, emit_every: Duration | None
-    ) -> Any:
-        return shape.declare(name, emit, self._windows, emit_every)
+    ) -> WindowedTable[K, Any]:
+        return shape.declare(name, emit, self._windows, emit_every)  # type: ignore[no-any-return]
 
     def count(
         self,
@@ -524,9 +520,7 @@ class CogroupedStream(Generic[A, K]):
         offset: Duration = 0,
     ) -> WindowedCogroup[A, K]:
         """In windows ``[start, start + size)`` side by side."""
-        return self._windowed(
-            kinds.tumbling(size, grace=grace, retention=retention, offset=offset)
-        )
+        return self._windowed(kinds.tumbling(size, grace=grace, retention=retention, offset=offset))
 
     def hopping(
         self,
@@ -592,7 +586,5 @@ class WindowedCogroup(Generic[A, K]):
         emit_every: Duration | None = None,
     ) -> WindowedTable[K, A]:
         """The table of what they make; arguments as for `WindowedStream.aggregate`."""
-        shape = _aggregate(
-            self._streams, self._adds, default, value, merge, windows=self._windows
-        )
+        shape = _aggregate(self._streams, self._adds, default, value, merge, windows=self._windows)
         return shape.declare(name, emit, self._windows, emit_every)  # type: ignore[no-any-return]

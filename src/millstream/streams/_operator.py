@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from millstream.agents import Topic
     from millstream.clock import Clock
     from millstream.context import Scope
+    from millstream.streams._plan import Pipeline
     from millstream.windows import Window
 
 __all__ = [
     "Context",
     "Done",
-    "Forward",
     "Operator",
     "Windowed",
     "each",
@@ -47,12 +47,8 @@ class Windowed(NamedTuple):
     window: Window
 
 
-if TYPE_CHECKING:
-    Done = Awaitable[None] | None
-    """What handing on returns: None, or what is still to be awaited."""
-
-Forward = "Callable[..., Done]"
-"""Takes ``(key, value, timestamp)``, or ``(key, new, old, timestamp)`` where changes flow."""
+Done: TypeAlias = "Awaitable[None] | None"
+"""What handing on returns: None, or what is still to be awaited."""
 
 
 class Context:
@@ -90,6 +86,8 @@ class Operator:
         """Names of tables that it only reads."""
         self.sinks: list[str] = []
         """Topics that it sends to."""
+        self.pipeline: Pipeline | None = None
+        """What it runs in; set before it runs."""
         self.old_wanted = False
         """Whether some operator further down uses old values; set before it runs."""
         first = parents[0] if parents else None

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.agents import Agent, AgentSource
-from millstream.context import current
 from millstream.streams._operator import Context, Done, Operator, fan_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from millstream.agents import Policy, Stream
+    from millstream.agents import Stream
     from millstream.clock import Clock
     from millstream.context import Scope
     from millstream.streams._plan import Pipeline
@@ -64,7 +63,7 @@ def bound(pipeline: Pipeline, scope: Scope, clock: Clock) -> Binding:
     return binding
 
 
-def pipeline_agent(pipeline: Pipeline, clock: Callable[[], Clock], policy: Policy | None) -> Agent[Any, Any]:
+def pipeline_agent(pipeline: Pipeline, clock: Callable[[], Clock]) -> Agent[Any, Any]:
     """The agent that runs a pipeline."""
 
     async def run(stream: Stream[Any]) -> None:
@@ -93,7 +92,7 @@ def pipeline_agent(pipeline: Pipeline, clock: Callable[[], Clock], policy: Polic
         name=pipeline.name,
         sources=[AgentSource(pipeline.topics)],
         topic=None,
+        sinks=pipeline.sinks,
         concurrency=pipeline.concurrency,
-        policy=policy,
         internal=True,
     )

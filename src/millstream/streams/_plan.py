@@ -36,6 +36,8 @@ class Pipeline:
         for operator in self.sources:
             topics.update((topic.name, topic) for topic in operator.topics)
         self.topics = tuple(topics[name] for name in sorted(topics))
+        for operator in operators:
+            operator.pipeline = self
         self.concurrency = max(operator.concurrency for operator in operators)
 
     @property
@@ -104,7 +106,9 @@ class Plan:
         operators = [operator for operator in self.operators if operator in live]
         for operator in reversed(operators):  # children before parents
             for parent in operator.parents:
-                if parent.changes and (operator.uses_old or (operator.changes and operator.old_wanted)):
+                if parent.changes and (
+                    operator.uses_old or (operator.changes and operator.old_wanted)
+                ):
                     parent.old_wanted = True
         return [Pipeline(part) for part in _components(operators)]
 

@@ -31,9 +31,7 @@ class Send(Protocol):
     ) -> None: ...
 
 
-def put_record(
-    scope: Scope, topic: Topic[Any, Any], key: Any, value: Any, timestamp: int
-) -> None:
+def put_record(scope: Scope, topic: Topic[Any, Any], key: Any, value: Any, timestamp: int) -> None:
     """Send a result with its key; the headers of the record that it comes from go along.
 
     Where the topic derives its keys (``key_from``), that decides the key. A windowed result's window
@@ -50,7 +48,9 @@ def put_record(
         scope,
         value,
         key=key,
-        timestamp=None if timestamp == scope.timestamp and topic.timestamp_from is None else timestamp,
+        timestamp=None
+        if timestamp == scope.timestamp and topic.timestamp_from is None
+        else timestamp,
         headers=headers,
     )
 

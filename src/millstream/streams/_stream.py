@@ -86,11 +86,11 @@ class DeclaredStream(Generic[V, K]):
     ) -> DeclaredStream[W, K]:
         """All that ``function`` makes of each value: none, one or many; the key stays."""
         made = result_type(function, inside=True) if value is None else value
-        return self._then(FlatMap(self.operator, function, name=self.operator.name, value_type=made))
+        return self._then(
+            FlatMap(self.operator, function, name=self.operator.name, value_type=made)
+        )
 
-    def key_by(
-        self, key: str | Callable[[V], L], *, type: Any = None
-    ) -> DeclaredStream[V, L]:
+    def key_by(self, key: str | Callable[[V], L], *, type: Any = None) -> DeclaredStream[V, L]:
         """The same values with another key: a field, or what a function makes of the value.
 
         The records move to the shard of their new key when something needs them there: see `group_by`.
@@ -149,7 +149,9 @@ class DeclaredStream(Generic[V, K]):
         if isinstance(topic, Topic):
             self.home.check_own(topic, f"stream {self.operator.name!r}")
         elif not callable(topic):
-            raise TopologyError(f"to(): {topic!r} is neither a topic nor a function that chooses one")
+            raise TopologyError(
+                f"to(): {topic!r} is neither a topic nor a function that chooses one"
+            )
         name = f"{self.operator.name}-to-{topic.name if isinstance(topic, Topic) else 'chosen'}"
         self.home.plan.add(ToTopic(self.operator, topic, put_record, name=name))
 

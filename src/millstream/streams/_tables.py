@@ -101,6 +101,18 @@ class DerivedTable(Table[K, V]):
         found = super().items(start=start, end=end, prefix=prefix, reverse=reverse)
         return ((key, part.value_of(value)) for key, value in found)
 
+    def __setitem__(self, key: K, value: V) -> None:
+        raise ConfigurationError(
+            f"table {self.name!r} is read from a topic, or made by a stream: send to that topic instead of"
+            f" writing"
+        )
+
+    def __delitem__(self, key: K) -> None:
+        raise ConfigurationError(
+            f"table {self.name!r} is read from a topic, or made by a stream: send to that topic instead of"
+            f" deleting"
+        )
+
     def _missing(self, key: K, part: tables.TablePart) -> V:
         """A default that is kept nowhere: agents do not write here."""
         if self._factory is not None:
@@ -145,7 +157,7 @@ class WindowedTable(tables.WindowedTable[K, V]):
         send = put_record
         if value is not None or windowed_key is not None:
             session = isinstance(self.declared, Session)
-            send = put_windowed(value, windowed_key, session=session)  # type: ignore[assignment]
+            send = put_windowed(value, windowed_key, session=session)
         values = Values(flow.operator, name=flow.operator.name)
         flow.home.plan.add(values)
         flow.home.check_own(topic, f"table {self.name!r}")

@@ -18,7 +18,8 @@ from millstream.tables._query import (
     UnavailableError,
     UnknownTableError,
 )
-from millstream.tables._table import SetTable, Table, require_scope
+from millstream.tables._stamped import StampedPart, stamp
+from millstream.tables._table import NO_DEFAULT, SetTable, Table, require_scope
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
@@ -27,6 +28,7 @@ from millstream.tables._windowed_part import WindowedPart, index_key_of
 __all__ = [
     "DELETED",
     "MISSING",
+    "NO_DEFAULT",
     "POSITION_KEY",
     "TIME_BYTES",
     "BadQueryError",
@@ -35,6 +37,7 @@ __all__ = [
     "QueryError",
     "RecoveryPlan",
     "SetTable",
+    "StampedPart",
     "StorePosition",
     "Table",
     "TableInfo",
@@ -53,5 +56,6 @@ __all__ = [
     "index_key_of",
     "plan_recovery",
     "require_scope",
+    "stamp",
     "windowed",
 ]

@@ -90,6 +90,7 @@ class TablePart:
         "loads",
         "mutable",
         "name",
+        "show",
         "store",
         "type_name",
         "value_bytes_max",
@@ -129,6 +130,8 @@ class TablePart:
         self._order = itertools.count().__next__
         self.value_bytes_max = 1 << 40
         """The largest value, in bytes; set by whoever makes the part."""
+        self.show: Callable[[Any], Any] | None = None
+        """Makes what programs see of a kept value, where they see another one; set by whoever makes the part."""
         self.dirty: dict[Any, Any] = {}
         self.base: dict[Any, bytes] = {}
         self.fresh: set[Any] = set()

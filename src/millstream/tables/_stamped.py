@@ -36,7 +36,7 @@ class StampedPart(TablePart):
         return _long.unpack_from(data)[0], super().decode(key, data[8:])
 
     def value_of(self, stored: Any) -> Any:
-        return stored[1]
+        return stored[1] if self.show is None else self.show(stored[1])
 
     def replace(self, key: Any, value: Any, timestamp: int, scope: Scope) -> tuple[int, Any] | None:
         """Give the key a value, or none where it is None; what it had before, or None."""

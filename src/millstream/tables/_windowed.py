@@ -515,13 +515,14 @@ def windowed(
     value_type: type[V] | Any = None,
     help: str = "",
     home: TableHome | None = None,
+    table_class: type[WindowedTable[Any, Any]] | None = None,
 ) -> WindowedTable[K, V]:
     """A windowed table; see `WindowedTable`. A ``default`` of None is none.
 
     Raises:
         ConfigurationError: ``merge`` is missing, or has no use.
     """
-    return WindowedTable(
+    return (table_class or WindowedTable)(
         name,
         layout=layout,
         windows=windows,

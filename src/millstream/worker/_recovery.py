@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from millstream.clock import Clock
+    from millstream.context import IncomingRecord
     from millstream.records import TopicPartition
     from millstream.state.base import ShardStore
     from millstream.transports.base import Transport
@@ -56,6 +57,8 @@ class Replay:
     state_key: Callable[[bytes], bytes] | None = None
     index_key: Callable[[bytes], bytes | None] | None = None
     """A second, local entry for each key, which is derived from it."""
+    stored_value: Callable[[IncomingRecord], bytes | None] | None = None
+    """A record to the bytes that the store has, where these are not its value."""
     position_key: bytes = POSITION_KEY
     keep_on_rebuild: bool = False
     """Whether other partitions share the table's store: it is not emptied for this one."""
@@ -135,14 +138,14 @@ def _write_position(store: ShardStore, replay: Replay, offset: int, *, app: str,
 
 async def _apply(store: ShardStore, replay: Replay, data: bytes, start: int, end: int) -> None:
     merged: dict[bytes, bytes | None] = {}
-    state_key, index_key = replay.state_key, replay.index_key
+    state_key, index_key, stored = replay.state_key, replay.index_key, replay.stored_value
     for record in iterate_records(data, where=str(replay.tp), position=start):
         if record.offset >= end:
             break
         if record.key is None:
             continue
         key = record.key if state_key is None else state_key(record.key)
-        merged[key] = record.value
+        merged[key] = record.value if stored is None else stored(record)
         if index_key is not None:
             index = index_key(key)
             if index is not None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from millstream.agents import Agent
     from millstream.clock import Clock
+    from millstream.context import IncomingRecord
     from millstream.state.base import ShardStore, TableStore
     from millstream.tables import TablePart
     from millstream.transports.base import OffsetAndMetadata, Transport
@@ -69,6 +70,10 @@ class TableSpec:
     """What to call with key, window and value of each final window."""
     state_key: Callable[[bytes], bytes] | None = None
     index_key: Callable[[bytes], bytes | None] | None = None
+    checked: bool = True
+    """Whether a key has to belong to the shard that uses it."""
+    stored_value: Callable[[IncomingRecord], bytes | None] | None = None
+    """A record of ``source`` to the bytes that the store has, where these are not the record's value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +153,8 @@ class Shard:
         self.own_parts: dict[str, TablePart] = {}
         self.parts: dict[str, Any] = {}
         self.lanes: dict[str, Lane] = {}
+        self.bindings: dict[Any, Any] = {}
+        """What streams keep for events that come from no record, until the shard starts over."""
         self.output: list[Output] = []
         self.epoch_bytes = 0
         """Input taken since the last cut."""
@@ -249,6 +256,7 @@ class Shard:
         self.gate.set()
         self.own_parts = {}
         self.parts = {}
+        self.bindings.clear()
 
     def rewind(self) -> None:
         """Drop everything that is not committed and start over."""
@@ -293,6 +301,7 @@ class Shard:
                     end=end,
                     state_key=table.state_key,
                     index_key=table.index_key,
+                    stored_value=table.stored_value,
                 )
             )
         if replays:
@@ -372,6 +381,9 @@ class Shard:
         return "windows due" in self._closed_by
 
     def _check(self, table: TableSpec) -> Callable[[Any], None]:
+        if not table.checked:
+            return _accept
+
         def check(key: Any) -> None:
             try:
                 data = table.place(key)
@@ -802,6 +814,10 @@ class Shard:
     def position_text(self) -> dict[str, int]:
         """Committed offsets of the inputs, as queries report them."""
         return {str(tp): offset for tp, offset in sorted(self.committed.items())}
+
+
+def _accept(_: Any) -> None:
+    return None
 
 
 async def _nothing() -> None:

@@ -1,0 +1,195 @@
+"""What streams need of the app in which they are declared: topics, tables, and the agents that run them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millstream.agents import AgentSource, Step, Topic
+from millstream.app._declaration import DeclaredTable
+from millstream.errors import TopologyError
+from millstream.serialization import key_codec_for
+from millstream.streams import DeclaredStream, DerivedTable, Plan, TableStream, pipeline_agent
+from millstream.streams import operators as ops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from millstream.app._app import App
+    from millstream.clock import Clock, Duration
+    from millstream.streams import Compat, Operator
+    from millstream.tables import TablePart
+    from millstream.windows import AnyWindows
+
+__all__ = ["Streams"]
+
+
+class Streams:
+    """The home of an app's streams."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self.id = app.id
+        self.plan = Plan()
+        self._compiled = -1
+        self._agents: list[str] = []
+
+    @property
+    def clock(self) -> Clock:
+        """The app's."""
+        return self._app.clock
+
+    @property
+    def compat(self) -> Compat:
+        """The setting."""
+        return self._app.settings.compat
+
+    def check_own(self, topic: Any, user: str) -> None:
+        """Refuse what is no topic of this app."""
+        self._app.topics.check_own(topic, user)
+
+    # what operators keep --------------------------------------------------------------------------
+
+    def repartition_topic(
+        self,
+        name: str,
+        *,
+        key: Any,
+        value: Any,
+        like: Sequence[Topic[Any, Any]],
+        partitions: int | None = None,
+        codec: Any = None,
+    ) -> Topic[Any, Any]:
+        """Declare the topic ``{id}-{name}-repartition``, which purges itself."""
+        full = f"{self.id}-{name}-repartition"
+        if full in self._app.topics:
+            raise TopologyError(
+                f"two streams would move their records through {full!r}: give one of them another name,"
+                f" for example name={name + '-2'!r}"
+            )
+        first = like[0]
+        topic = self._app.topics.declare(
+            full,
+            key=key,
+            value=value,
+            codec=first.value_codec.name if codec is None else codec,
+            key_codec=AnyKeyCodec() if key is Any else key_codec_for(key),
+            partitions=partitions,
+            retention="7d",
+            internal=True,
+        )
+        topic.partitioner = first.partitioner
+        return topic
+
+    def kept_table(
+        self,
+        name: str,
+        *,
+        key: Any,
+        value: Any,
+        like: Topic[Any, Any],
+        operator: Operator | None = None,
+        windows: AnyWindows | None = None,
+        merge: Callable[[Any, Any], Any] | None = None,
+        make_part: Callable[..., TablePart] | None = None,
+        codec: Any = None,
+        shown: Callable[[Any], Any] | None = None,
+        stamped: bool = True,
+        checked: bool = True,
+        help: str = "",
+    ) -> Any:
+        """Declare a table that an operator writes, and agents only read."""
+        declared: DeclaredTable[Any, Any] = DeclaredTable(
+            self._app,
+            name,
+            key=str if key is Any else key,
+            value=value,
+            like=like,
+            codec="json" if codec is None else codec,
+            key_codec=like.key_codec if key in (like.key_type, Any) else None,
+            table_class=DerivedTable,
+            operator=operator,
+            make_part=make_part,
+            shown=shown,
+            stamped=stamped,
+            checked=checked,
+            help=help,
+        )
+        self._app.tables.add(declared)
+        if windows is not None:
+            declared.windowed(declared.table, windows, merge)
+        return declared.table
+
+    def final_hook(self, table: str, function: Callable[..., Any]) -> None:
+        """Have ``async function(key, window, value)`` called once for each final window of a table."""
+        self._app.tables[table].table.on_close(function)
+
+    def shard_timer(self, interval: Duration, name: str, function: Callable[..., Any]) -> None:
+        """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock."""
+        self._app.timer(interval, scope="shard", name=name)(function)
+
+    def flow(self, table: DeclaredTable[Any, Any]) -> TableStream[Any, Any]:
+        """A table's changes.
+
+        Raises:
+            TopologyError: agents write the table.
+        """
+        if table.operator is None:
+            if table.topic is None or table.everywhere:
+                raise TopologyError(
+                    f"table {table.name!r} is {'global' if table.everywhere else 'written by agents'}:"
+                    f" its changes are no stream. Send them to a topic, and read that with"
+                    f" app.table(..., topic=...)"
+                )
+            table.operator = self.plan.add(
+                ops.TableSource(table.topic, name=table.name, value_type=table.value_type)
+            )
+            table.stamped = True
+        return TableStream(table.operator, self)
+
+    # what runs ------------------------------------------------------------------------------------
+
+    def source(self, stream: DeclaredStream[Any, Any], agent: str) -> AgentSource:
+        """A stream as an agent reads it: filters and maps run with the agent, all else before it."""
+        steps: list[Step] = []
+        operator = stream.operator
+        while isinstance(operator, (ops.Filter, ops.Map)) and operator.kind in ("filter", "map"):
+            if ops.is_async(operator.function):
+                break
+            steps.insert(0, Step(operator.kind, operator.function))
+            operator = operator.parents[0]
+        if isinstance(operator, ops.SourceOperator):
+            return AgentSource(operator.topics, tuple(steps))
+        moved = stream.repartition(name=f"{agent}-input").operator
+        return AgentSource(moved.topics)
+
+    def compile(self) -> None:
+        """Make an agent of each pipeline."""
+        if self._compiled == self.plan.version:
+            return
+        self._compiled = self.plan.version
+        for name in self._agents:
+            del self._app.agents[name]
+        self._agents = []
+        for pipeline in self.plan.pipelines():
+            agent = pipeline_agent(pipeline, lambda: self._app.clock)
+            self._agents.append(self._app.agents.add(agent).name)
+
+
+class AnyKeyCodec:
+    """Keys of a type that is not known: str as UTF-8, bytes as they are, others as JSON text."""
+
+    name = "key"
+    type_name = "key"
+
+    def __init__(self) -> None:
+        self._json = key_codec_for(Any, "json")
+
+    def dumps(self, key: Any) -> bytes:
+        if type(key) is str:
+            return key.encode()
+        if type(key) is bytes:
+            return key
+        return self._json.dumps(key)
+
+    def loads(self, data: bytes) -> Any:
+        return data.decode("utf-8", "surrogateescape")
