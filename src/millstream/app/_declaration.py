@@ -65,7 +65,7 @@ class DeclaredTable(Generic[K, V]):
         like: Topic[Any, Any] | None = None,
         partitions: int | None = None,
         ttl_ms: int | None = None,
-        codec: str = "json",
+        codec: str | Codec[Any] = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
         partitioner: str | None = None,
@@ -85,7 +85,13 @@ class DeclaredTable(Generic[K, V]):
         self.name = name
         self.key_type, self.value_type = key, value
         self.layout = key_layout(key)
-        self.codec = topic.value_codec if topic is not None else codec_for(codec, value)
+        self.codec = (
+            topic.value_codec
+            if topic is not None
+            else codec_for(codec, value)
+            if isinstance(codec, str)
+            else codec
+        )
         if key_codec is None:
             key_codec = topic.key_codec if topic is not None else key_codec_for(key)
         self.key_codec = key_codec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.agents import AgentSource, Step, Topic
 from millstream.app._declaration import DeclaredTable
 from millstream.errors import TopologyError
-from millstream.serialization import key_codec_for
+from millstream.serialization import codec_for, key_codec_for
 from millstream.streams import DeclaredStream, DerivedTable, Plan, TableStream, pipeline_agent
 from millstream.streams import operators as ops
 
@@ -71,7 +71,7 @@ class Streams:
             full,
             key=key,
             value=value,
-            codec=first.value_codec.name if codec is None else codec,
+            codec=codec_for("json", value) if codec is None else codec,
             key_codec=AnyKeyCodec() if key is Any else key_codec_for(key),
             partitions=partitions,
             retention="7d",

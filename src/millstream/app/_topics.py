@@ -58,7 +58,7 @@ class Topics(dict[str, Topic[Any, Any]]):
         key: Any = str,
         value: Any = Any,
         key_from: str | Callable[[Any], Any] | None = None,
-        codec: str = "json",
+        codec: str | Codec[Any] = "json",
         key_codec: str | Codec[Any] | None = None,
         partitions: int | None = None,
         retention: Duration | None = None,
@@ -77,7 +77,7 @@ class Topics(dict[str, Topic[Any, Any]]):
             )
         topic: Topic[Any, Any] = Topic(
             name,
-            value_codec=codec_for(codec, value),
+            value_codec=codec_for(codec, value) if isinstance(codec, str) else codec,
             key_codec=key_codec_for(key, key_codec)
             if isinstance(key_codec, str | None)
             else key_codec,

@@ -56,6 +56,7 @@ class Aggregate(Operator):
         super().__init__(*parents, name=name)
         self.folds = tuple(folds)
         self.value_type = value_type
+        self.codec = None
         self.stores.append(name)
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
@@ -179,6 +180,7 @@ class WindowedAggregate(Operator):
         super().__init__(*parents, name=name)
         self.folds = tuple(folds)
         self.value_type = value_type
+        self.codec = None
         self.windows = windows
         self.final = final
         self._clock = clock

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
     from millstream.streams._tables import Table, WindowedTable
     from millstream.windows import AnyWindows, CalendarUnit
 
-__all__ = ["CogroupedStream", "Emit", "GroupedStream", "WindowedCogroup", "WindowedStream"]
+__all__ = [
+    "CogroupedStream",
+    "Emit",
+    "GroupedStream",
+    "WindowedCogroup",
+    "WindowedStream",
+    "number_of",
+]
 
 V = TypeVar("V")
 A = TypeVar("A")
@@ -122,10 +129,10 @@ def _count(stream: DeclaredStream[Any, Any]) -> _Shape:
     return _Shape([stream], [fold], "count", value=int, merge=lambda a, b: a + b)
 
 
-def _numbers(
-    stream: DeclaredStream[Any, Any], of: str | Callable[[Any], Any] | None
+def number_of(
+    value_type: Any, of: str | Callable[[Any], Any] | None
 ) -> tuple[Callable[[Any], Any], Any]:
-    value_type = stream.operator.value_type
+    """What reads a number from a value, and the number's type."""
     if of is None:
         return lambda value: value, value_type
     found = field_type(value_type, of) if isinstance(of, str) else result_type(of)
@@ -133,13 +140,13 @@ def _numbers(
 
 
 def _sum(stream: DeclaredStream[Any, Any], of: Any) -> _Shape:
-    get, value_type = _numbers(stream, of)
+    get, value_type = number_of(stream.operator.value_type, of)
     fold = Fold(lambda: 0, lambda total, value: total + get(value))
     return _Shape([stream], [fold], "sum", value=value_type, merge=lambda a, b: a + b)
 
 
 def _least(stream: DeclaredStream[Any, Any], of: Any, what: str) -> _Shape:
-    get, value_type = _numbers(stream, of)
+    get, value_type = number_of(stream.operator.value_type, of)
     choose: Callable[..., Any] = min if what == "min" else max
 
     def add(found: Any, value: Any) -> Any:
@@ -150,7 +157,7 @@ def _least(stream: DeclaredStream[Any, Any], of: Any, what: str) -> _Shape:
 
 
 def _mean(stream: DeclaredStream[Any, Any], of: Any) -> _Shape:
-    get, _ = _numbers(stream, of)
+    get, _ = number_of(stream.operator.value_type, of)
     fold = Fold(lambda: (0.0, 0), lambda so_far, value: (so_far[0] + get(value), so_far[1] + 1))
     return _Shape(
         [stream],
@@ -165,7 +172,7 @@ def _mean(stream: DeclaredStream[Any, Any], of: Any) -> _Shape:
 def _top_k(stream: DeclaredStream[Any, Any], count: int, by: Any) -> _Shape:
     if count < 1:
         raise ConfigurationError(f"top_k: {count} is not above 0")
-    get, _ = _numbers(stream, by)
+    get, _ = number_of(stream.operator.value_type, by)
 
     def best(values: list[Any]) -> list[Any]:
         return heapq.nlargest(count, values, key=get)

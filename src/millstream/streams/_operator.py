@@ -20,12 +20,15 @@ import functools
 import inspect
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
+from millstream.streams._codec import value_codec
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
     from millstream.agents import Topic
     from millstream.clock import Clock
     from millstream.context import Scope
+    from millstream.serialization import Codec
     from millstream.streams._plan import Pipeline
     from millstream.windows import Window
 
@@ -93,6 +96,8 @@ class Operator:
         first = parents[0] if parents else None
         self.key_type: Any = Any if first is None else first.key_type
         self.value_type: Any = Any if first is None else first.value_type
+        self.codec: Codec[Any] | None = None if first is None else first.codec
+        """Of its values, where they are still those of a topic."""
         self.rekeyed: bool = any(parent.rekeyed for parent in parents)
         """Whether the key may be another than that of the record in its topic."""
         self.concurrency: int = max((parent.concurrency for parent in parents), default=1)
@@ -112,6 +117,11 @@ class Operator:
         for parent in self.parents:
             found.update((topic.name, topic) for topic in parent.topics)
         return tuple(found.values())
+
+    @property
+    def values(self) -> Codec[Any]:
+        """The codec for its values on their way through topics and buffers of our own."""
+        return value_codec(self.value_type) if self.codec is None else self.codec
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         """Make it run in one shard.

@@ -40,6 +40,7 @@ class SourceOperator(Operator):
         self.key_type = first.key_type
         same = all(topic.value_type is first.value_type for topic in self._topics)
         self.value_type = first.value_type if same else Any
+        self.codec = first.value_codec if len(self._topics) == 1 else None
 
     @property
     def topics(self) -> tuple[Topic[Any, Any], ...]:
@@ -94,6 +95,7 @@ class Map(Operator):
         super().__init__(parent, name=name)
         self.function = function
         self.value_type = value_type
+        self.codec = None
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function = self.function
@@ -218,7 +220,7 @@ class Merge(Operator):
     def __init__(self, *parents: Operator, name: str) -> None:
         super().__init__(*parents, name=name)
         if any(parent.value_type is not self.value_type for parent in parents):
-            self.value_type = Any
+            self.value_type, self.codec = Any, None
         if any(parent.key_type is not self.key_type for parent in parents):
             self.key_type = Any
 

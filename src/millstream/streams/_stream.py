@@ -24,7 +24,8 @@ from millstream.streams._stateless import (
     Split,
     ToTopic,
 )
-from millstream.streams._types import result_type
+from millstream.streams._table_ops import Upsert
+from millstream.streams._types import result_type, without_none
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from millstream.streams._grouped import GroupedStream
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
+    from millstream.streams._tables import Table
 
 __all__ = ["DeclaredStream", "field_type"]
 
@@ -102,7 +104,7 @@ class DeclaredStream(Generic[V, K]):
 
     def map_keys(self, function: Callable[[K], L], *, type: Any = None) -> DeclaredStream[V, L]:
         """The same values with the key that ``function`` makes of their key."""
-        made = result_type(function) if type is None else type
+        made = without_none(result_type(function)) if type is None else type
         return self._then(
             Rekey(self.operator, function, name=self._named("rekeyed"), of_key=True, key_type=made)
         )
@@ -171,16 +173,11 @@ class DeclaredStream(Generic[V, K]):
         operator = self.operator
         found = self.home.plan.moved.get((operator, name))
         if found is None:
-            if operator.key_type is Any:
-                raise TopologyError(
-                    f"stream {operator.name!r}: what type do its keys have? Its records have to move to"
-                    f" the shards of their keys, and nothing says: annotate the function that makes the"
-                    f" keys, or give type= there"
-                )
             topic = self.home.repartition_topic(
                 name,
                 key=operator.key_type,
                 value=operator.value_type,
+                codec=operator.values,
                 like=operator.topics,
                 partitions=partitions,
             )
@@ -192,6 +189,21 @@ class DeclaredStream(Generic[V, K]):
     def by_key(self) -> DeclaredStream[V, K]:
         """The same records where all of a key are in one shard: moved only if the key may have changed."""
         return self._moved(self.operator.name) if self.operator.rekeyed else self
+
+    def to_table(self, name: str) -> Table[K, V]:
+        """The stream as a table: each record is the new value of its key, and one without a value deletes it."""
+        moved = self.by_key().operator
+        operator = Upsert(moved, name=name)
+        self.home.plan.add(operator)
+        kept: Table[K, V] = self.home.kept_table(
+            name,
+            key=moved.key_type,
+            value=moved.value_type,
+            codec=moved.values,
+            like=moved.topics[0],
+            operator=operator,
+        )
+        return kept
 
     # groups ---------------------------------------------------------------------------------------
 
@@ -235,9 +247,7 @@ class DeclaredStream(Generic[V, K]):
         if made is None and isinstance(key, str):
             made = field_type(operator.value_type, key)
         elif made is None:
-            made = result_type(key)
-        if made is Any:
-            made = str
+            made = without_none(result_type(key))
         known = self.home.plan.moved.get((operator, key if isinstance(key, str) else stem))
         if known is not None:
             return GroupedStream(known, self.home)
@@ -258,6 +268,6 @@ def field_type(value_type: Any, field: Any) -> Any:
     from typing import get_type_hints
 
     try:
-        return get_type_hints(value_type).get(field, Any)
+        return without_none(get_type_hints(value_type).get(field, Any))
     except (NameError, TypeError, AttributeError):
         return Any

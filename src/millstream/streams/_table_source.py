@@ -26,6 +26,7 @@ class TableSource(Operator):
         self._topic = topic
         self.key_type = topic.key_type
         self.value_type = value_type
+        self.codec = topic.value_codec
         self.stores.append(name)
 
     @property

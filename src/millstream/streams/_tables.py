@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar
 
 from millstream import tables
+from millstream.agents import field_getter
 from millstream.context import current
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, TopologyError
+from millstream.streams._codec import PairCodec
+from millstream.streams._grouped import number_of
+from millstream.streams._operator import is_async
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
-from millstream.streams._stream import DeclaredStream
+from millstream.streams._stream import DeclaredStream, field_type
+from millstream.streams._suppress import suppressed_changes
+from millstream.streams._table_ops import (
+    FilterTable,
+    GroupTable,
+    JoinTables,
+    Keep,
+    MapTable,
+    TableAggregate,
+    TableFold,
+)
+from millstream.streams._types import default_type, make_default, result_type, without_none
 from millstream.tables import MISSING, require_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from millstream.agents import Topic
+    from millstream.streams._grouped import Emit
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
+    from millstream.streams._suppress import Suppress
     from millstream.windows import Window
 
-__all__ = ["DerivedTable", "Table", "TableStream", "WindowedTable"]
+__all__ = ["DerivedTable", "GroupedTable", "Table", "TableStream", "WindowedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
 W = TypeVar("W")
+L = TypeVar("L")
+A = TypeVar("A")
+R = TypeVar("R")
 
 
 class TableStream(Generic[K, V]):
-    """The changes of a table, from which other tables and streams are made. It keeps nothing by itself."""
+    """The changes of a table, from which other tables and streams are made.
+
+    It keeps nothing by itself, unless a step is given a ``name``: then that step's table can be queried.
+    """
 
     def __init__(self, operator: Operator, home: StreamHome) -> None:
         self.operator = operator
@@ -38,6 +61,24 @@ class TableStream(Generic[K, V]):
 
     def __repr__(self) -> str:
         return f"<changes of {self.operator.name!r}>"
+
+    def _flow(self) -> TableStream[K, V]:
+        return self
+
+    def _then(self, operator: Operator, name: str | None = None) -> Any:
+        self.home.plan.add(operator)
+        if name is None:
+            return TableStream(operator, self.home)
+        kept = Keep(operator, name=name)
+        self.home.plan.add(kept)
+        return self.home.kept_table(
+            name,
+            key=kept.key_type,
+            value=kept.value_type,
+            codec=kept.values,
+            like=kept.topics[0],
+            operator=kept,
+        )
 
     def changes(self) -> DeclaredStream[V, K]:
         """The new values as a stream of records; None where a key was deleted."""
@@ -47,6 +88,229 @@ class TableStream(Generic[K, V]):
     def to(self, topic: Topic[Any, Any]) -> None:
         """Send each new value to a topic under its key, a tombstone for a key that was deleted."""
         self.changes().to(topic)
+
+    @overload
+    def filter(self, keep: Callable[[V], Any], *, name: str) -> Table[K, V]: ...
+    @overload
+    def filter(self, keep: Callable[[V], Any], *, name: None = None) -> TableStream[K, V]: ...
+    def filter(self, keep: Callable[[V], Any], *, name: str | None = None) -> Any:
+        """The entries for whose values ``keep`` is true.
+
+        Raises:
+            ConfigurationError: ``keep`` is async; a lookup could not wait for it.
+        """
+        if is_async(keep):
+            raise ConfigurationError(
+                f"table {self.operator.name!r}: the function of filter() may not be async, because"
+                f" lookups use it as well. Await what is needed in map_values(..., name=...) before it"
+            )
+        return self._then(FilterTable(self.operator, keep, name=self.operator.name), name)
+
+    @overload
+    def map_values(
+        self, function: Callable[[V], Awaitable[W]], *, name: str, value: Any = None
+    ) -> Table[K, W]: ...
+    @overload
+    def map_values(
+        self, function: Callable[[V], W], *, name: str, value: Any = None
+    ) -> Table[K, W]: ...
+    @overload
+    def map_values(
+        self, function: Callable[[V], W], *, name: None = None, value: Any = None
+    ) -> TableStream[K, W]: ...
+    def map_values(
+        self, function: Callable[[V], Any], *, name: str | None = None, value: Any = None
+    ) -> Any:
+        """The same entries, with what ``function`` makes of their values.
+
+        Args:
+            value: the type of the new values, where the function has no annotation that tells.
+
+        Raises:
+            ConfigurationError: ``function`` is async, and there is no ``name``: a lookup could not wait for it.
+        """
+        if is_async(function) and name is None:
+            raise ConfigurationError(
+                f"table {self.operator.name!r}: an async function of map_values() needs a name: its results"
+                f" have to be kept, because lookups cannot wait"
+            )
+        made = result_type(function) if value is None else value
+        operator = MapTable(self.operator, function, name=self.operator.name, value_type=made)
+        return self._then(operator, name)
+
+    def group_by(
+        self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
+    ) -> GroupedTable[V, L]:
+        """Groups of entries, by a field or a function of their values.
+
+        A change takes the old value out of its group, and puts the new one into its own.
+
+        Args:
+            name: what goes with a function; the topic through which the changes move is named after it.
+            type: the groups' type, where neither the field nor the function's annotation tells.
+        """
+        operator = self.operator
+        if name is None:
+            if not isinstance(key, str):
+                raise TopologyError(
+                    f"group_by over table {operator.name!r} has a function: give it a name, for example"
+                    f" group_by(..., name={operator.name + '-regrouped'!r}). The topic behind it is named"
+                    f" after it, and has to keep its name"
+                )
+            name = f"{operator.name}-by-{key}"
+        made = type
+        if made is None and isinstance(key, str):
+            made = field_type(operator.value_type, key)
+        elif made is None:
+            made = without_none(result_type(key))
+        topic = self.home.repartition_topic(
+            name,
+            key=made,
+            value=Any,
+            codec=PairCodec(operator.values),
+            like=operator.topics,
+        )
+        getter = field_getter(key, operator.value_type)
+        sink = GroupTable(operator, getter, topic, name=f"{name}-repartition")
+        self.home.plan.add(sink)
+        return GroupedTable(self.home.plan.source([topic]), operator, self.home)
+
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], R],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: str | None = None,
+        value: Any = None,
+    ) -> TableStream[K, R]:
+        """This table and another: by key, or by a foreign key in this table's values.
+
+        Args:
+            joiner: makes a value of both sides' values; None stands for a side that is missing, with
+                ``how="left"`` on the right, with ``how="outer"`` on either.
+            on: a field or a function of this table's values: the key of the other table. Inner and left only.
+            name: of the result's table, where it is to be queried; of what a foreign-key join keeps.
+            value: the type of the results, where the joiner has no annotation that tells.
+        """
+        from millstream.streams._foreign import join_foreign
+
+        if how not in ("inner", "left", "outer"):
+            raise ConfigurationError(f"join: how={how!r} is none of inner, left, outer")
+        right = other._flow().operator
+        made = result_type(joiner) if value is None else value
+        if on is not None:
+            return join_foreign(self, right, joiner, how, on, name, made)  # type: ignore[no-any-return]
+        if is_async(joiner):
+            raise ConfigurationError(
+                f"join of {self.operator.name!r} and {right.name!r}: the joiner of tables may not be async,"
+                f" because lookups use it as well. Await what is needed in map_values(..., name=...)"
+            )
+        stem = name or f"{self.operator.name}-{right.name}-join"
+        operator = JoinTables(self.operator, right, joiner, how, name=stem, value_type=made)
+        return self._then(operator, name)  # type: ignore[no-any-return]
+
+    def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
+        """The same changes, held back as `Suppress` says."""
+        return suppressed_changes(self, suppress, name)
+
+
+class GroupedTable(Generic[V, K]):
+    """Groups of a table's entries. What is made of them follows every change: the old value leaves, the new one comes."""
+
+    def __init__(self, operator: Operator, members: Operator, home: StreamHome) -> None:
+        self._operator = operator
+        self._members = members
+        self._home = home
+
+    def _table(
+        self, fold: TableFold, what: str, *, value: Any, name: str | None, shown: Any = None
+    ) -> Any:
+        home, parent = self._home, self._operator
+        stem = parent.name.removeprefix(f"{home.id}-").removesuffix("-repartition")
+        operator = TableAggregate(parent, fold, name=name or f"{stem}-{what}", value_type=value)
+        home.plan.add(operator)
+        return home.kept_table(
+            operator.name,
+            key=parent.key_type,
+            value=value,
+            like=parent.topics[0],
+            operator=operator,
+            shown=shown,
+        )
+
+    def count(self, *, name: str | None = None, emit: Emit = "update") -> Table[K, int]:
+        """How many entries. A group that has lost its last one counts 0."""
+        fold = TableFold(lambda: 0, lambda n, _: n + 1, lambda n, _: n - 1)
+        return self._table(fold, "count", value=int, name=name)  # type: ignore[no-any-return]
+
+    def sum(
+        self,
+        of: str | Callable[[V], Any] | None = None,
+        *,
+        name: str | None = None,
+        emit: Emit = "update",
+    ) -> Table[K, Any]:
+        """The sum of a field, of what a function gives, or of the values themselves."""
+        get, value = number_of(self._members.value_type, of)
+        fold = TableFold(
+            lambda: 0, lambda total, v: total + get(v), lambda total, v: total - get(v)
+        )
+        return self._table(fold, "sum", value=value, name=name)  # type: ignore[no-any-return]
+
+    def mean(
+        self,
+        of: str | Callable[[V], Any] | None = None,
+        *,
+        name: str | None = None,
+        emit: Emit = "update",
+    ) -> Table[K, float]:
+        """The mean of a field, of what a function gives, or of the values themselves."""
+        get, _ = number_of(self._members.value_type, of)
+
+        def subtract(so_far: tuple[float, int], value: V) -> tuple[float, int] | None:
+            total, count = so_far[0] - get(value), so_far[1] - 1
+            return (total, count) if count else None
+
+        fold = TableFold(
+            lambda: (0.0, 0), lambda so_far, v: (so_far[0] + get(v), so_far[1] + 1), subtract
+        )
+        value = tuple[float, int]
+        return self._table(fold, "mean", value=value, name=name, shown=lambda m: m[0] / m[1])  # type: ignore[no-any-return]
+
+    def reduce(
+        self,
+        add: Callable[[V, V], V],
+        subtract: Callable[[V, V], V],
+        *,
+        name: str | None = None,
+        emit: Emit = "update",
+    ) -> Table[K, V]:
+        """What ``add(so far, value)`` makes of them, and ``subtract`` undoes; the first one stands as it is."""
+        fold = TableFold(None, add, subtract)
+        return self._table(fold, "reduce", value=self._members.value_type, name=name)  # type: ignore[no-any-return]
+
+    def aggregate(
+        self,
+        *,
+        default: A | Callable[[], A],
+        add: Callable[[A, V], A],
+        subtract: Callable[[A, V], A],
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+    ) -> Table[K, A]:
+        """What ``add(so far, value)`` makes of them, and ``subtract(so far, value)`` undoes.
+
+        Args:
+            default: what a group begins with, or a function that makes it.
+            value: the type of what is kept, where ``default`` does not tell.
+            name: of the table and its changelog; from the sources where it is left out.
+        """
+        fold = TableFold(make_default(default, "aggregate"), add, subtract)
+        value = default_type(default) if value is None else value
+        return self._table(fold, "aggregate", value=value, name=name)  # type: ignore[no-any-return]
 
 
 class Table(tables.Table[K, V]):
@@ -66,6 +330,55 @@ class Table(tables.Table[K, V]):
     def to(self, topic: Topic[Any, Any]) -> None:
         """Send each new value to a topic under its key, a tombstone for a key that was deleted."""
         self._flow().to(topic)
+
+    @overload
+    def filter(self, keep: Callable[[V], Any], *, name: str) -> Table[K, V]: ...
+    @overload
+    def filter(self, keep: Callable[[V], Any], *, name: None = None) -> TableStream[K, V]: ...
+    def filter(self, keep: Callable[[V], Any], *, name: Any = None) -> Any:
+        """The entries for whose values ``keep`` is true; see `TableStream.filter`."""
+        return self._flow().filter(keep, name=name)
+
+    @overload
+    def map_values(
+        self, function: Callable[[V], Awaitable[W]], *, name: str, value: Any = None
+    ) -> Table[K, W]: ...
+    @overload
+    def map_values(
+        self, function: Callable[[V], W], *, name: str, value: Any = None
+    ) -> Table[K, W]: ...
+    @overload
+    def map_values(
+        self, function: Callable[[V], W], *, name: None = None, value: Any = None
+    ) -> TableStream[K, W]: ...
+    def map_values(
+        self, function: Callable[[V], Any], *, name: Any = None, value: Any = None
+    ) -> Any:
+        """The same entries, with what ``function`` makes of their values; see `TableStream.map_values`."""
+        return self._flow().map_values(function, name=name, value=value)
+
+    def group_by(
+        self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
+    ) -> GroupedTable[V, L]:
+        """Groups of entries, by a field or a function of their values; see `TableStream.group_by`."""
+        return self._flow().group_by(key, name=name, type=type)
+
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], R],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: str | None = None,
+        value: Any = None,
+    ) -> TableStream[K, R]:
+        """This table and another, by key or by a foreign key; see `TableStream.join`."""
+        return self._flow().join(other, joiner, how=how, on=on, name=name, value=value)
+
+    def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
+        """The table's changes, held back as `Suppress` says."""
+        return self._flow().suppress(suppress, name=name)
 
 
 class DerivedTable(Table[K, V]):
@@ -102,16 +415,16 @@ class DerivedTable(Table[K, V]):
         return ((key, part.value_of(value)) for key, value in found)
 
     def __setitem__(self, key: K, value: V) -> None:
+        if self.read_only:
+            raise ConfigurationError(
+                f"table {self.name!r} is read from a topic: send to that topic instead of writing"
+            )
         raise ConfigurationError(
-            f"table {self.name!r} is read from a topic, or made by a stream: send to that topic instead of"
-            f" writing"
+            f"table {self.name!r} is made by a stream: send to the stream's topics instead of writing"
         )
 
     def __delitem__(self, key: K) -> None:
-        raise ConfigurationError(
-            f"table {self.name!r} is read from a topic, or made by a stream: send to that topic instead of"
-            f" deleting"
-        )
+        self[key] = cast("V", None)  # raises
 
     def _missing(self, key: K, part: tables.TablePart) -> V:
         """A default that is kept nowhere: agents do not write here."""

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 from millstream.errors import ConfigurationError
 
-__all__ = ["default_type", "make_default", "result_type"]
+__all__ = ["default_type", "make_default", "result_type", "without_none"]
 
 
 def result_type(function: Any, otherwise: Any = Any, *, inside: bool = False) -> Any:
@@ -25,6 +25,14 @@ def result_type(function: Any, otherwise: Any = Any, *, inside: bool = False) ->
     if inside:
         arguments = get_args(found)
         return arguments[0] if arguments else otherwise
+    return found
+
+
+def without_none(found: Any) -> Any:
+    """A type that may be None as it is where it is not: a key that is None drops its record."""
+    inner = [one for one in get_args(found) if one is not type(None)]
+    if type(None) in get_args(found) and len(inner) == 1:
+        return inner[0]
     return found
 
 

@@ -1,0 +1,370 @@
+"""Operators between tables: what they take and hand on are changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millstream.streams._operator import Context, Done, Operator, is_async
+from millstream.tables import DELETED, MISSING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from millstream.agents import Topic
+
+__all__ = [
+    "FilterTable",
+    "GroupTable",
+    "JoinTables",
+    "Keep",
+    "MapTable",
+    "TableAggregate",
+    "TableFold",
+    "Upsert",
+]
+
+
+class FilterTable(Operator):
+    """The entries for whose values a function is true."""
+
+    kind = "filter"
+    changes = True
+
+    def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
+        super().__init__(parent, name=name)
+        self.function = keep
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        keep, old_wanted = self.function, self.old_wanted
+
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            if new is not None and not keep(new):
+                new = None
+            if not old_wanted:
+                return forward(key, new, None, timestamp)
+            if old is not None and not keep(old):
+                old = None
+            return None if new is old is None else forward(key, new, old, timestamp)
+
+        return [take]
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        get, keep = self.parents[0].getter(context), self.function
+
+        def found(key: Any) -> tuple[Any, int] | None:
+            pair = get(key)
+            return pair if pair is not None and keep(pair[0]) else None
+
+        return found
+
+
+class MapTable(Operator):
+    """The same entries, their values replaced by what a function makes of them."""
+
+    kind = "map"
+    changes = True
+
+    def __init__(
+        self, parent: Operator, function: Callable[[Any], Any], *, name: str, value_type: Any
+    ) -> None:
+        super().__init__(parent, name=name)
+        self.function = function
+        self.value_type = value_type
+        self.codec = None
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        function, old_wanted = self.function, self.old_wanted
+
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            made = None if new is None else function(new)
+            before = function(old) if old_wanted and old is not None else None
+            return forward(key, made, before, timestamp)
+
+        if not is_async(function):
+            return [take]
+
+        async def later(key: Any, new: Any, old: Any, timestamp: int) -> None:
+            made = None if new is None else await function(new)
+            before = await function(old) if old_wanted and old is not None else None
+            done = forward(key, made, before, timestamp)
+            if done is not None:
+                await done
+
+        return [later]
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        get, function = self.parents[0].getter(context), self.function
+
+        def found(key: Any) -> tuple[Any, int] | None:
+            pair = get(key)
+            return None if pair is None else (function(pair[0]), pair[1])
+
+        return found
+
+
+class _Kept(Operator):
+    """An operator whose own table holds what it hands on."""
+
+    changes = True
+
+    def __init__(self, parent: Operator, *, name: str) -> None:
+        super().__init__(parent, name=name)
+        self.stores.append(name)
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        part = context.parts[self.name]
+
+        def get(key: Any) -> tuple[Any, int] | None:
+            stored = part.get(key, context.scope)
+            return None if stored is MISSING else (stored[1], stored[0])
+
+        return get
+
+
+class Keep(_Kept):
+    """Keeps a table's changes in a table of their own, so that they can be queried."""
+
+    kind = "table"
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        part = context.parts[self.name]
+
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            part.set(key, DELETED if new is None else (timestamp, new), context.scope)
+            return forward(key, new, old, timestamp)
+
+        return [take]
+
+
+class Upsert(_Kept):
+    """A stream as a table: each record is the new value of its key. Records without a key are dropped."""
+
+    kind = "to_table"
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        part = context.parts[self.name]
+        counters = context.counters
+
+        def take(key: Any, value: Any, timestamp: int) -> Done:
+            if key is None:
+                counters["null_keys_dropped"] += 1
+                return None
+            before = part.replace(key, value, timestamp, context.scope)
+            return forward(key, value, None if before is None else before[1], timestamp)
+
+        return [take]
+
+
+class GroupTable(Operator):
+    """Sends a table's changes to the shards of their groups: the old value's group first, then the new one's.
+
+    One record where both are of one group, so that it never shows without either.
+    """
+
+    kind = "group_by"
+    uses_old = True
+
+    def __init__(
+        self,
+        parent: Operator,
+        group: Callable[[Any], Any],
+        topic: Topic[Any, Any],
+        *,
+        name: str,
+    ) -> None:
+        super().__init__(parent, name=name)
+        self.group = group
+        self.topic = topic
+        self.sinks.append(topic.name)
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        group, topic = self.group, self.topic
+
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> None:
+            scope = context.scope
+            group_of_new = None if new is None else group(new)
+            group_of_old = None if old is None else group(old)
+            if group_of_old is not None and group_of_old == group_of_new:
+                topic.put(scope, (new, old), key=group_of_new, timestamp=timestamp)
+                return
+            if group_of_old is not None:
+                topic.put(scope, (None, old), key=group_of_old, timestamp=timestamp)
+            if group_of_new is not None:
+                topic.put(scope, (new, None), key=group_of_new, timestamp=timestamp)
+
+        return [take]
+
+
+class TableFold:
+    """How a group's value follows its members: ``subtract`` the old one, then ``add`` the new one."""
+
+    __slots__ = ("add", "initial", "subtract")
+
+    def __init__(
+        self,
+        initial: Callable[[], Any] | None,
+        add: Callable[[Any, Any], Any],
+        subtract: Callable[[Any, Any], Any],
+    ) -> None:
+        """
+        Args:
+            initial: None where a group's first member is its first value.
+        """
+        self.initial = initial
+        self.add = add
+        self.subtract = subtract
+
+
+class TableAggregate(_Kept):
+    """One value for each group of a table's entries, from records ``(new, old)`` of `GroupTable`."""
+
+    kind = "aggregate"
+
+    def __init__(self, parent: Operator, fold: TableFold, *, name: str, value_type: Any) -> None:
+        super().__init__(parent, name=name)
+        self.fold = fold
+        self.value_type = value_type
+        self.codec = None
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        part = context.parts[self.name]
+        initial, add, subtract = self.fold.initial, self.fold.add, self.fold.subtract
+        copies = part.mutable and self.old_wanted
+
+        def begin(key: Any, timestamp: int) -> tuple[Any, Any, int]:
+            stored = part.get(key, context.scope)
+            if stored is MISSING:
+                return None, None, timestamp
+            newest, value = stored
+            before = part.loads(part.dumps(value)) if copies else value
+            return value, before, max(newest, timestamp)
+
+        def end(key: Any, value: Any, before: Any, timestamp: int) -> Done:
+            part.set(key, DELETED if value is None else (timestamp, value), context.scope)
+            return forward(key, value, before, timestamp)
+
+        def take(key: Any, pair: tuple[Any, Any], timestamp: int) -> Done:
+            new, old = pair
+            value, before, timestamp = begin(key, timestamp)
+            if old is not None and value is not None:
+                value = subtract(value, old)
+            if new is not None:
+                if value is None and initial is None:
+                    value = new
+                else:
+                    value = add(initial() if value is None and initial is not None else value, new)
+            return end(key, value, before, timestamp)
+
+        async def later(key: Any, pair: tuple[Any, Any], timestamp: int) -> None:
+            new, old = pair
+            value, before, timestamp = begin(key, timestamp)
+            if old is not None and value is not None:
+                value = await _awaited(subtract(value, old))
+            if new is not None:
+                if value is None and initial is None:
+                    value = new
+                else:
+                    value = await _awaited(
+                        add(initial() if value is None and initial is not None else value, new)
+                    )
+            done = end(key, value, before, timestamp)
+            if done is not None:
+                await done
+
+        return [later if is_async(add) or is_async(subtract) else take]
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if hasattr(value, "__await__") else value
+
+
+class JoinTables(Operator):
+    """Two tables by key: a change of either side makes a result of both."""
+
+    kind = "join"
+    changes = True
+    uses_old = True  # a tombstone goes out only where a result may have been there
+
+    def __init__(
+        self,
+        left: Operator,
+        right: Operator,
+        joiner: Callable[[Any, Any], Any],
+        how: str,
+        *,
+        name: str,
+        value_type: Any,
+    ) -> None:
+        super().__init__(left, right, name=name)
+        self.joiner = joiner
+        self.how = how
+        self.value_type = value_type
+        self.codec = None
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        left, right = self.parents
+        return [
+            self._side(context, forward, right.getter(context), left=True),
+            self._side(context, forward, left.getter(context), left=False),
+        ]
+
+    def _side(
+        self,
+        context: Context,
+        forward: Callable[..., Done],
+        other: Callable[[Any], tuple[Any, int] | None],
+        *,
+        left: bool,
+    ) -> Callable[..., Done]:
+        joiner, old_wanted = self.joiner, self.old_wanted
+        needs_mine = self.how == "inner" or (self.how == "left" and left)
+        needs_theirs = self.how == "inner" or (self.how == "left" and not left)
+
+        def result(mine: Any, theirs: Any) -> Any:
+            if mine is None and (theirs is None or needs_mine):
+                return None
+            return joiner(mine, theirs) if left else joiner(theirs, mine)
+
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            pair = other(key)
+            theirs = None
+            if pair is not None:
+                theirs, time = pair
+                if time > timestamp:
+                    timestamp = time
+            elif needs_theirs or (new is None and old is None):
+                return None  # there was no result, and there is none
+            before = result(old, theirs) if old_wanted else None
+            return forward(key, result(new, theirs), before, timestamp)
+
+        if not is_async(joiner):
+            return take
+
+        async def later(key: Any, new: Any, old: Any, timestamp: int) -> None:
+            pair = other(key)
+            theirs = None
+            if pair is not None:
+                theirs, timestamp = pair[0], max(timestamp, pair[1])
+            elif needs_theirs or (new is None and old is None):
+                return
+            before = await _awaited(result(old, theirs)) if old_wanted else None
+            done = forward(key, await _awaited(result(new, theirs)), before, timestamp)
+            if done is not None:
+                await done
+
+        return later
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        get_left, get_right = (parent.getter(context) for parent in self.parents)
+        joiner, how = self.joiner, self.how
+
+        def get(key: Any) -> tuple[Any, int] | None:
+            left, right = get_left(key), get_right(key)
+            if left is None and (right is None or how != "outer"):
+                return None
+            if right is None and how == "inner":
+                return None
+            value = joiner(None if left is None else left[0], None if right is None else right[0])
+            return value, max(-1 if left is None else left[1], -1 if right is None else right[1])
+
+        return get

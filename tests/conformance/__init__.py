@@ -1,0 +1,1 @@
+"""Small programs against what Kafka Streams answers; ``python -m tests.conformance FILE`` runs any such file."""

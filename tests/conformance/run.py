@@ -1,0 +1,61 @@
+"""Running a conformance case: one input after the other, and what came out after each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from millstream.records import TopicPartition
+from millstream.testing import TestApp
+from millstream.transports.batch import iterate_records
+from tests.conformance.programs import build
+
+if TYPE_CHECKING:
+    from tests.conformance.programs import Program
+
+__all__ = ["Disturbance", "run_case"]
+
+Disturbance = Literal["crash", "lose", "rebalance"] | None
+"""What happens after each input: a crash, one that loses the disk as well, or a rebalance."""
+
+
+async def run_case(
+    case: dict[str, Any], *, compat: str | None = None, disturbed: Disturbance = None
+) -> list[list[list[Any]]]:
+    """What the program of a case puts out after each input, as the cases have it.
+
+    The wall clock moves by a second after each, as it did for Kafka Streams.
+    """
+    program = build(case, compat)
+    results: list[list[list[Any]]] = []
+    async with TestApp(program.app, start=0) as t:
+        at = 0
+        for topic, key, value, timestamp in case["in"]:
+            await t.send(program.inputs[topic], value, key=key, timestamp=timestamp)
+            await t.advance(wall="1s")
+            found, at = await _printed(t, program, at)
+            results.append(found)
+            if disturbed == "rebalance":
+                await t.rebalance()
+            elif disturbed is not None:
+                await t.crash(lose_state=disturbed == "lose")
+    return results
+
+
+async def _printed(t: TestApp, program: Program, at: int) -> tuple[list[list[Any]], int]:
+    """The output's records from an offset on, and the offset to go on from."""
+    assert t._runtime is not None
+    tp = TopicPartition(program.output.name, 0)
+    reader = t._runtime.transport.reader()
+    found: list[list[Any]] = []
+    for fetched in await reader.fetch({tp: at}, max_bytes=1 << 20, max_wait_s=0):
+        for record in iterate_records(fetched.data, where=str(tp), position=at):
+            key = None if record.key is None else record.key.decode()
+            window = dict(record.headers)
+            if "ms-window-start" in window:
+                start, end = (window[f"ms-window-{side}"].decode() for side in ("start", "end"))
+                key = f"{key}@{start}/{end}"
+            value = None if record.value is None else record.value.decode()
+            found.append([key, value, record.timestamp])
+        at = fetched.next_offset
+    await reader.close()
+    return found, at
