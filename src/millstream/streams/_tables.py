@@ -213,7 +213,7 @@ class TableStream(Generic[K, V]):
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
         """The same changes, held back as `Suppress` says."""
-        return suppressed_changes(self, suppress, name)
+        return suppressed_changes(self, suppress, name)  # type: ignore[no-any-return]
 
 
 class GroupedTable(Generic[V, K]):

@@ -20,6 +20,7 @@ from millstream.tables._query import (
 )
 from millstream.tables._stamped import StampedPart, stamp
 from millstream.tables._table import NO_DEFAULT, SetTable, Table, require_scope
+from millstream.tables._timed_part import NEVER, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
@@ -28,6 +29,7 @@ from millstream.tables._windowed_part import WindowedPart, index_key_of
 __all__ = [
     "DELETED",
     "MISSING",
+    "NEVER",
     "NO_DEFAULT",
     "POSITION_KEY",
     "TIME_BYTES",
@@ -42,6 +44,7 @@ __all__ = [
     "Table",
     "TableInfo",
     "TablePart",
+    "TimedPart",
     "TtlPart",
     "TtlTable",
     "UnavailableError",

@@ -206,7 +206,7 @@ class AlignedPart(WindowedPart):
     def read(self, entry: tuple[int, Any], scope: Scope) -> Any:
         expires_at = self.windows.expires_at(entry[0])
         if expires_at <= self.stream_time:
-            self._tie(expires_at, scope)
+            self.tie(expires_at, scope)
             return MISSING
         value = self.peek(entry, scope)
         return value if value is MISSING else self.value_of(value)

@@ -259,7 +259,7 @@ class KeyedPart(WindowedPart):
             if end >= lowest_end and start <= highest_start:
                 expires_at = windows.expires_at(end)
                 if expires_at <= stream_time:
-                    self._tie(expires_at, scope)
+                    self.tie(expires_at, scope)
                     continue
                 value = self.get((key, end, start), scope)
                 if value is not MISSING:
@@ -306,7 +306,7 @@ class KeyedPart(WindowedPart):
             if lowest <= start <= highest:
                 expires_at = windows.expires_at(start)
                 if expires_at <= stream_time:
-                    self._tie(expires_at, scope)
+                    self.tie(expires_at, scope)
                     continue
                 newest = self._newest((key, end, start), scope)
                 if newest is not None:
@@ -398,7 +398,7 @@ class KeyedPart(WindowedPart):
     def read(self, entry: tuple[Any, int, int], scope: Scope) -> Any:
         expires_at = self._expires_at(*entry[1:])
         if expires_at <= self.stream_time:
-            self._tie(expires_at, scope)
+            self.tie(expires_at, scope)
             return MISSING
         value = self.peek(entry, scope)
         return value if value is MISSING else self.value_of(value)

@@ -14,11 +14,7 @@ key, then time, with a local index by time::
 So what expires is one range of keys, and what closes is a scan in order of window end, then key. Numbers are
 big endian. A sliding window's value begins with 8 bytes: the newest timestamp that contributed to it.
 
-**Stream time** is the highest event time that the part has seen. In a shard without journals a cut takes it as
-it is. In one with journals each event notes the time that it brings (`Scope.times`), and the cut takes the
-highest of the events in it. Time is not an entry like others, or each event would be tied to the one before:
-the highest of several times does not depend on their order. Only who *acted* on a time that others brought (its
-window was closed by them, or expired) is tied to the event that brought it (`_tie`).
+**Stream time** is the operator's: see `_timed_part`.
 
 **Expiry.** A window whose retention is over is not read any more, whether or not its bytes are still there.
 Each cut takes tombstones for at most `EXPIRE_KEYS_MAX` of them: entries of this epoch are deleted where they
@@ -35,14 +31,14 @@ moved it: each window is closed once.
 
 from __future__ import annotations
 
-import struct
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from millstream.tables._part import DELETED, MISSING, TablePart
+from millstream.tables._timed_part import NEVER, TIME_KEY, TimedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from millstream.clock import Clock
     from millstream.context import IncomingRecord, PreImage, Scope
@@ -51,18 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = ["CLOSED_KEY", "DUE_MAX", "EXPIRE_KEYS_MAX", "NEVER", "TIME_KEY", "Due", "WindowedPart"]
 
-TIME_KEY: Final = b"\x00time"
 CLOSED_KEY: Final = b"\x00closed"
 
 EXPIRE_KEYS_MAX: Final = 1_000
 """Entries of the store that expire with one cut."""
 DUE_MAX: Final = 1_000
 """Windows that are listed for closing at once."""
-
-NEVER: Final = 1 << 62
-
-_number = struct.Struct(">Q")
-_pack = _number.pack
 
 
 class Due(NamedTuple):
@@ -76,11 +66,10 @@ class Due(NamedTuple):
     """Where it stands in the order of closing."""
 
 
-class WindowedPart(TablePart):
+class WindowedPart(TimedPart):
     """What parts of windowed tables have in common. Reads give values that the caller may keep."""
 
     __slots__ = (
-        "_base_time",
         "_cut_cursor",
         "_expired_to",
         "_expiring",
@@ -88,18 +77,12 @@ class WindowedPart(TablePart):
         "_late_windows",
         "_recheck",
         "_scan_from",
-        "_timed",
-        "_written_time",
         "clock",
         "closed_at",
         "closes",
-        "closing_due",
-        "due_at",
         "flat",
         "late_records",
-        "on_due",
         "on_late",
-        "stream_time",
     )
 
     cursor_entry: Any
@@ -150,24 +133,12 @@ class WindowedPart(TablePart):
         """Timestamp of the window that was closed last; see `stamp_of`."""
         self.flat = 0
         """For the hot path: 1 tumbling, 2 hopping, both without offset and with immutable values; else 0."""
-        self.stream_time = -1
-        """The highest event time seen, committed or not."""
-        self._base_time = -1
-        """While events in ``_timed`` are not cut: stream time without them."""
-        self._timed: dict[Scope, int] = {}
-        self._written_time = -1
         self.late_records = 0
         """Updates dropped because their window takes no more, once for each record and window."""
         self.on_late: Callable[[int], None] | None = None
         """Called with the record's event time for each update that is dropped."""
         self._late_record: IncomingRecord | None = None
         self._late_windows: set[int] = set()
-        self.due_at = NEVER
-        """Stream time at which the next open window may become final."""
-        self.closing_due = False
-        """Whether `due` may have something; nothing is asked of the part until it has been asked."""
-        self.on_due: Callable[[], None] = _nothing
-        """Called once when windows become due, in the middle of the event that brought the time."""
         self._cut_cursor = b""
         self._expired_to = -1
         self._expiring = False
@@ -176,51 +147,9 @@ class WindowedPart(TablePart):
 
     # time -----------------------------------------------------------------------------------------
 
-    def seen(self, scope: Scope) -> int:
-        """Advance stream time to the event's; returns stream time."""
-        timestamp = scope.timestamp
-        if scope.journal is not None:
-            if not self._timed:
-                self._base_time = self.stream_time
-            if timestamp > self._base_time and timestamp > scope.times.get(self, -1):
-                scope.times[self] = self._timed[scope] = timestamp
-                scope.wrote = True
-        if timestamp > self.stream_time:
-            self.stream_time = timestamp
-            if timestamp >= self.due_at:
-                self.became_due()
-        return self.stream_time
-
-    def advance(self, by: int) -> None:
-        """Advance stream time from outside of any event, in ms: idle inputs, and tests."""
-        timestamp = self.stream_time + by
-        if self._timed and timestamp > self._base_time:
-            self._base_time = timestamp
-        if timestamp > self.stream_time:
-            self.stream_time = timestamp
-            if timestamp >= self.due_at:
-                self.became_due()
-
-    def became_due(self) -> None:
-        """Say that windows are final."""
-        self.due_at = NEVER
-        self.closing_due = True
-        self.on_due()
-
-    def _tie(self, moment: int, scope: Scope) -> None:
-        """The event acts on stream time having reached ``moment``: tie it to who brought that."""
-        if scope.journal is None or not self._timed or moment <= self._base_time:
-            return
-        for owner, timestamp in self._timed.items():
-            if timestamp >= moment:
-                if owner is not scope:
-                    scope.depends.add(owner)
-                    scope.wrote = True
-                return
-
     def late(self, window: int, moment: int, scope: Scope) -> None:
         """Count an update for a window, told by a number, that was final at ``moment``."""
-        self._tie(moment, scope)
+        self.tie(moment, scope)
         if scope.record is not self._late_record or scope.record is None:
             self._late_record = scope.record
             self._late_windows.clear()
@@ -230,23 +159,6 @@ class WindowedPart(TablePart):
         self.late_records += 1
         if self.on_late is not None:
             self.on_late(scope.timestamp)
-
-    def take_times(self, events: Sequence[Scope]) -> None:
-        """These events go with the next cut: so does the event time that they brought."""
-        for event in events:
-            timestamp = self._timed.pop(event, None)
-            if timestamp is not None and timestamp > self._base_time:
-                self._base_time = timestamp
-
-    def undo_time(self, scope: Scope) -> None:
-        """The event is undone: so is the event time that it brought."""
-        if self._timed.pop(scope, None) is not None:
-            self.stream_time = max([self._base_time, *self._timed.values()])
-
-    @property
-    def lasting_time(self) -> int:
-        """Stream time without that of events which may still be undone."""
-        return self._base_time if self._timed else self.stream_time
 
     # values ---------------------------------------------------------------------------------------
 
@@ -381,7 +293,7 @@ class WindowedPart(TablePart):
 
     def close(self, due: Due, scope: Scope) -> Any:
         """Read a final window and move the cursor past it, in one event; `MISSING` if it is gone."""
-        self._tie(self._final_at(due.entry), scope)
+        self.tie(self._final_at(due.entry), scope)
         value = self.peek(due.entry, scope)
         if value is MISSING:
             return MISSING
@@ -410,10 +322,7 @@ class WindowedPart(TablePart):
 
     def recovered(self) -> None:
         """Read stream time and cursor, and find what is still to close."""
-        data = self.store.get(TIME_KEY)
-        if data is not None:
-            (self.stream_time,) = _number.unpack(data)
-        self._base_time = self._written_time = self.stream_time
+        super().recovered()
         self._cut_cursor = self.store.get(CLOSED_KEY) or b""
         if self.closes:
             self._find_open()
@@ -425,15 +334,7 @@ class WindowedPart(TablePart):
         return self._expiring or super().is_dirty()
 
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
-        """Move what is dirty to ``committing``, with stream time, and what expires.
-
-        In a shard with journals `take_times` comes first.
-        """
-        if not self._timed:
-            self._base_time = self.stream_time
-        if self._base_time > self._written_time:
-            self._written_time = self._base_time
-            self.changed_system[TIME_KEY] = _pack(self._base_time)
+        """Move what is dirty to ``committing``, with stream time, and what expires."""
         super().cut(excluded)
         cursor = self.committing.get(self.cursor_entry)
         if cursor is MISSING:
@@ -463,7 +364,3 @@ class WindowedPart(TablePart):
         if self._expiring:
             for key in self._expired_keys(limit):
                 self.committing_system[key] = None
-
-
-def _nothing() -> None:
-    return None

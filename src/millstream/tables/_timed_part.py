@@ -1,0 +1,141 @@
+"""A part that keeps event time: the highest that any event has brought, committed with the events that brought it.
+
+In a shard without journals a cut takes stream time as it is. In one with journals each event notes the time that it
+brings (`Scope.times`), and the cut takes the highest of the events in it. Time is not an entry like others, or
+each event would be tied to the one before: the highest of several times does not depend on their order. Only who
+*acted* on a time that others brought (a window was closed by them, or expired) is tied to the event that
+brought it (`TimedPart.tie`). The time is stored under a reserved key, so it survives restarts and moves with the shard.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, Final
+
+from millstream.tables._part import TablePart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from millstream.context import PreImage, Scope
+
+__all__ = ["NEVER", "TIME_KEY", "TimedPart"]
+
+TIME_KEY: Final = b"\x00time"
+NEVER: Final = 1 << 62
+
+_number = struct.Struct(">Q")
+
+
+class TimedPart(TablePart):
+    """Entries, and the stream time of the operator that keeps them."""
+
+    __slots__ = (
+        "_base_time",
+        "_timed",
+        "_written_time",
+        "closing_due",
+        "due_at",
+        "on_due",
+        "stream_time",
+    )
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        """Arguments as for `TablePart`."""
+        super().__init__(name, **arguments)
+        self.stream_time = -1
+        """The highest event time seen, committed or not."""
+        self._base_time = -1
+        """While events in ``_timed`` are not cut: stream time without them."""
+        self._timed: dict[Scope, int] = {}
+        self._written_time = -1
+        self.due_at = NEVER
+        """Stream time at which something may become due."""
+        self.closing_due = False
+        """Whether something is due; nothing is asked of the part until it has been asked."""
+        self.on_due: Callable[[], None] = _nothing
+        """Called once when something becomes due, in the middle of the event that brought the time."""
+
+    def seen(self, scope: Scope) -> int:
+        """Advance stream time to the event's; returns stream time."""
+        timestamp = scope.timestamp
+        if scope.journal is not None:
+            if not self._timed:
+                self._base_time = self.stream_time
+            if timestamp > self._base_time and timestamp > scope.times.get(self, -1):
+                scope.times[self] = self._timed[scope] = timestamp
+                scope.wrote = True
+        if timestamp > self.stream_time:
+            self.stream_time = timestamp
+            if timestamp >= self.due_at:
+                self.became_due()
+        return self.stream_time
+
+    def advance(self, by: int) -> None:
+        """Advance stream time from outside of any event, in ms: idle inputs, and tests."""
+        timestamp = self.stream_time + by
+        if self._timed and timestamp > self._base_time:
+            self._base_time = timestamp
+        if timestamp > self.stream_time:
+            self.stream_time = timestamp
+            if timestamp >= self.due_at:
+                self.became_due()
+
+    def became_due(self) -> None:
+        """Say that windows are final."""
+        self.due_at = NEVER
+        self.closing_due = True
+        self.on_due()
+
+    def tie(self, moment: int, scope: Scope) -> None:
+        """The event acts on stream time having reached ``moment``: tie it to who brought that."""
+        if scope.journal is None or not self._timed or moment <= self._base_time:
+            return
+        for owner, timestamp in self._timed.items():
+            if timestamp >= moment:
+                if owner is not scope:
+                    scope.depends.add(owner)
+                    scope.wrote = True
+                return
+
+    def take_times(self, events: Sequence[Scope]) -> None:
+        """These events go with the next cut: so does the event time that they brought."""
+        for event in events:
+            timestamp = self._timed.pop(event, None)
+            if timestamp is not None and timestamp > self._base_time:
+                self._base_time = timestamp
+
+    def undo_time(self, scope: Scope) -> None:
+        """The event is undone: so is the event time that it brought."""
+        if self._timed.pop(scope, None) is not None:
+            self.stream_time = max([self._base_time, *self._timed.values()])
+
+    @property
+    def lasting_time(self) -> int:
+        """Stream time without that of events which may still be undone."""
+        return self._base_time if self._timed else self.stream_time
+
+    # the commit -----------------------------------------------------------------------------------
+
+    def recovered(self) -> None:
+        """Read stream time."""
+        data = self.store.get(TIME_KEY)
+        if data is not None:
+            (self.stream_time,) = _number.unpack(data)
+        self._base_time = self._written_time = self.stream_time
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        """Move what is dirty to ``committing``, with stream time.
+
+        In a shard with journals `take_times` comes first.
+        """
+        if not self._timed:
+            self._base_time = self.stream_time
+        if self._base_time > self._written_time:
+            self._written_time = self._base_time
+            self.changed_system[TIME_KEY] = _number.pack(self._base_time)
+        super().cut(excluded)
+
+
+def _nothing() -> None:
+    return None
