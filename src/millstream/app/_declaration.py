@@ -32,7 +32,7 @@ from millstream.topology import AgentNode, TableNode
 from millstream.windows import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from millstream.agents import Topic
     from millstream.app._app import App
@@ -97,6 +97,8 @@ class DeclaredTable(Generic[K, V]):
         self.key_codec = key_codec
         self.operator = operator
         """What makes its changes, where a stream does, or where streams use it as a table."""
+        self.on_due: Callable[..., Awaitable[Any]] | None = None
+        """Called when something in a part is due, other than a final window."""
         self.stamped = stamped
         self._part_maker = make_part
         self._shown = shown
@@ -244,12 +246,16 @@ class DeclaredTable(Generic[K, V]):
             make=self.make_part,
             place=self.place,
             partitioner=place,
-            on_close=self.table.close if self.windows is not None and self.table.closing else None,
+            on_close=self._on_close(),
             state_key=None if self.topic is None else self.state_key,
             index_key=self._index_key(),
             checked=self._checked,
             stored_value=self._stamp if self.topic is not None and self.stamped else None,
         )
+
+    def _on_close(self) -> Callable[..., Awaitable[Any]] | None:
+        closes = self.windows is not None and self.table.closing
+        return self.table.close if closes else self.on_due
 
     def info(self, partitions: int) -> TableInfo:
         """The table as those who ask need it."""

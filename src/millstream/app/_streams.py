@@ -123,6 +123,14 @@ class Streams:
         """Have ``async function(key, window, value)`` called once for each final window of a table."""
         self._app.tables[table].table.on_close(function)
 
+    def hand_on(self, table: str, operator: Operator) -> None:
+        """Have an operator's changes stand for a table's, for all who use these."""
+        self._app.tables[table].operator = operator
+
+    def due_hook(self, table: str, function: Callable[..., Any]) -> None:
+        """Have ``async function(key, window, value)`` called when something in a table's parts is due."""
+        self._app.tables[table].on_due = function
+
     def shard_timer(self, interval: Duration, name: str, function: Callable[..., Any]) -> None:
         """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock."""
         self._app.timer(interval, scope="shard", name=name)(function)

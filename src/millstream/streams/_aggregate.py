@@ -182,6 +182,7 @@ class WindowedAggregate(Operator):
         self.value_type = value_type
         self.codec = None
         self.windows = windows
+        self.windowed = True
         self.final = final
         self._clock = clock
         self.stores.append(name)

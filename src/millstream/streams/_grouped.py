@@ -13,7 +13,8 @@ from millstream.errors import ConfigurationError
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
 from millstream.streams._operator import is_async
 from millstream.streams._stream import DeclaredStream, field_type
-from millstream.streams._suppress import Suppress
+from millstream.streams._suppress import Suppress, emitted_every, suppressed
+from millstream.streams._table_ops import MapTable
 from millstream.streams._types import default_type, make_default, result_type
 
 if TYPE_CHECKING:
@@ -72,8 +73,6 @@ class _Shape:
         self, name: str | None, emit: Emit, windows: AnyWindows | None, emit_every: Duration | None
     ) -> Any:
         """Declare operator and table; returns the table."""
-        from millstream.streams._suppress import suppressed
-
         home = self.home
         parents = [stream.by_key().operator for stream in self.streams]
         key_type = parents[0].key_type
@@ -120,7 +119,15 @@ class _Shape:
         )
         if isinstance(operator, WindowedAggregate) and final:
             home.final_hook(name, operator.close)
-        suppressed(home, table, emit, emit_every)
+        flow: Operator = operator
+        if self.shown is not None:
+            flow = MapTable(flow, self.shown, name=name, value_type=result_type(self.shown))
+            home.plan.add(flow)
+        if isinstance(emit, Suppress):
+            flow = suppressed(home, flow, emit, f"{name}-suppress")
+        if emit_every is not None:
+            flow = emitted_every(home, flow, emit_every, f"{name}-emit")
+        home.hand_on(name, flow)
         return table
 
 
@@ -164,9 +171,14 @@ def _mean(stream: DeclaredStream[Any, Any], of: Any) -> _Shape:
         [fold],
         "mean",
         value=tuple[float, int],
-        shown=lambda so_far: so_far[0] / so_far[1],
+        shown=mean_of,
         merge=lambda a, b: (a[0] + b[0], a[1] + b[1]),
     )
+
+
+def mean_of(so_far: tuple[float, int]) -> float:
+    """The mean, from a sum and a count."""
+    return so_far[0] / so_far[1]
 
 
 def _top_k(stream: DeclaredStream[Any, Any], count: int, by: Any) -> _Shape:

@@ -89,6 +89,17 @@ class StreamHome(Protocol):
         """Have ``async function(key, window, value)`` called once for each final window of a table."""
         ...
 
+    def hand_on(self, table: str, operator: Operator) -> None:
+        """Have an operator's changes stand for a table's, for all who use these."""
+        ...
+
+    def due_hook(self, table: str, function: Callable[..., Any]) -> None:
+        """Have ``async function(key, window, value)`` called when something in a table's parts is due.
+
+        Parts that are not windowed tables' have ``due`` and ``close`` of their own for it.
+        """
+        ...
+
     def shard_timer(self, interval: Duration, name: str, function: Callable[..., Any]) -> None:
         """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock."""
         ...

@@ -98,6 +98,8 @@ class Operator:
         self.value_type: Any = Any if first is None else first.value_type
         self.codec: Codec[Any] | None = None if first is None else first.codec
         """Of its values, where they are still those of a topic."""
+        self.windowed: bool = bool(first) and all(parent.windowed for parent in parents)
+        """Whether its keys are `Windowed`."""
         self.rekeyed: bool = any(parent.rekeyed for parent in parents)
         """Whether the key may be another than that of the record in its topic."""
         self.concurrency: int = max((parent.concurrency for parent in parents), default=1)

@@ -156,6 +156,7 @@ class Rekey(Operator):
         self.of_key = of_key
         self.key_type = key_type
         self.rekeyed = True
+        self.windowed = False
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function, of_key = self.function, self.of_key

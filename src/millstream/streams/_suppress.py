@@ -1,17 +1,39 @@
-"""Holding results back: at most one for each key in a time, or in a buffer with bounds."""
+"""Holding a table's changes back: at most one for each key in a time, in a buffer with bounds.
+
+Theory of operation
+-------------------
+What is held back lies in a table of the operator's own: for each key the time of its first change that is held, the
+time and the new value of its latest, and the old value of its first. So a crash, an undo or a move to another
+worker treats it like any other table. In memory there is only the order in which changes are due: a heap of
+(time, key), made from the table when the part is new or an event was undone. An entry of the heap that the table
+does not confirm is passed over.
+"""
 
 from __future__ import annotations
 
+import heapq
+import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from millstream.clock import Duration, duration_ms
-from millstream.errors import ConfigurationError
+from millstream.context import current
+from millstream.errors import ConfigurationError, RecordTooLargeError
+from millstream.streams._operator import Context, Done, Operator, Windowed, each
+from millstream.streams._pipeline import bound
+from millstream.tables import DELETED, MISSING, NEVER, Due, TimedPart
+from millstream.windows import Window
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from millstream.clock import Clock
+    from millstream.context import PreImage, Scope
     from millstream.streams._home import StreamHome
 
-__all__ = ["Suppress", "suppressed"]
+__all__ = ["Suppress", "SuppressChanges", "emitted_every", "see", "suppressed"]
+
+_times = struct.Struct(">QQi")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +41,15 @@ class Suppress:
     """At most one result for each key in ``limit`` of event time: the latest one.
 
     Args:
-        limit: how long a result is held back.
-        bytes_max: the most that the buffer holds, keys and values; no bound where None. It lies in the state
-            store, so it need not fit into memory.
+        limit: how long a result is held back, from the key's first change that is held.
+        bytes_max: the most that the buffer holds, keys and values; no bound where None. Values lie in the
+            state store, so the buffer need not fit into memory.
         records_max: the most results that it holds; no bound where None.
-        when_full: ``emit``: the oldest results come out early; ``stop``: the worker stops, with an error.
+        when_full: ``emit``: the oldest results come out early; ``stop``: the record is an error, which stops
+            the worker unless ``on_error`` says otherwise.
+
+    Raises:
+        ConfigurationError: a limit that is no duration, or a word that is neither of the two.
     """
 
     limit: Duration
@@ -39,11 +65,296 @@ class Suppress:
             )
 
 
-def suppressed(home: StreamHome, table: Any, emit: Any, emit_every: Duration | None) -> None:
-    """Put what ``emit`` asks for behind a table's changes."""
-    if isinstance(emit, Suppress) or emit_every is not None:
-        raise ConfigurationError("Suppress and emit_every are not there yet")
+class Held(NamedTuple):
+    """A key's changes while they are held back; values in bytes."""
+
+    first: int
+    latest: int
+    new: bytes | None
+    old: bytes | None
 
 
-def suppressed_changes(stream: Any, suppress: Suppress, name: str | None) -> Any:
-    raise ConfigurationError("not there yet")
+def dump_held(held: Held) -> bytes:
+    """To the store: two times, the new value's length (-1 for none), the new value, and a mark and the old one."""
+    new = held.new or b""
+    old = b"" if held.old is None else b"\x01" + held.old
+    return _times.pack(held.first, held.latest, -1 if held.new is None else len(new)) + new + old
+
+
+def load_held(data: bytes) -> Held:
+    """From the store."""
+    first, latest, size = _times.unpack_from(data)
+    end = 20 + max(size, 0)
+    old = None if len(data) == end else data[end + 1 :]
+    return Held(first, latest, None if size < 0 else data[20:end], old)
+
+
+class HeldPart(TimedPart):
+    """What a `SuppressChanges` holds in one shard."""
+
+    __slots__ = ("_heap", "_limit_ms", "_stale", "bytes", "count")
+
+    def __init__(self, name: str, *, limit_ms: int, **arguments: Any) -> None:
+        super().__init__(name, **{**arguments, "mutable": False})
+        self._limit_ms = limit_ms
+        self._heap: list[tuple[int, bytes, Any]] = []
+        self._stale = True
+        self.bytes = 0
+        """Of keys and values that are held."""
+        self.count = 0
+        """Keys with something that is held."""
+
+    def _fresh(self) -> None:
+        """Bring the heap and the sums in line with the table."""
+        if not self._stale:
+            return
+        self._stale = False
+        self._heap, self.bytes, self.count = [], 0, 0
+        for key in list(self.keys(b"\x01", None)):
+            held = self._held(key)
+            if held is not None:
+                self._note(key, held)
+        heapq.heapify(self._heap)
+
+    def _held(self, key: Any) -> Held | None:
+        value = self.dirty[key] if key in self.dirty else self.load(key)
+        return None if value is MISSING or value is DELETED else cast("Held", value)
+
+    def _note(self, key: Any, held: Held) -> None:
+        data = self.encode_key(key)
+        self._heap.append((held.first, data, key))
+        self._count(data, held, 1)
+
+    def _count(self, key: bytes, held: Held, sign: int) -> None:
+        self.count += sign
+        self.bytes += sign * (len(key) + len(held.new or b"") + len(held.old or b""))
+
+    def hold(self, key: Any, held: Held, scope: Scope) -> None:
+        """Hold a key's latest change; its first one decides when it is due."""
+        self._fresh()
+        before = self.get(key, scope)
+        data = self.encode_key(key)
+        if before is not MISSING:
+            self._count(data, before, -1)
+            held = held._replace(first=before.first, old=before.old)
+        else:
+            heapq.heappush(self._heap, (held.first, data, key))
+        self._count(data, held, 1)
+        self.set(key, held, scope)
+
+    def oldest(self) -> tuple[int, Any] | None:
+        """The time and key of what was held first."""
+        self._fresh()
+        while self._heap:
+            first, _, key = self._heap[0]
+            held = self._held(key)
+            if held is not None and held.first == first:
+                return first, key
+            heapq.heappop(self._heap)
+        return None
+
+    def release(self, key: Any, scope: Scope) -> Held:
+        """Take out what is held of a key."""
+        held = cast("Held", self.get(key, scope))
+        self._count(self.encode_key(key), held, -1)
+        self.delete(key, scope)
+        return held
+
+    def undo(self, key: Any, before: PreImage) -> None:
+        super().undo(key, before)
+        self._stale = True
+
+    # time that moves without a record ---------------------------------------------------------------
+
+    def recovered(self) -> None:
+        super().recovered()
+        self._stale = True
+
+    def advance(self, by: int) -> None:
+        super().advance(by)
+        if self.due():
+            self.closing_due = True
+            self.on_due()
+
+    def due(self) -> list[Due]:
+        """One entry where something is due, for an event that lets all of it out."""
+        self.closing_due = False
+        oldest = self.oldest()
+        if oldest is None or oldest[0] > self.stream_time - self._limit_ms:
+            return []
+        return [Due(None, None, Window(self.stream_time, self.stream_time), b"")]
+
+    def close(self, due: Due, scope: Scope) -> Any:
+        """Something is due."""
+        return due
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        super().cut(excluded)
+        if excluded:
+            self._stale = True
+
+
+class SuppressChanges(Operator):
+    """Hands on at most one change of each key in a time, or whenever `flush` is called."""
+
+    kind = "suppress"
+    changes = True
+
+    def __init__(
+        self,
+        parent: Operator,
+        *,
+        name: str,
+        clock: Callable[[], Clock],
+        limit_ms: int = NEVER,
+        records_max: int | None = None,
+        bytes_max: int | None = None,
+        when_full: str = "emit",
+    ) -> None:
+        """
+        Args:
+            limit_ms: how long by event time a change is held back.
+        """
+        super().__init__(parent, name=name)
+        self.stores.append(name)
+        self.limit_ms = limit_ms
+        self.records_max = NEVER if records_max is None else records_max
+        self.bytes_max = NEVER if bytes_max is None else bytes_max
+        self.when_full = when_full
+        self._clock = clock
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        part, codec = context.parts[self.name], self.values
+        stops = self.when_full == "stop"
+
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            scope = context.scope
+            see(part, timestamp, scope)
+            entry = (key.key, *key.window) if type(key) is Windowed else key
+            held = Held(
+                timestamp,
+                timestamp,
+                None if new is None else codec.dumps(new),
+                None if old is None else codec.dumps(old),
+            )
+            part.hold(entry, held, scope)
+            if stops:
+                self._refuse_above(part.count, self.records_max, "records_max")
+                self._refuse_above(part.bytes, self.bytes_max, "bytes_max")
+            return each(self._out(context), forward)
+
+        return [take]
+
+    def _refuse_above(self, size: int, limit: int, bound: str) -> None:
+        if size > limit:
+            raise RecordTooLargeError(
+                f"suppress {self.name!r}: what is held back",
+                size=size,
+                limit=limit,
+                setting=f"Suppress({bound}=)",
+            )
+
+    def _out(
+        self, context: Context, *, everything: bool = False
+    ) -> Iterator[tuple[Any, Any, Any, int]]:
+        """What is due, and what is above the bounds, oldest first."""
+        part, loads = context.parts[self.name], self.values.loads
+        while (oldest := part.oldest()) is not None:
+            first, entry = oldest
+            if (
+                first > part.stream_time - self.limit_ms
+                and part.count <= self.records_max
+                and part.bytes <= self.bytes_max
+                and not everything
+            ):
+                return
+            held = part.release(entry, context.scope)
+            yield (
+                Windowed(entry[0], Window(*entry[1:])) if self.windowed else entry,
+                None if held.new is None else loads(held.new),
+                None if held.old is None else loads(held.old),
+                held.latest,
+            )
+
+    async def close(self, key: Any, window: Any, value: Any) -> None:
+        """Event time has moved without a record: let out what is due."""
+        await self._flush(everything=False)
+
+    async def flush(self) -> None:
+        """Let out everything."""
+        await self._flush(everything=True)
+
+    async def _flush(self, *, everything: bool) -> None:
+        scope = current.get()
+        assert self.pipeline is not None
+        binding = bound(self.pipeline, scope, self._clock())
+        out = self._out(binding.context, everything=everything)
+        done = each(out, binding.forward(self))
+        if done is not None:
+            await done
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        return self.parents[0].getter(context)
+
+
+def see(part: TimedPart, timestamp: int, scope: Scope) -> int:
+    """Bring an operator's stream time up to a timestamp, which need not be that of the event's record."""
+    event_time, scope.timestamp = scope.timestamp, timestamp
+    stream_time = part.seen(scope)
+    scope.timestamp = event_time
+    return stream_time
+
+
+def suppressed(home: StreamHome, parent: Operator, suppress: Suppress, name: str) -> Operator:
+    """An operator's changes, held back as ``suppress`` says."""
+    operator = SuppressChanges(
+        parent,
+        name=name,
+        clock=lambda: home.clock,
+        limit_ms=duration_ms(suppress.limit, what="Suppress(limit)"),
+        records_max=suppress.records_max,
+        bytes_max=suppress.bytes_max,
+        when_full=suppress.when_full,
+    )
+    _keep(home, operator)
+    home.due_hook(name, operator.close)
+    return operator
+
+
+def emitted_every(home: StreamHome, parent: Operator, interval: Duration, name: str) -> Operator:
+    """The latest change of each key, every ``interval`` of the wall clock."""
+    operator = SuppressChanges(parent, name=name, clock=lambda: home.clock)
+    _keep(home, operator)
+    home.shard_timer(interval, name, operator.flush)
+    return operator
+
+
+def _keep(home: StreamHome, operator: SuppressChanges) -> None:
+    parent = operator.parents[0]
+    home.plan.add(operator)
+
+    def make_part(name: str, **arguments: Any) -> HeldPart:
+        return HeldPart(name, limit_ms=operator.limit_ms, **arguments)
+
+    key_type = str if parent.key_type is Any else parent.key_type
+    home.kept_table(
+        operator.name,
+        key=tuple[key_type, int, int] if parent.windowed else key_type,  # type: ignore[valid-type]
+        value=Held,
+        codec=HeldCodec(),
+        like=parent.topics[0],
+        make_part=make_part,
+        stamped=False,
+        checked=False,
+        operator=operator,
+        help="Changes that are held back.",
+    )
+
+
+class HeldCodec:
+    """`Held` to bytes and back."""
+
+    name = "held"
+    type_name = "a held change"
+    dumps = staticmethod(dump_held)
+    loads = staticmethod(load_held)

@@ -11,12 +11,12 @@ from millstream.agents import field_getter
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._codec import PairCodec
-from millstream.streams._grouped import number_of
+from millstream.streams._grouped import mean_of, number_of
 from millstream.streams._operator import is_async
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
 from millstream.streams._stream import DeclaredStream, field_type
-from millstream.streams._suppress import suppressed_changes
+from millstream.streams._suppress import suppressed
 from millstream.streams._table_ops import (
     FilterTable,
     GroupTable,
@@ -213,7 +213,8 @@ class TableStream(Generic[K, V]):
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
         """The same changes, held back as `Suppress` says."""
-        return suppressed_changes(self, suppress, name)  # type: ignore[no-any-return]
+        name = name or f"{self.operator.name}-suppress"
+        return TableStream(suppressed(self.home, self.operator, suppress, name), self.home)
 
 
 class GroupedTable(Generic[V, K]):
@@ -231,7 +232,7 @@ class GroupedTable(Generic[V, K]):
         stem = parent.name.removeprefix(f"{home.id}-").removesuffix("-repartition")
         operator = TableAggregate(parent, fold, name=name or f"{stem}-{what}", value_type=value)
         home.plan.add(operator)
-        return home.kept_table(
+        table = home.kept_table(
             operator.name,
             key=parent.key_type,
             value=value,
@@ -239,6 +240,10 @@ class GroupedTable(Generic[V, K]):
             operator=operator,
             shown=shown,
         )
+        if shown is not None:
+            flow = MapTable(operator, shown, name=operator.name, value_type=result_type(shown))
+            home.hand_on(operator.name, home.plan.add(flow))
+        return table
 
     def count(self, *, name: str | None = None, emit: Emit = "update") -> Table[K, int]:
         """How many entries. A group that has lost its last one counts 0."""
@@ -277,7 +282,7 @@ class GroupedTable(Generic[V, K]):
             lambda: (0.0, 0), lambda so_far, v: (so_far[0] + get(v), so_far[1] + 1), subtract
         )
         value = tuple[float, int]
-        return self._table(fold, "mean", value=value, name=name, shown=lambda m: m[0] / m[1])  # type: ignore[no-any-return]
+        return self._table(fold, "mean", value=value, name=name, shown=mean_of)  # type: ignore[no-any-return]
 
     def reduce(
         self,

@@ -20,7 +20,7 @@ from millstream.tables._query import (
 )
 from millstream.tables._stamped import StampedPart, stamp
 from millstream.tables._table import NO_DEFAULT, SetTable, Table, require_scope
-from millstream.tables._timed_part import NEVER, TimedPart
+from millstream.tables._timed_part import NEVER, Due, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
@@ -34,6 +34,7 @@ __all__ = [
     "POSITION_KEY",
     "TIME_BYTES",
     "BadQueryError",
+    "Due",
     "NotHereError",
     "Queries",
     "QueryError",

@@ -10,21 +10,33 @@ brought it (`TimedPart.tie`). The time is stored under a reserved key, so it sur
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from millstream.tables._part import TablePart
+from millstream.tables._part import MISSING, TablePart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from millstream.context import PreImage, Scope
+    from millstream.windows import Window
 
-__all__ = ["NEVER", "TIME_KEY", "TimedPart"]
+__all__ = ["NEVER", "TIME_KEY", "Due", "TimedPart"]
 
 TIME_KEY: Final = b"\x00time"
 NEVER: Final = 1 << 62
 
 _number = struct.Struct(">Q")
+
+
+class Due(NamedTuple):
+    """Something that is due: a window that is final, or what else a part has."""
+
+    entry: Any
+    """Its key in the part's dicts."""
+    key: Any
+    window: Window
+    place: bytes
+    """Where it stands in the order of closing."""
 
 
 class TimedPart(TablePart):
@@ -114,6 +126,17 @@ class TimedPart(TablePart):
     def lasting_time(self) -> int:
         """Stream time without that of events which may still be undone."""
         return self._base_time if self._timed else self.stream_time
+
+    # what is due ----------------------------------------------------------------------------------
+
+    def due(self) -> list[Due]:
+        """What is due, in order; empty when there is nothing: the part then tells again when there is."""
+        self.closing_due = False
+        return []
+
+    def close(self, due: Due, scope: Scope) -> Any:
+        """Take one of it, in an event: its value, or `MISSING` if it is gone."""
+        return MISSING
 
     # the commit -----------------------------------------------------------------------------------
 

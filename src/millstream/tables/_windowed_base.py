@@ -32,10 +32,10 @@ moved it: each window is closed once.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from millstream.tables._part import DELETED, MISSING, TablePart
-from millstream.tables._timed_part import NEVER, TIME_KEY, TimedPart
+from millstream.tables._timed_part import NEVER, TIME_KEY, Due, TimedPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,7 +45,15 @@ if TYPE_CHECKING:
     from millstream.state.base import TableStore
     from millstream.windows import Window
 
-__all__ = ["CLOSED_KEY", "DUE_MAX", "EXPIRE_KEYS_MAX", "NEVER", "TIME_KEY", "Due", "WindowedPart"]
+__all__ = [
+    "CLOSED_KEY",
+    "DUE_MAX",
+    "EXPIRE_KEYS_MAX",
+    "NEVER",
+    "TIME_KEY",
+    "Due",
+    "WindowedPart",
+]
 
 CLOSED_KEY: Final = b"\x00closed"
 
@@ -53,17 +61,6 @@ EXPIRE_KEYS_MAX: Final = 1_000
 """Entries of the store that expire with one cut."""
 DUE_MAX: Final = 1_000
 """Windows that are listed for closing at once."""
-
-
-class Due(NamedTuple):
-    """A window that is final."""
-
-    entry: Any
-    """Its key in the part's dicts."""
-    key: Any
-    window: Window
-    place: bytes
-    """Where it stands in the order of closing."""
 
 
 class WindowedPart(TimedPart):

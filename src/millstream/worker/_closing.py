@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from millstream.context import Scope
-    from millstream.tables._windowed_part import WindowedPart
+    from millstream.tables import TimedPart
     from millstream.windows import Window
 
 __all__ = ["ClosingHost", "close_due"]
@@ -37,7 +37,7 @@ class ClosingHost(Protocol):
 
 async def close_due(
     shard: ClosingHost,
-    part: WindowedPart,
+    part: TimedPart,
     callback: Callable[[Any, Window, Any], Awaitable[Any]],
     *,
     pause: Callable[[], Awaitable[object]] | None = None,

@@ -18,7 +18,7 @@ from millstream.errors import (
     WrongShardError,
 )
 from millstream.records import Position, TopicPartition
-from millstream.tables import WindowedPart
+from millstream.tables import TimedPart
 from millstream.worker._closing import close_due
 from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
@@ -322,7 +322,7 @@ class Shard:
         for part in self.own_parts.values():
             part.recovered()
             part.check_stored()
-            if isinstance(part, WindowedPart) and self._tables[part.name].on_close is not None:
+            if isinstance(part, TimedPart) and self._tables[part.name].on_close is not None:
                 part.on_due = self._windows_due
                 if part.closing_due:
                     self._windows_due()
@@ -362,7 +362,7 @@ class Shard:
             self._due.clear()
             for part in self.own_parts.values():
                 callback = self._tables[part.name].on_close
-                if isinstance(part, WindowedPart) and callback is not None:
+                if isinstance(part, TimedPart) and callback is not None:
                     await close_due(self, part, callback, pause=self._until_room)
             if not self._due.is_set():  # a callback may have made another table due
                 self.open_gate("windows due")
