@@ -123,7 +123,12 @@ def session(
 
 def _cogrouped(app: ms.App, a: ms.Topic[str], b: ms.Topic[str]) -> Any:
     second: GroupedStream[str, str] = app.stream(b).group_by()
-    return app.stream(a).group_by().cogroup(added).cogroup(second, lambda s, v: f"{s}({'null' if v is None else v})")
+    return (
+        app.stream(a)
+        .group_by()
+        .cogroup(added)
+        .cogroup(second, lambda s, v: f"{s}({'null' if v is None else v})")
+    )
 
 
 def cogroup(
@@ -188,12 +193,16 @@ def table_groupby_agg(
     table.to(out)
 
 
+def _table(app: ms.App, name: str, topic: ms.Topic[str], versioned: float | None) -> Any:
+    return app.table(name, topic=topic, **({} if versioned is None else {"versioned": versioned}))
+
+
 def table_table(
     app: ms.App, a: ms.Topic[str], b: ms.Topic[str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
     versioned = params["history"] / 1_000 if params["versioned"] else None
-    left = app.table("left", topic=a, versioned=versioned)
-    right = app.table("right", topic=b, versioned=versioned)
+    left = _table(app, "left", a, versioned)
+    right = _table(app, "right", b, versioned)
     left.join(right, joined, how=params["kind"]).to(out)
 
 
@@ -206,8 +215,8 @@ def table_fk(
     app: ms.App, a: ms.Topic[str], b: ms.Topic[str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
     versioned = params["history"] / 1_000 if params["versioned"] else None
-    left = app.table("left", topic=a, versioned=versioned)
-    right = app.table("right", topic=b, versioned=versioned)
+    left = _table(app, "left", a, versioned)
+    right = _table(app, "right", b, versioned)
     left.join(right, joined, on=foreign_key, how=params["kind"], name="fk").to(out)
 
 

@@ -105,6 +105,8 @@ class Topic(Generic[V, K]):
         )
         self.compacted = compacted
         self.internal = internal
+        self.beside: str | None = None
+        """A topic that has as many partitions."""
         self.policy = policy
         self.key_from = key_from
         self.timestamp_from = timestamp

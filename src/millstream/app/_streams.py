@@ -58,6 +58,7 @@ class Streams:
         like: Sequence[Topic[Any, Any]],
         partitions: int | None = None,
         codec: Any = None,
+        beside: Topic[Any, Any] | None = None,
     ) -> Topic[Any, Any]:
         """Declare the topic ``{id}-{name}-repartition``, which purges itself."""
         full = f"{self.id}-{name}-repartition"
@@ -66,18 +67,21 @@ class Streams:
                 f"two streams would move their records through {full!r}: give one of them another name,"
                 f" for example name={name + '-2'!r}"
             )
-        first = like[0]
+        key_codec: Any = AnyKeyCodec() if key is Any else key_codec_for(key)
+        if beside is not None:
+            key_codec = beside.key_codec
         topic = self._app.topics.declare(
             full,
             key=key,
             value=value,
             codec=codec_for("json", value) if codec is None else codec,
-            key_codec=AnyKeyCodec() if key is Any else key_codec_for(key),
+            key_codec=key_codec,
             partitions=partitions,
             retention="7d",
             internal=True,
         )
-        topic.partitioner = first.partitioner
+        topic.partitioner = like[0].partitioner
+        topic.beside = None if beside is None else beside.name
         return topic
 
     def kept_table(

@@ -119,6 +119,7 @@ class Topics(dict[str, Topic[Any, Any]]):
                 internal=topic.internal,
                 retention_ms=topic.retention_ms,
                 compacted=topic.compacted,
+                beside=topic.beside,
             )
             for topic in self.values()
         }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from millstream.clock import Clock
+    from millstream.tables import TimedPart
     from millstream.windows import AnyWindows, Window
 
 __all__ = ["Aggregate", "Fold", "WindowedAggregate"]
@@ -186,12 +187,27 @@ class WindowedAggregate(Operator):
         self.final = final
         self._clock = clock
         self.stores.append(name)
+        several = len(self.folds) > 1 and not final
+        self.times = [
+            f"{name}-time-{number}" for number in range(len(self.folds) if several else 0)
+        ]
+        """Names of tables that keep each parent's own stream time, by which its records are late. With final
+        results there is one time for all: a window must not change once it is closed."""
+        self.stores += self.times
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
-        return [self._bind(fold, context, forward) for fold in self.folds]
+        times = [context.parts[name] for name in self.times] or [None] * len(self.folds)
+        return [
+            self._bind(fold, time, context, forward)
+            for fold, time in zip(self.folds, times, strict=True)
+        ]
 
     def _bind(
-        self, fold: Fold, context: Context, forward: Callable[..., Done]
+        self,
+        fold: Fold,
+        time: TimedPart | None,
+        context: Context,
+        forward: Callable[..., Done],
     ) -> Callable[..., Done]:
         part = context.parts[self.name]
         make, skips_null, final = fold.initial, fold.skips_null, self.final
@@ -219,7 +235,8 @@ class WindowedAggregate(Operator):
             scope = context.scope
             event_time, scope.timestamp = scope.timestamp, timestamp
             changed: list[tuple[Window, Any, Any]] | None = None if final else []
-            part.update(key, operation, (timestamp, value), initial, scope, changed)
+            mine = None if time is None else time.seen(scope)
+            part.update(key, operation, (timestamp, value), initial, scope, changed, mine)
             scope.timestamp = event_time
             if not changed:
                 return None

@@ -16,6 +16,7 @@ from millstream.streams._stream import DeclaredStream, field_type
 from millstream.streams._suppress import Suppress, emitted_every, suppressed
 from millstream.streams._table_ops import MapTable
 from millstream.streams._types import default_type, make_default, result_type
+from millstream.tables import TimedPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,6 +120,18 @@ class _Shape:
         )
         if isinstance(operator, WindowedAggregate) and final:
             home.final_hook(name, operator.close)
+        for time in operator.stores[1:]:
+            home.kept_table(
+                time,
+                key=str,
+                value=bytes,
+                codec="raw",
+                like=parents[0].topics[0],
+                make_part=make_time_part,
+                stamped=False,
+                checked=False,
+                help="Event time.",
+            )
         flow: Operator = operator
         if self.shown is not None:
             flow = MapTable(flow, self.shown, name=name, value_type=result_type(self.shown))
@@ -129,6 +142,11 @@ class _Shape:
             flow = emitted_every(home, flow, emit_every, f"{name}-emit")
         home.hand_on(name, flow)
         return table
+
+
+def make_time_part(name: str, **arguments: Any) -> TimedPart:
+    """A table that keeps nothing but event time."""
+    return TimedPart(name, **arguments)
 
 
 def _count(stream: DeclaredStream[Any, Any]) -> _Shape:

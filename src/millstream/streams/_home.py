@@ -48,8 +48,14 @@ class StreamHome(Protocol):
         like: Sequence[Topic[Any, Any]],
         partitions: int | None = None,
         codec: Any = None,
+        beside: Topic[Any, Any] | None = None,
     ) -> Topic[Any, Any]:
-        """Declare the topic ``{id}-{name}-repartition``, which purges itself."""
+        """Declare the topic ``{id}-{name}-repartition``, which purges itself.
+
+        Args:
+            like: topics whose partitioner it has.
+            beside: a topic with which it is co-partitioned: equal keys are in the same shard.
+        """
         ...
 
     def kept_table(

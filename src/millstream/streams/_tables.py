@@ -201,7 +201,17 @@ class TableStream(Generic[K, V]):
         right = other._flow().operator
         made = result_type(joiner) if value is None else value
         if on is not None:
-            return join_foreign(self, right, joiner, how, on, name, made)  # type: ignore[no-any-return]
+            kept = join_foreign(
+                self.home,
+                self.operator,
+                right,
+                joiner,
+                how=how,
+                on=on,
+                name=name,
+                value_type=made,
+            )
+            return cast("TableStream[K, R]", kept._flow())
         if is_async(joiner):
             raise ConfigurationError(
                 f"join of {self.operator.name!r} and {right.name!r}: the joiner of tables may not be async,"

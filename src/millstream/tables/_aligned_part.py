@@ -148,9 +148,11 @@ class AlignedPart(WindowedPart):
             if not self.closing_due:
                 self.due_at = min(self.due_at, self.windows.end(start) + self.grace_ms)
 
-    def _accepted(self, scope: Scope) -> list[int]:
+    def _accepted(self, scope: Scope, stream_time: int | None = None) -> list[int]:
         """Starts of the event's windows that take it; others are counted."""
-        stream_time = self.seen(scope)
+        own_time = self.seen(scope)
+        if stream_time is None:
+            stream_time = own_time
         starts = self.windows.starts(scope.timestamp)
         if scope.timestamp >= stream_time:
             return list(starts)
@@ -171,8 +173,9 @@ class AlignedPart(WindowedPart):
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
     ) -> None:
-        for start in self._accepted(scope):
+        for start in self._accepted(scope, stream_time):
             entry = (start, key)
             value = before = self.get(entry, scope)
             if value is MISSING:

@@ -234,11 +234,12 @@ class KeyedPart(WindowedPart):
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
     ) -> None:
         if self._stamped:
-            self._update_sliding(key, operation, operand, initial, scope, changed)
+            self._update_sliding(key, operation, operand, initial, scope, changed, stream_time)
         else:
-            self._update_session(key, operation, operand, initial, scope, changed)
+            self._update_session(key, operation, operand, initial, scope, changed, stream_time)
 
     def _update_session(
         self,
@@ -248,10 +249,13 @@ class KeyedPart(WindowedPart):
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
     ) -> Window | None:
         windows = self.windows
         assert isinstance(windows, Session)
-        stream_time = self.seen(scope)
+        own_time = self.seen(scope)
+        if stream_time is None:
+            stream_time = own_time
         self._enter(key, scope)
         lowest_end, highest_start = windows.reach(scope.timestamp)
         values: dict[Window, Any] = {}
@@ -295,10 +299,14 @@ class KeyedPart(WindowedPart):
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
     ) -> list[Window]:
         windows = self.windows
         assert isinstance(windows, Sliding)
-        stream_time, timestamp, width = self.seen(scope), scope.timestamp, windows.width_ms
+        timestamp, width = scope.timestamp, windows.width_ms
+        own_time = self.seen(scope)
+        if stream_time is None:
+            stream_time = own_time
         self._enter(key, scope)
         lowest, highest = windows.reach(timestamp)
         existing: list[tuple[int, int]] = []

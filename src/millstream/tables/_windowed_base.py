@@ -202,6 +202,7 @@ class WindowedPart(TimedPart):
         initial: Callable[[Any, TablePart], Any],
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
     ) -> None:
         """Put ``operation(value, operand)`` into every window that takes the event.
 
@@ -209,6 +210,7 @@ class WindowedPart(TimedPart):
             initial: makes the value of a window that has none, from key and part.
             changed: collects what has changed, in order: window, stored value, and the one before. A
                 value is `MISSING` where the window was not there, or is not any more.
+            stream_time: decides which windows take the event, where it is not the part's own.
         """
 
     @abstractmethod

@@ -23,6 +23,8 @@ class TopicNode:
     """Made and named by Millstream: changelogs, repartitions, replies."""
     retention_ms: int | None = None
     compacted: bool = False
+    beside: str | None = None
+    """A topic that has as many partitions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +130,17 @@ class Topology:
             for name in self.sources
             if name in topics and name not in internal_repartitions
         }
-        for name in internal_repartitions:
+        for name in sorted(internal_repartitions):
+            if topics[name].beside is not None:
+                continue
             only = next(iter(outer)) if len(outer) == 1 else default
             topics[name] = replace(topics[name], partitions=only)
+        for name in internal_repartitions:
+            beside = topics[name].beside
+            while beside is not None and topics[beside].beside is not None:
+                beside = topics[beside].beside
+            if beside is not None:
+                topics[name] = replace(topics[name], partitions=topics[beside].partitions)
         counts = {
             topics[topic].partitions
             for agent in self.agents.values()
