@@ -121,14 +121,17 @@ def session(
     _windowed(groups.session(gap, grace=grace, retention=_retention(params)), out, params)
 
 
+def _plain(so_far: str, value: str | None) -> str:
+    return f"{so_far}{'null' if value is None else value};"
+
+
+def _bracketed(so_far: str, value: str | None) -> str:
+    return f"{so_far}({'null' if value is None else value})"
+
+
 def _cogrouped(app: ms.App, a: ms.Topic[str], b: ms.Topic[str]) -> Any:
     second: GroupedStream[str, str] = app.stream(b).group_by()
-    return (
-        app.stream(a)
-        .group_by()
-        .cogroup(added)
-        .cogroup(second, lambda s, v: f"{s}({'null' if v is None else v})")
-    )
+    return app.stream(a).group_by().cogroup(_plain).cogroup(second, _bracketed)
 
 
 def cogroup(
