@@ -78,7 +78,7 @@ def _windowed(
 ) -> None:
     emit: Any = "every" if params["emit"] == "update" else "final"
     if params["emit"] == "suppress":
-        emit = ms.Suppress.until_closed() if hasattr(ms.Suppress, "until_closed") else "final"
+        emit = ms.Suppress()
     table = windowed.aggregate(
         default="", add=added, name="t", emit=emit, merge=lambda x, y: f"{x}{y}"
     )

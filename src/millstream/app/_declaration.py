@@ -16,7 +16,7 @@ from millstream.serialization import (
     key_layout,
     partitioner,
 )
-from millstream.streams import DerivedTable, Table, WindowedTable
+from millstream.streams import DerivedTable, Table, WindowedTable, store_retention_ms
 from millstream.tables import (
     DELETED,
     StampedPart,
@@ -366,4 +366,6 @@ class DeclaredTable(Generic[K, V]):
             stamped=self.stamped,
             type_name=self.codec.type_name,
         )
+        if self.operator is not None and self.app.settings.compat == "kafka-streams":
+            made.store_retention_ms = store_retention_ms(self.windows)  # type: ignore[attr-defined]
         return made

@@ -1,5 +1,6 @@
 """The streams DSL: what is done to records on their way, and tables that streams make."""
 
+from millstream.streams._compat import store_retention_ms
 from millstream.streams._grouped import (
     CogroupedStream,
     Emit,
@@ -34,4 +35,5 @@ __all__ = [
     "WindowedStream",
     "WindowedTable",
     "pipeline_agent",
+    "store_retention_ms",
 ]

@@ -137,7 +137,7 @@ class _Shape:
             flow = MapTable(flow, self.shown, name=name, value_type=result_type(self.shown))
             home.plan.add(flow)
         if isinstance(emit, Suppress):
-            flow = suppressed(home, flow, emit, f"{name}-suppress")
+            flow = suppressed(home, flow, emit, f"{name}-suppress", windows)
         if emit_every is not None:
             flow = emitted_every(home, flow, emit_every, f"{name}-emit")
         home.hand_on(name, flow)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from millstream.clock import Duration, duration_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, RecordTooLargeError
+from millstream.streams._compat import closes_early_ms
 from millstream.streams._operator import Context, Done, Operator, Windowed, each
 from millstream.streams._pipeline import bound
 from millstream.tables import DELETED, MISSING, NEVER, Due, TimedPart
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.context import PreImage, Scope
     from millstream.streams._home import StreamHome
+    from millstream.windows import AnyWindows
 
 __all__ = ["Suppress", "SuppressChanges", "emitted_every", "see", "suppressed"]
 
@@ -41,7 +43,8 @@ class Suppress:
     """At most one result for each key in ``limit`` of event time: the latest one.
 
     Args:
-        limit: how long a result is held back, from the key's first change that is held.
+        limit: how long a result is held back, from the key's first change that is held; None: until
+            its window is final, so that each window comes out once (``emit="final"`` does so without a buffer).
         bytes_max: the most that the buffer holds, keys and values; no bound where None. Values lie in the
             state store, so the buffer need not fit into memory.
         records_max: the most results that it holds; no bound where None.
@@ -52,13 +55,14 @@ class Suppress:
         ConfigurationError: a limit that is no duration, or a word that is neither of the two.
     """
 
-    limit: Duration
+    limit: Duration | None = None
     bytes_max: int | None = None
     records_max: int | None = None
     when_full: Literal["emit", "stop"] = "emit"
 
     def __post_init__(self) -> None:
-        duration_ms(self.limit, what="Suppress(limit)")
+        if self.limit is not None:
+            duration_ms(self.limit, what="Suppress(limit)")
         if self.when_full not in ("emit", "stop"):
             raise ConfigurationError(
                 f"Suppress: when_full={self.when_full!r} is neither 'emit' nor 'stop'"
@@ -207,6 +211,8 @@ class SuppressChanges(Operator):
         name: str,
         clock: Callable[[], Clock],
         limit_ms: int = NEVER,
+        windows: AnyWindows | None = None,
+        early_ms: int = 0,
         records_max: int | None = None,
         bytes_max: int | None = None,
         when_full: str = "emit",
@@ -214,10 +220,14 @@ class SuppressChanges(Operator):
         """
         Args:
             limit_ms: how long by event time a change is held back.
+            windows: hold each window's result until it is final instead.
+            early_ms: by how much it is taken for final before it is.
         """
         super().__init__(parent, name=name)
         self.stores.append(name)
-        self.limit_ms = limit_ms
+        self.limit_ms = limit_ms if windows is None else 0
+        self.windows = windows
+        self.early_ms = early_ms
         self.records_max = NEVER if records_max is None else records_max
         self.bytes_max = NEVER if bytes_max is None else bytes_max
         self.when_full = when_full
@@ -225,6 +235,7 @@ class SuppressChanges(Operator):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         part, codec = context.parts[self.name], self.values
+        windows, early_ms = self.windows, self.early_ms
         stops = self.when_full == "stop"
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
@@ -232,7 +243,7 @@ class SuppressChanges(Operator):
             see(part, timestamp, scope)
             entry = (key.key, *key.window) if type(key) is Windowed else key
             held = Held(
-                timestamp,
+                timestamp if windows is None else windows.final_at(key.window) - early_ms,
                 timestamp,
                 None if new is None else codec.dumps(new),
                 None if old is None else codec.dumps(old),
@@ -269,6 +280,8 @@ class SuppressChanges(Operator):
             ):
                 return
             held = part.release(entry, context.scope)
+            if held.new is None and self.windows is not None:
+                continue  # nobody has seen a result that this would take back
             yield (
                 Windowed(entry[0], Window(*entry[1:])) if self.windowed else entry,
                 None if held.new is None else loads(held.new),
@@ -305,13 +318,31 @@ def see(part: TimedPart, timestamp: int, scope: Scope) -> int:
     return stream_time
 
 
-def suppressed(home: StreamHome, parent: Operator, suppress: Suppress, name: str) -> Operator:
-    """An operator's changes, held back as ``suppress`` says."""
+def suppressed(
+    home: StreamHome,
+    parent: Operator,
+    suppress: Suppress,
+    name: str,
+    windows: AnyWindows | None = None,
+) -> Operator:
+    """An operator's changes, held back as ``suppress`` says.
+
+    Raises:
+        ConfigurationError: there is no limit, and no window.
+    """
+    if suppress.limit is None and windows is None:
+        raise ConfigurationError(
+            f"{name}: Suppress() without a limit holds results until their windows are final, and there are"
+            f" no windows here: give a limit"
+        )
+    early_ms = closes_early_ms(windows) if windows is not None and home.compat else 0
     operator = SuppressChanges(
         parent,
         name=name,
         clock=lambda: home.clock,
-        limit_ms=duration_ms(suppress.limit, what="Suppress(limit)"),
+        limit_ms=0 if suppress.limit is None else duration_ms(suppress.limit),
+        windows=windows if suppress.limit is None else None,
+        early_ms=early_ms,
         records_max=suppress.records_max,
         bytes_max=suppress.bytes_max,
         when_full=suppress.when_full,

@@ -178,6 +178,9 @@ class AlignedPart(WindowedPart):
         for start in self._accepted(scope, stream_time):
             entry = (start, key)
             value = before = self.get(entry, scope)
+            if self.store_retention_ms:
+                value = before = MISSING if self.is_gone(start) else value
+                self.store_time = max(self.store_time, start)
             if value is MISSING:
                 value = initial(key, self)
                 if self.closes:

@@ -41,7 +41,7 @@ def index_key(store_key: bytes) -> bytes | None:
     """The local index entry that goes with a key of a sliding or session table's store, or None."""
     if store_key[:1] != b"\x03":
         return None
-    return b"\x04" + store_key[-16:-8] + store_key
+    return b"\x04" + store_key[-16:] + store_key
 
 
 class KeyedPart(WindowedPart):
@@ -265,6 +265,8 @@ class KeyedPart(WindowedPart):
                 if expires_at <= stream_time:
                     self.tie(expires_at, scope)
                     continue
+                if self.is_gone(end):
+                    continue
                 value = self.get((key, end, start), scope)
                 if value is not MISSING:
                     values[Window(start, end)] = value
@@ -285,6 +287,7 @@ class KeyedPart(WindowedPart):
             if one != window:
                 self._remove((key, one.end, one.start), scope)
         self._put((key, window.end, window.start), value, scope, new=window not in merged)
+        self.store_time = max(self.store_time, window.end)
         if changed is not None:
             changed += [(one, MISSING, values[one]) for one in change.replaced]
             gone = window in change.replaced or window not in values
@@ -316,6 +319,8 @@ class KeyedPart(WindowedPart):
                 if expires_at <= stream_time:
                     self.tie(expires_at, scope)
                     continue
+                if self.is_gone(start):
+                    continue
                 newest = self._newest((key, end, start), scope)
                 if newest is not None:
                     existing.append((start, newest))
@@ -340,6 +345,7 @@ class KeyedPart(WindowedPart):
             stored = change.timestamp, operation(value, operand) if change.adds else value
             before = MISSING if changed is None else self.get((key, end, start), scope)
             self._put((key, end, start), stored, scope, new=start not in there)
+            self.store_time = max(self.store_time, start)
             if changed is not None:
                 changed.append((change.window, stored, before))
         return [change.window for change in changes if change.adds]
@@ -468,14 +474,14 @@ class KeyedPart(WindowedPart):
     def _find_open(self) -> None:
         place = self._next_stored()
         if place is not None:
-            self.due_at = self._final_at(self.decode_key(place[9:]))
+            self.due_at = self._final_at(self.decode_key(place[17:]))
 
     def _next_stored(self) -> bytes | None:
         """The first place after the cursor in the store's index, most of the deleted ones left out."""
         first = max(b"\x04", self.cursor() + b"\x00")
         place = None
         for place in islice(self.store.keys(first, b"\x05"), STALE_MAX):
-            entry = self.decode_key(place[9:])
+            entry = self.decode_key(place[17:])
             if self.dirty.get(entry, self.committing.get(entry)) is not DELETED:
                 return place
         return place
@@ -491,7 +497,7 @@ class KeyedPart(WindowedPart):
         stored = self.store.keys(max(b"\x04", cursor + b"\x00"), after)
         count = 0
         for place in stored:
-            entry = self.decode_key(place[9:])
+            entry = self.decode_key(place[17:])
             if self.exists(entry):
                 places[place] = entry
                 count += 1
@@ -517,7 +523,7 @@ class KeyedPart(WindowedPart):
         self.due_at = self._final_at(heap[0][1]) if heap else NEVER
         place = self._next_stored()
         if place is not None:
-            self.due_at = min(self.due_at, self._final_at(self.decode_key(place[9:])))
+            self.due_at = min(self.due_at, self._final_at(self.decode_key(place[17:])))
 
     # expiry and the commit ------------------------------------------------------------------------
 
@@ -541,7 +547,7 @@ class KeyedPart(WindowedPart):
         places = list(islice(self.store.keys(self._scan_from, end), EXPIRE_KEYS_MAX))
         self._expiring = len(places) == EXPIRE_KEYS_MAX
         self._scan_from = places[-1] + b"\x00" if self._expiring else end
-        return [place[9:] for place in places]
+        return [place[17:] for place in places]
 
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         super().cut(excluded)

@@ -7,11 +7,11 @@ key, then time, with a local index by time::
 
     02 start(8) key             entry (start, key)
     03 key end(8) start(8)      entry (key, end, start)
-    04 end(8) 03 key end start  index of the line above: in the store alone, derived by `_keyed_part.index_key`
+    04 end(8) start(8) 03 key end start   index of the line above: in the store alone, see `_keyed_part.index_key`
     00 time                     operator stream time
     00 closed                   the closing cursor: the place of the last window that was closed
 
-So what expires is one range of keys, and what closes is a scan in order of window end, then key. Numbers are
+So what expires is one range of keys, and what closes is a scan in order of window end, start (sessions differ in it), then key. Numbers are
 big endian. A sliding window's value begins with 8 bytes: the newest timestamp that contributed to it.
 
 **Stream time** is the operator's: see `_timed_part`.
@@ -55,6 +55,7 @@ __all__ = [
     "WindowedPart",
 ]
 
+STORE_TIME_KEY: Final = b"\x00store"
 CLOSED_KEY: Final = b"\x00closed"
 
 EXPIRE_KEYS_MAX: Final = 1_000
@@ -80,6 +81,8 @@ class WindowedPart(TimedPart):
         "flat",
         "late_records",
         "on_late",
+        "store_retention_ms",
+        "store_time",
     )
 
     cursor_entry: Any
@@ -126,6 +129,11 @@ class WindowedPart(TimedPart):
         )
         self.clock = clock
         self.closes = closes
+        self.store_retention_ms = 0
+        """Where Kafka Streams' answers are wanted: how long its store would keep windows; else 0. What has expired
+        there is not seen by updates, although the grace rule still accepts them."""
+        self.store_time = -1
+        """The highest window start (of sessions: end) that was ever put; kept for that alone."""
         self.closed_at = -1
         """Timestamp of the window that was closed last; see `stamp_of`."""
         self.flat = 0
@@ -300,6 +308,10 @@ class WindowedPart(TimedPart):
         self.closed_at = self.stamp_of(due.entry, value)
         return self.value_of(value)
 
+    def is_gone(self, at: int) -> bool:
+        """Whether Kafka Streams' store would not show a window that starts (a session that ends) at ``at``."""
+        return 0 < self.store_retention_ms <= self.store_time - at
+
     def stamp_of(self, entry: Any, stored: Any) -> int:
         """The highest timestamp that contributed to a window's value; its end where that is not kept."""
         return self.window_of(entry).end
@@ -322,6 +334,7 @@ class WindowedPart(TimedPart):
     def recovered(self) -> None:
         """Read stream time and cursor, and find what is still to close."""
         super().recovered()
+        self.store_time = int.from_bytes(self.store.get(STORE_TIME_KEY) or b"", "big") - 1
         self._cut_cursor = self.store.get(CLOSED_KEY) or b""
         if self.closes:
             self._find_open()
@@ -334,6 +347,8 @@ class WindowedPart(TimedPart):
 
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         """Move what is dirty to ``committing``, with stream time, and what expires."""
+        if self.store_retention_ms:
+            self.changed_system[STORE_TIME_KEY] = (self.store_time + 1).to_bytes(8, "big")
         super().cut(excluded)
         cursor = self.committing.get(self.cursor_entry)
         if cursor is MISSING:
