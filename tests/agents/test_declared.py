@@ -92,11 +92,16 @@ async def test_group_by_keeps_time_and_headers() -> None:
 
 
 async def test_group_by_twice() -> None:
-    """Two groupings of one name are refused, with a proposal."""
+    """Two groupings by one field share a topic; two functions under one name are refused, with a proposal."""
     app, orders = shop()
     app.stream(orders).group_by("account")
-    with pytest.raises(TopologyError, match=r"name='orders-by-account-2'"):
-        app.stream(orders).group_by("account")
+    app.stream(orders).group_by("account")
+    assert [name for name in app.topology.topics if "repartition" in name] == [
+        "shop-orders-by-account-repartition"
+    ]
+    app.stream(orders).group_by(lambda order: order.account, name="mine")
+    with pytest.raises(TopologyError, match=r"name='mine-2'"):
+        app.stream(orders).group_by(lambda order: order.account[:1], name="mine")
 
 
 async def test_through() -> None:

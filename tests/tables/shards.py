@@ -262,7 +262,7 @@ class Model:
         self._waiting |= set(self.held) - before
         self._waiting &= set(self.held)
         due = [e for e in self._waiting if self.windows.final_at(e[1]) <= self.stream_time]
-        for entry in sorted(due, key=lambda entry: (entry[1].end, entry[0], entry[1].start)):
+        for entry in sorted(due, key=lambda entry: (entry[1].end, entry[1].start, entry[0])):
             self.closed.append((*entry, self.held[entry][0]))
             self._waiting.discard(entry)
         for entry in [entry for entry in self.held if self.expired(entry[1])]:

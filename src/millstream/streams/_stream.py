@@ -248,16 +248,15 @@ class DeclaredStream(Generic[V, K]):
             made = field_type(operator.value_type, key)
         elif made is None:
             made = without_none(result_type(key))
-        known = self.home.plan.moved.get((operator, key if isinstance(key, str) else stem))
-        if known is not None:
+        known = self.home.plan.moved.get((operator, key)) if isinstance(key, str) else None
+        if known is not None and name is None:
             return GroupedStream(known, self.home)
         getter = field_getter(key, operator.value_type)
         rekeyed = Rekey(operator, getter, name=stem, key_type=made)
         self.home.plan.add(rekeyed)
         moved = DeclaredStream[V, Any](rekeyed, self.home)._moved(stem)
-        self.home.plan.moved[operator, key if isinstance(key, str) else stem] = cast(
-            "SourceOperator", moved.operator
-        )
+        if isinstance(key, str) and name is None:
+            self.home.plan.moved[operator, key] = cast("SourceOperator", moved.operator)
         return GroupedStream(moved.operator, self.home)
 
 

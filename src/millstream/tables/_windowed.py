@@ -459,7 +459,7 @@ class WindowedTable(Generic[K, V]):
     def on_close(self, function: F) -> F:
         """Call ``async def function(key, window, value)`` once for each window with data that is final.
 
-        In order of window end, then key, each call as an event of its own, inside the epoch: what it writes
+        In order of window end, start (sessions differ in it), then key, each call as an event of its own, inside the epoch: what it writes
         and sends is committed together with the fact that the window was closed. Its event time is the
         window's end.
         """

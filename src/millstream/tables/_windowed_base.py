@@ -261,7 +261,7 @@ class WindowedPart(TimedPart):
 
     @abstractmethod
     def due(self) -> list[Due]:
-        """Final windows that are not closed, in order of end, then key: the first `DUE_MAX` of them.
+        """Final windows that are not closed, in order of end, start, key: the first `DUE_MAX` of them.
 
         Empty when there are none; the part then tells again when there are.
         """

@@ -42,7 +42,7 @@ async def close_due(
     *,
     pause: Callable[[], Awaitable[object]] | None = None,
 ) -> int:
-    """Call ``callback(key, window, value)`` for each final window that is not closed, in order of end, then key.
+    """Call ``callback(key, window, value)`` for each final window that is not closed, in order of end, start, then key.
 
     The shard takes in no record meanwhile. The events' time is the window's end. Windows that become final
     meanwhile are included.
