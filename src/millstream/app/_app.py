@@ -9,7 +9,6 @@ import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from millstream.agents import Agent, Topic
 from millstream.app._agents import Agents
 from millstream.app._pages import Pages
 from millstream.app._schedule import Schedule
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import click
     from typing_extensions import TypeForm, Unpack
 
-    from millstream.agents import Stream
+    from millstream.agents import Agent, Stream, Topic
     from millstream.app._options import (
         AgentDecorator,
         AgentOptions,
