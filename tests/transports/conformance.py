@@ -632,6 +632,19 @@ async def test_a_group_that_never_was(transport: Transport) -> None:
     assert await transport.committed("never-was", [A0]) == {}
 
 
+async def test_groups_are_listed(transport: Transport) -> None:
+    """Those with members, and those with positions; not one that was only asked for."""
+    before = set(await transport.groups())
+    await transport.describe_group("asked-for")
+    await transport.set_committed("at-rest", {A0: OffsetAndMetadata(1)})
+    membership = await join(transport, group="at-work")
+    await assigned(membership)
+    assert set(await transport.groups()) - before == {"at-rest", "at-work"}
+    assert await transport.groups() == sorted(await transport.groups())
+    await membership.leave()
+    assert "at-work" not in await transport.groups()
+
+
 async def test_the_first_assignment_comes_from_joining(transport: Transport) -> None:
     """A single member gets everything, and is confirmed."""
     membership = await join(transport, b"mine")

@@ -287,6 +287,10 @@ class Transport(Protocol):
         """The group as it is; a group that never was has generation 0 and no members."""
         ...
 
+    async def groups(self) -> list[str]:
+        """Names of the groups that have live members or committed positions, sorted."""
+        ...
+
     # upkeep
 
     async def maintain(self) -> None:

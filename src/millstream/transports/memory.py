@@ -291,6 +291,12 @@ class MemoryTransport:
             assigned={name: member.assigned for name, member in sorted(found.members.items())},
         )
 
+    async def groups(self) -> list[str]:
+        """Names of the groups that have members or committed positions, sorted."""
+        return sorted(
+            n for n, group in self.log._groups.items() if group.members or group.positions
+        )
+
     # upkeep
 
     async def maintain(self) -> None:

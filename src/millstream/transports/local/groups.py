@@ -39,6 +39,7 @@ __all__ = [
     "fence",
     "lease_is_over",
     "members_of",
+    "names",
     "positions",
     "rebalance",
     "refuse_if_live",
@@ -210,6 +211,15 @@ def describe(connection: sqlite3.Connection, group: str) -> GroupDescription:
         members={name: metadata for name, metadata, _ in rows},
         assigned={name: assigned for name, _, assigned in rows},
     )
+
+
+def names(connection: sqlite3.Connection) -> list[str]:
+    """Groups with live members or committed positions."""
+    rows = connection.execute("SELECT DISTINCT group_name FROM positions")
+    found = {str(name) for (name,) in rows}
+    joined = connection.execute("SELECT DISTINCT group_name FROM members").fetchall()
+    found |= {str(name) for (name,) in joined if describe(connection, name).members}
+    return sorted(found)
 
 
 # positions, and the fence

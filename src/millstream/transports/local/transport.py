@@ -199,6 +199,10 @@ class LocalTransport:
         """The group as it is, without members whose lease is over or whose process is gone."""
         return await self._read(groups.describe, group)
 
+    async def groups(self) -> list[str]:
+        """Names of the groups that have live members or committed positions, sorted."""
+        return await self._read(groups.names)
+
     # upkeep
 
     async def maintain(self) -> None:
