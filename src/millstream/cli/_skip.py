@@ -54,12 +54,13 @@ async def _skip(app: App, record: Position) -> None:
         following = await _next_records(transport, positions, tp)
         moved = past(record, positions, following)
         found = positions.committed.get(tp)
-        stream_time = decode_metadata("" if found is None else found.metadata).t
-        offset, metadata = encode_metadata(
-            stream_time, {name: moved.get(name, at) for (name, _), at in positions.at.items()}
+        metadata = decode_metadata("" if found is None else found.metadata)
+        metadata.check_finished(app.id)
+        offset, text = encode_metadata(
+            metadata.t, {name: moved.get(name, at) for (name, _), at in positions.at.items()}
         )
         try:
-            await transport.set_committed(app.id, {tp: OffsetAndMetadata(offset, metadata)})
+            await transport.set_committed(app.id, {tp: OffsetAndMetadata(offset, text)})
         except FencedError as exc:
             raise _running(app) from exc
     names = ", ".join(sorted(moved))

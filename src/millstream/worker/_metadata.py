@@ -12,11 +12,28 @@ METADATA_BYTES_MAX = 4_096
 
 
 class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Shard stream time (ms), and the positions of agents that are ahead of the committed offset."""
+    """Shard stream time (ms), and the positions of agents that are ahead of the committed offset.
+
+    ``u`` is the command (``reset``, ``copy``) that has begun and not finished with the group: its tables
+    do not go with its positions, and no worker goes on from there.
+    """
 
     v: int = 1
     t: int = -1
     a: dict[str, int] = msgspec.field(default_factory=dict)
+    u: str = ""
+
+    def check_finished(self, group: str) -> None:
+        """See that no command was interrupted.
+
+        Raises:
+            TopologyError: one was; the message tells to run it again.
+        """
+        if self.u:
+            raise TopologyError(
+                f"millstream {self.u} has begun to change the positions and tables of group {group!r}, and"
+                f" was interrupted: run the same millstream {self.u} again, to its end, and then go on"
+            )
 
 
 _encoder = msgspec.json.Encoder()

@@ -279,6 +279,7 @@ class Shard:
         self.committed = {}
         for tp in inputs:
             metadata = decode_metadata(found[tp].metadata if tp in found else "")
+            metadata.check_finished(options.group)
             self.stream_time = max(self.stream_time, metadata.t)
             at = max(found[tp].offset, starts[tp]) if tp in found else starts[tp]
             self.committed[tp] = self._last_offsets[tp] = at
