@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["APP", "MILLSTREAM", "Running", "Terminal", "children_of", "poll"]
 
 MILLSTREAM = [sys.executable, "-m", "millstream"]
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 DEADLINE_S = 30.0
 """For what takes well below a second on a machine at rest."""
 
@@ -177,6 +179,55 @@ class Terminal:
             timeout=DEADLINE_S,
             check=False,
         )
+
+    def look(
+        self, *arguments: str, typed: str = "", until: str = "", interrupt: bool = False
+    ) -> tuple[int, str]:
+        """Run ``millstream`` as a person sees it, on a terminal of 120 columns.
+
+        Args:
+            typed: what the person types as soon as ``until`` is to be read.
+            interrupt: press Ctrl-C then.
+
+        Returns:
+            The exit code, and all that was shown, without colours and movements.
+        """
+        ours, theirs = os.openpty()
+        process = subprocess.Popen(
+            [*self._millstream, *arguments],
+            cwd=self.directory,
+            env={**self._environment, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        shown = b""
+        deadline = time.monotonic() + DEADLINE_S
+        acted = not (typed or interrupt)
+        try:
+            while time.monotonic() < deadline:
+                with contextlib.suppress(OSError):  # the other end is closed
+                    if select.select([ours], [], [], 0.05)[0]:
+                        shown += (data := os.read(ours, 65_536))
+                        if data:
+                            continue
+                if not acted and re.search(until, shown.decode(errors="replace")):
+                    acted = True
+                    os.write(ours, typed.encode())
+                    if interrupt:
+                        process.send_signal(signal.SIGINT)
+                if process.poll() is not None:
+                    break
+            else:
+                raise AssertionError(f"after {DEADLINE_S:g} s still runs, and shows:\n{shown!r}")
+        finally:
+            process.kill()
+            process.wait(DEADLINE_S)
+            os.close(ours)
+        text = _ESCAPES.sub("", shown.decode(errors="replace"))
+        return process.returncode, text.replace("\r\n", "\n")
 
     def close(self) -> None:
         """Kill what was started here and still runs, with the processes that it started."""

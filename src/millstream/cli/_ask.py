@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from millstream.transports.base import Transport
 
-__all__ = ["Answer", "ask", "table_path", "worker_urls"]
+__all__ = ["Answer", "ask", "ask_text", "table_path", "worker_urls"]
 
 TIMEOUT_S = 10.0
 
@@ -45,16 +45,36 @@ async def worker_urls(transport: Transport, app: str) -> tuple[int, list[str]]:
     return len(members), [url for url in urls if url]
 
 
-def ask(url: str, path: str, query: Mapping[str, Any]) -> Answer:
+def ask(url: str, path: str, query: Mapping[str, Any], *, timeout_s: float = TIMEOUT_S) -> Answer:
     """Ask a worker.
 
     Raises:
         OSError: there was no answer.
     """
+    asked = urlencode({name: value for name, value in query.items() if value is not None})
+    status, data = _get(url, path, asked, timeout_s)
+    try:
+        return Answer(status, msgspec.json.decode(data))
+    except msgspec.DecodeError:
+        return Answer(status, None)
+
+
+def ask_text(url: str, path: str, *, timeout_s: float = TIMEOUT_S) -> str:
+    """Ask a worker for text.
+
+    Raises:
+        OSError: there was no answer, or another one than 200.
+    """
+    status, data = _get(url, path, "", timeout_s)
+    if status != 200:
+        raise OSError(f"{url}{path} answered {status}")
+    return data.decode("utf-8", "replace")
+
+
+def _get(url: str, path: str, asked: str, timeout_s: float) -> tuple[int, bytes]:
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    asked = urlencode({name: value for name, value in query.items() if value is not None})
-    connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
     try:
         connection.request(
             "GET",
@@ -62,15 +82,11 @@ def ask(url: str, path: str, query: Mapping[str, Any]) -> Answer:
             headers={"Accept": "application/json"},
         )
         response = connection.getresponse()
-        data = response.read()
+        return response.status, response.read()
     except http.client.HTTPException as exc:
         raise OSError(f"{url} gave no answer: {exc}") from exc
     finally:
         connection.close()
-    try:
-        return Answer(response.status, msgspec.json.decode(data))
-    except msgspec.DecodeError:
-        return Answer(response.status, None)
 
 
 def table_path(table: str, key: str | None = None) -> str:

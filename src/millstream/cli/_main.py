@@ -35,6 +35,8 @@ _OWN = {
     "tables": "_lists:tables",
     "agents": "_lists:agents",
     "topology": "_topology:topology",
+    "groups": "_groups:groups",
+    "lag": "_lag:lag",
     "skip": "_skip:skip",
     "completion": "_completion:completion",
 }

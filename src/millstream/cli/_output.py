@@ -11,7 +11,17 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["json_option", "one_line", "print_json", "print_rows", "shown_bytes", "to_terminal"]
+    from rich.table import Table
+
+__all__ = [
+    "drawn",
+    "json_option",
+    "one_line",
+    "print_json",
+    "print_rows",
+    "shown_bytes",
+    "to_terminal",
+]
 
 
 def json_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,6 +51,12 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
             click.echo("\t".join(one_line(cell) for cell in row))
         return
     from rich.console import Console
+
+    Console().print(drawn(columns, rows))
+
+
+def drawn(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """Rows under their columns, as a person sees them."""
     from rich.table import Table
     from rich.text import Text
 
@@ -58,7 +74,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         )
     for row in listed:
         table.add_row(*(Text(one_line(cell)) for cell in row))
-    Console().print(table)
+    return table
 
 
 def one_line(cell: Any) -> str:
