@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from millstream.app._app import App
+    from millstream.app._settings import Settings
     from millstream.app._web import Questions
     from millstream.clock import Clock
     from millstream.context import Scope
@@ -72,6 +73,15 @@ def local_path(broker: str) -> Path:
     if not text:
         raise SettingError("broker", "local:// needs a file, for example local://shop.db")
     return Path(text).expanduser().absolute()
+
+
+def state_folder(settings: Settings) -> Path:
+    """Where the local state of apps with these settings is: below it a folder for each app, and one for each slot."""
+    if settings.state_dir is not None:
+        return settings.state_dir.absolute()
+    if settings.broker.startswith("local://"):
+        return local_path(settings.broker).parent / ".millstream"
+    return Path.cwd() / ".millstream"
 
 
 class Runtime:
@@ -220,11 +230,7 @@ class Runtime:
     @property
     def state_dir(self) -> Path:
         """Where the worker's local state is."""
-        if self.settings.state_dir is not None:
-            return self.settings.state_dir.absolute()
-        if self.settings.broker.startswith("local://"):
-            return local_path(self.settings.broker).parent / ".millstream"
-        return Path.cwd() / ".millstream"
+        return state_folder(self.settings)
 
     def _open_state(self, stack: contextlib.AsyncExitStack) -> StateBackend:
         if self._given_state is not None:

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from millstream.app import App
     from millstream.transports.base import Transport
 
-__all__ = ["Begin", "tail"]
+__all__ = ["MOMENT_MIN", "Begin", "moment_of", "tail"]
 
 LAST_RECORDS = 10
 FETCH_BYTES_MAX = 1 << 20
-_MOMENT_MIN = 10**11
+MOMENT_MIN = 10**11
 """A number from here on is ms since the epoch, and not a count of records."""
 
 
@@ -67,20 +67,28 @@ class BeginType(_BeginParam):
             return Begin(end=True)
         if value.isdigit():
             number = int(value)
-            return Begin(moment=number) if number >= _MOMENT_MIN else Begin(last=number)
-        try:
-            return Begin(moment=time.time_ns() // 1_000_000 - duration_ms(value))
-        except ConfigurationError:
-            pass
-        try:
-            return Begin(moment=timestamp_ms(datetime.fromisoformat(value).astimezone()))
-        except ValueError:
+            return Begin(moment=number) if number >= MOMENT_MIN else Begin(last=number)
+        moment = moment_of(value)
+        if moment is None:
             self.fail(
                 f"{value!r} is neither beginning, end, a count of records, a length of time such as"
                 f" 10m, nor a time such as 2026-01-31T12:00:00Z.",
                 param,
                 ctx,
             )
+        return Begin(moment=moment)
+
+
+def moment_of(text: str) -> int | None:
+    """A moment in ms: ``10m`` (ago), or a time as in ISO 8601; None where it is neither."""
+    try:
+        return time.time_ns() // 1_000_000 - duration_ms(text)
+    except ConfigurationError:
+        pass
+    try:
+        return timestamp_ms(datetime.fromisoformat(text).astimezone())
+    except ValueError:
+        return None
 
 
 @command("tail")

@@ -6,7 +6,13 @@ import msgspec
 
 from millstream.errors import TopologyError
 
-__all__ = ["METADATA_BYTES_MAX", "PartitionMetadata", "decode_metadata", "encode_metadata"]
+__all__ = [
+    "METADATA_BYTES_MAX",
+    "PartitionMetadata",
+    "decode_metadata",
+    "encode_metadata",
+    "unfinished",
+]
 
 METADATA_BYTES_MAX = 4_096
 
@@ -38,6 +44,11 @@ class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(PartitionMetadata)
+
+
+def unfinished(command: str) -> str:
+    """Metadata that keeps workers away until ``command`` has come to its end."""
+    return _encoder.encode(PartitionMetadata(u=command)).decode()
 
 
 def encode_metadata(stream_time: int, positions: dict[str, int]) -> tuple[int, str]:
