@@ -39,6 +39,7 @@ _OWN = {
     "lag": "_lag:lag",
     "reset": "_reset:reset",
     "skip": "_skip:skip",
+    "dlq": "_dlq:dlq",
     "completion": "_completion:completion",
 }
 """Commands in the order of ``--help``, and where they are."""
