@@ -14,11 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from millstream.app import App
+    from millstream.clock import Clock
     from millstream.records import TopicPartition
     from millstream.topology import Topology
     from millstream.transports.base import OffsetAndMetadata, TopicInfo, Transport
 
-__all__ = ["AgentPositions", "agent_positions", "log_exists", "open_log", "resolved_topology"]
+__all__ = [
+    "AgentPositions",
+    "agent_positions",
+    "log_exists",
+    "open_log",
+    "open_url",
+    "resolved_topology",
+]
 
 
 def log_exists(app: App) -> bool:
@@ -34,18 +42,30 @@ async def open_log(app: App) -> AsyncIterator[Transport]:
     Raises:
         ConfigurationError: it does not exist, or cannot be seen from this process.
     """
-    broker = app.settings.broker
-    if broker.startswith("memory://"):
+    async with open_url(app.settings.broker, app.clock) as transport:
+        yield transport
+
+
+@contextlib.asynccontextmanager
+async def open_url(url: str, clock: Clock, *, may_be_new: bool = False) -> AsyncIterator[Transport]:
+    """The log at a broker's URL.
+
+    Args:
+        may_be_new: make a file that does not exist.
+
+    Raises:
+        ConfigurationError: it does not exist, or cannot be seen from this process.
+    """
+    if url.startswith("memory://"):
         raise ConfigurationError(
-            f"the log of app {app.id!r} is {broker}, which lives inside one process: there is nothing"
-            f" to see from here"
+            f"the log {url} lives inside one process: there is nothing to see from here"
         )
-    if not log_exists(app):
+    if url.startswith("local://") and not (may_be_new or local_path(url).exists()):
         raise ConfigurationError(
-            f"the log local://{local_path(broker)} does not exist yet: start a worker"
+            f"the log local://{local_path(url)} does not exist yet: start a worker"
             f" (millstream worker) or send something, or check the working directory"
         )
-    async with open_transport(broker, app.clock) as transport:
+    async with open_transport(url, clock) as transport:
         yield transport
 
 

@@ -39,6 +39,7 @@ _OWN = {
     "lag": "_lag:lag",
     "reset": "_reset:reset",
     "skip": "_skip:skip",
+    "copy": "_copy:copy",
     "dlq": "_dlq:dlq",
     "completion": "_completion:completion",
 }

@@ -29,6 +29,10 @@ class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
     a: dict[str, int] = msgspec.field(default_factory=dict)
     u: str = ""
 
+    def moved(self, positions: dict[str, int]) -> str:
+        """The same with other positions of agents, as text."""
+        return _encoder.encode(msgspec.structs.replace(self, a=positions)).decode()
+
     def check_finished(self, group: str) -> None:
         """See that no command was interrupted.
 
