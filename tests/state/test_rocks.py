@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from millstream.errors import StateError
-from millstream.state.rocks import RocksBackend
+from millstream.state.rocks import RocksBackend, peek
 
 from .conformance import *  # noqa: F403 - the suite that every backend passes
 
@@ -46,7 +46,7 @@ def test_the_contract_does_not_load_rocksdb() -> None:
 _WORKER = """
 import os, signal, sys
 from pathlib import Path
-from millstream.state.rocks import RocksBackend
+from millstream.state.rocks import RocksBackend, peek
 store = RocksBackend(Path(sys.argv[1])).open("s")
 def epoch(number):
     rows = {b"%d-%03d" % (number, n): b"v" * 100 for n in range(100)}
@@ -271,3 +271,19 @@ def test_a_root_that_is_a_file(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot open"):
         RocksBackend(tmp_path / "file").open("s")
     assert RocksBackend(tmp_path / "file").shards() == []
+
+
+def test_peek(backend: RocksBackend, tmp_path: Path) -> None:
+    """What is on disk is seen without a lock, and nothing is left behind."""
+    store = backend.open("4-0")
+    store.write({"a": {POSITION: b"1"}, "b": {b"other": b"2"}})
+    store.flush()
+    path = backend.path("4-0")
+    assert peek(path, POSITION) == {"a": b"1"}
+    store.close()
+    before = sorted(path.iterdir())
+    assert peek(path, POSITION) == {"a": b"1"}
+    assert sorted(path.iterdir()) == before
+    with pytest.raises(StateError, match="cannot be looked at"):
+        peek(tmp_path / "nowhere", POSITION)
+    assert not (tmp_path / "nowhere").exists()

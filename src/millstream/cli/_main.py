@@ -41,6 +41,7 @@ _OWN = {
     "skip": "_skip:skip",
     "copy": "_copy:copy",
     "dlq": "_dlq:dlq",
+    "doctor": "_doctor:doctor",
     "completion": "_completion:completion",
 }
 """Commands in the order of ``--help``, and where they are."""

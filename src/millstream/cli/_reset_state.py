@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from millstream.app._slot import take_slot
@@ -11,9 +13,8 @@ from millstream.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
-    from pathlib import Path
 
-__all__ = ["hold_slots", "remove_store", "slots_of", "stores_of"]
+__all__ = ["hold_slots", "holder", "remove_store", "slots_of", "stores_of"]
 
 
 def slots_of(folder: Path) -> list[Path]:
@@ -65,11 +66,36 @@ def hold_slots(slots: Sequence[Path]) -> Iterator[None]:
 
 
 def holder(slot: Path) -> int | None:
-    """The process that holds a slot, or held it last."""
+    """The process that holds a slot; None where none does.
+
+    Asks without trying the lock, as a worker that starts at that moment would go to another slot.
+    """
+    lock = slot / "lock"
     try:
-        return int((slot / "lock").read_text())
+        pid = int(lock.read_text())
+        inode = str(lock.stat().st_ino)
     except (OSError, ValueError):
         return None
+    try:
+        locks = Path("/proc/locks").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return pid if _runs(pid) else None
+    # 1: FLOCK  ADVISORY  WRITE 7332 fe:00:9977884 0 EOF
+    fields = [line.split() for line in locks]
+    held = any(f[1] == "FLOCK" and f[5].rpartition(":")[2] == inode for f in fields if len(f) > 5)
+    return pid if held else None
+
+
+def _runs(pid: int) -> bool:
+    if os.name == "nt":
+        return True  # os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def remove_store(store: Path) -> None:

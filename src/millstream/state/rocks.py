@@ -36,6 +36,7 @@ from urllib.parse import quote, unquote
 from weakref import WeakSet
 
 from rocksdict import (
+    AccessType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
 
     from rocksdict import ColumnFamily
 
-__all__ = ["RocksBackend", "RocksStore", "RocksTable"]
+__all__ = ["RocksBackend", "RocksStore", "RocksTable", "peek"]
 
 _MIB = 1 << 20
 _FAMILY = "table:"  # a table may be called "default", RocksDB's own column family may not
@@ -170,6 +171,37 @@ class RocksBackend:
             shutil.copytree(path, target, copy_function=_link_or_copy)
         except OSError as problem:
             raise _state_error(f"cannot restore shard {shard}", target, problem) from problem
+
+
+def peek(path: Path, key: bytes) -> dict[str, bytes]:
+    """What the tables in the directory of a store have under a key, as far as it is on disk.
+
+    Takes no lock and writes nothing. Blocks the caller.
+
+    Raises:
+        StateError: the files are damaged, or cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        options = Options(raw_mode=True)
+        families = Rdict.list_cf(str(path), options)
+        database = Rdict(
+            str(path),
+            options,
+            column_families=dict.fromkeys(families, options),
+            access_type=AccessType.read_only(),
+        )
+        try:
+            for family in families:
+                if family.startswith(_FAMILY):
+                    value: Any = database.get_column_family(family).get(key)
+                    if value is not None:
+                        found[family.removeprefix(_FAMILY)] = value
+        finally:
+            database.close()
+    except Exception as problem:
+        raise _state_error("the state cannot be looked at", path, problem) from problem
+    return found
 
 
 class RocksStore:
