@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 
 GOOD = '{"account": "ada", "amount": 2.5}'
 TP = TopicPartition("orders", 1)
-not_root = pytest.mark.skipif(
-    hasattr(os, "getuid") and os.getuid() == 0, reason="root may write everywhere"
-)
 
 
 def _findings(result: Result) -> list[dict[str, str]]:
@@ -272,16 +270,19 @@ def test_state_that_is_damaged(project: Path, call: Callable[..., Result]) -> No
     assert finding["mend"] == f"delete {store} while no worker runs: it is rebuilt from the log"
 
 
-@not_root
-def test_a_folder_that_cannot_be_written(project: Path, call: Callable[..., Result]) -> None:
+def test_a_folder_that_cannot_be_written(
+    project: Path, call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Log and state both need it."""
     call("send", "orders", GOOD)
-    project.chmod(0o500)
-    try:
-        wrong = _wrong(call("doctor", "--json"))
-    finally:
-        project.chmod(0o700)
+
+    def refuse(**_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    wrong = _wrong(call("doctor", "--json"))
     assert {finding["area"] for finding in wrong} == {"state", "log"}
+    assert all(f"{project} cannot be written (Permission denied)" in f["text"] for f in wrong)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ _OWN = {
     "topology": "_topology:topology",
     "groups": "_groups:groups",
     "lag": "_lag:lag",
+    "top": "_top:top",
     "reset": "_reset:reset",
     "skip": "_skip:skip",
     "copy": "_copy:copy",
