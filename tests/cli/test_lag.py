@@ -134,6 +134,20 @@ def test_on_a_terminal(terminal: Terminal) -> None:
     assert "Traceback" not in shown
 
 
+def test_offsets_without_records(
+    call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker's own markers at the end of a partition are nothing that an agent has before it."""
+
+    async def nothing(*_: object) -> dict[object, int]:
+        return {}
+
+    call("send", "orders", GOOD)
+    monkeypatch.setattr("millstream.cli._lag.first_timestamps", nothing)
+    row = _row(call("lag", "--json"), "count")
+    assert (row["committed"], row["end"], row["lag"], row["oldest"]) == (None, 1, 0, None)
+
+
 async def test_first_timestamps() -> None:
     """Of several places in one partition, past gaps, in batches of any size."""
     clock = ManualClock()

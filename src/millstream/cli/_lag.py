@@ -88,7 +88,9 @@ async def lag_rows(app: App, transport: Transport) -> tuple[list[dict[str, Any]]
             if (name, tp) not in found.at:
                 continue
             at, end = found.at[name, tp], found.ends[tp]
-            oldest = moments.get((tp, at))
+            oldest = moments.get(
+                (tp, at)
+            )  # none: what is left are gaps, and a broker's own markers
             rows.append(
                 {
                     "agent": name,
@@ -96,7 +98,7 @@ async def lag_rows(app: App, transport: Transport) -> tuple[list[dict[str, Any]]
                     "partition": tp.partition,
                     "committed": at if tp in found.committed else None,
                     "end": end,
-                    "lag": max(0, end - at),
+                    "lag": 0 if oldest is None else end - at,
                     "oldest": oldest,
                     "oldest_age_ms": None if oldest is None else max(0, now - oldest),
                 }
