@@ -66,8 +66,9 @@ class Supervisor:
         self._stopping = threading.Event()
 
     def run(self) -> int:
-        """Return when the workers have ended: 0, or the code of one whose call cannot work."""
+        """Return when the workers have ended: 0, or the code of one that failed as it ended, or cannot begin."""
         code: int | None = None
+        ended = 0
         with self._signals():
             try:
                 while code is None and not self._stopping.wait(POLL_S):
@@ -75,8 +76,8 @@ class Supervisor:
                 if code is None:
                     note("stopping: what is finished is committed; Ctrl-C again exits at once")
             finally:
-                self._end(self._children)
-        return code or 0
+                ended = self._end(self._children)
+        return code or ended
 
     def _turn(self) -> int | None:
         for child in self._children:
@@ -144,8 +145,8 @@ class Supervisor:
             with contextlib.suppress(OSError):
                 child.process.stdin.close()
 
-    def _end(self, children: Sequence[_Child]) -> None:
-        """Have workers finish, and kill those that do not."""
+    def _end(self, children: Sequence[_Child]) -> int:
+        """Have workers finish, and kill those that do not; 0, or the highest code of one that failed."""
         running = [child for child in children if child.process is not None]
         for child in running:
             self._close(child)
@@ -157,6 +158,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
+        return max([0, *(c.process.returncode for c in running if c.process is not None)])
 
     # signals --------------------------------------------------------------------------------------
 

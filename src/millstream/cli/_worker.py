@@ -94,8 +94,10 @@ def _work(session: Session, call: WorkerCall, child: int | None) -> int:
         level=call.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     app = session.app()
+    slot = app.settings.slot
     app.settings = dataclasses.replace(
         app.settings,
+        slot=f"{slot}-{child}" if slot and child is not None and call.processes > 1 else slot,
         web_port=call.web_port or app.settings.web_port,
         web_host=call.web_host or app.settings.web_host,
     )
