@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,7 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 import millstream
+from millstream.cli._main import _OWN
 from tests.cli.terminal import APP, Terminal
+from tests.requirements import missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,14 +56,22 @@ def test_version_and_help(call: Callable[..., Result]) -> None:
         "tables",
         "agents",
         "topology",
+        "groups",
+        "lag",
+        "top",
         "skip",
+        "dlq",
+        "reset",
+        "copy",
+        "doctor",
+        "completion",
     ]
     places = [output.index(f"\n  {name} ") for name in names]
     assert places == sorted(places)
     assert "Commands of this app" not in output
 
 
-@pytest.mark.parametrize("command", ["new", "worker", "send", "tail", "table", "topics", "tables"])
+@pytest.mark.parametrize("command", list(_OWN))
 def test_each_command_has_help(call: Callable[..., Result], command: str) -> None:
     """Also where the app does not load."""
     (result := call(command, "--help"))
@@ -142,6 +154,49 @@ def test_completion(call: Callable[..., Result]) -> None:
         "COMP_CWORD": "2",
     }
     assert "plain,orders" in call(env=env).output
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("millstream reset o", "plain,orders"),
+        ("millstream dlq re", "plain,retry"),
+        ("millstream reset --k", "plain,--keep-tables"),
+        ("millstream do", "plain,doctor"),
+    ],
+)
+def test_completion_of_operations(call: Callable[..., Result], words: str, found: str) -> None:
+    """Topics, commands below a command, and options."""
+    number = str(len(words.split()) - 1)
+    env = {"_MILLSTREAM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": number}
+    assert found in call(env=env).output.splitlines()
+
+
+def test_completion_in_a_shell(project: Path) -> None:
+    """Bash takes the script, and asks us."""
+    bash = shutil.which("bash")
+    if bash is None:
+        missing("bash, for a test of completion")
+    program = project / "bin" / "millstream"
+    program.parent.mkdir()
+    program.write_text(f'#!{bash}\nexec "{sys.executable}" -m millstream "$@"\n')
+    program.chmod(0o755)
+    script = """
+    eval "$(millstream completion bash)" || exit 3
+    COMP_WORDS=(millstream dlq sh) COMP_CWORD=2
+    _millstream_completion millstream
+    printf '%s' "${COMPREPLY[*]}"
+    """
+    done = subprocess.run(
+        [bash, "--norc", "-c", script],
+        cwd=project,
+        env={**os.environ, "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "show"), done.stderr
 
 
 def test_reader_that_goes_away(project: Path, terminal: Terminal) -> None:

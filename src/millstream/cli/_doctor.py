@@ -39,9 +39,9 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "error": ("✗", "
 @command("doctor")
 @json_option
 def doctor(session: Session, as_json: bool) -> int:
-    """Look for what is wrong with settings, log, topics, state, workers and this machine, and say how to mend it.
+    """Look for what is wrong, and say how to mend it.
 
-    The exit code is 1 if something is wrong; warnings alone are 0. Nothing is changed, and secrets are not shown.
+    Looked at are settings, log, topics, positions, local state, workers, and this machine. The exit code is 1 if something is wrong; warnings alone are 0. Nothing is changed, and secrets are not shown.
     """
     found, settings = run(_examine(session))
     secrets = secrets_of(settings)

@@ -118,7 +118,7 @@ def health(url: str) -> str:
 @click.option("--all", "every", is_flag=True, help="Also groups that are not the app's.")
 @json_option
 def groups(session: Session, every: bool, as_json: bool) -> None:
-    """List the workers of the app's group: their shards and addresses, and whether they are ready.
+    """List the workers of the app's group: shards, addresses, and how they are.
 
     A group is the workers that run one app, and has the app's id. Its generation grows by one whenever a worker
     comes or goes.

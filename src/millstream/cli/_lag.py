@@ -45,7 +45,7 @@ At = tuple[TopicPartition, int]
 )
 @json_option
 def lag(session: Session, watch: bool, interval_s: float, most: int | None, as_json: bool) -> int:
-    """Show how many records each agent has before it, and how old the oldest of them is.
+    """Show how many records each agent has before it, and how old the oldest is.
 
     By partition, then over all of them. Committed positions are what counts, whether workers run or not. The age is by
     the record's own timestamp.

@@ -38,10 +38,10 @@ _OWN = {
     "groups": "_groups:groups",
     "lag": "_lag:lag",
     "top": "_top:top",
-    "reset": "_reset:reset",
     "skip": "_skip:skip",
-    "copy": "_copy:copy",
     "dlq": "_dlq:dlq",
+    "reset": "_reset:reset",
+    "copy": "_copy:copy",
     "doctor": "_doctor:doctor",
     "completion": "_completion:completion",
 }
