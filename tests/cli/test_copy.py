@@ -41,7 +41,7 @@ TABLE = TopicPartition("table", 0)
 WINDOWS = """
 
 hourly = app.table("hourly", key=str, value=int, default=0).tumbling("1h", grace="5m")
-by_amount = app.table("by-amount", key=str, value=int, default=0)
+by_amount = app.table("by-amount", key=float, value=int, default=0)
 
 
 @app.agent(orders)
@@ -51,7 +51,7 @@ async def windows(stream: ms.Stream[Order]) -> None:
 
 
 @app.agent(app.stream(orders).group_by("amount"))
-async def group(stream: ms.Stream[Order, str]) -> None:
+async def group(stream: ms.Stream[Order, float]) -> None:
     async for amount, order in stream.items():
         by_amount[amount] += 1
 """

@@ -248,6 +248,20 @@ def test_a_port_that_is_taken(project: Path, call: Callable[..., Result]) -> Non
     assert finding["text"] == f"port {port} on 127.0.0.1 is in use, and no worker of this app runs"
 
 
+def test_an_address_that_is_none(
+    project: Path, call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said of the address, and not of the port."""
+
+    def unknown(*_: Any) -> Any:
+        raise socket.gaierror("Name or service not known")
+
+    (project / "app.py").write_text(APP.replace("web=False", "web_host='nowhere', web_port=1"))
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    (finding,) = _wrong(call("doctor", "--json"))
+    assert finding["text"].startswith("web_host=nowhere is no address: Name or service not known")
+
+
 def test_state_of_another_log(project: Path, call: Callable[..., Result]) -> None:
     """It would be rebuilt: that is said, and how many records that takes."""
     call("send", "orders", GOOD)

@@ -47,7 +47,7 @@ class Order(msgspec.Struct):
 
 orders = app.topic("orders", value=Order, key_from="account")
 large = app.topic("large", value=Order, key_from="account")
-totals = app.table("totals", key=str, value=int, default=0)
+totals = app.table("totals", key=float, value=int, default=0)
 seen = app.table("seen", key=str, value=int, default=0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from typing import TYPE_CHECKING
 
 import click
@@ -96,7 +97,18 @@ async def _examine(session: Session) -> tuple[list[Finding], Settings | None]:
 def _port_findings(app: App) -> Iterator[Finding]:
     """Whether a worker would get its port; call it where none runs."""
     host, port = app.settings.web_host, app.settings.web_port
-    if app.settings.web and port and not is_free(host, port):
+    if not app.settings.web:
+        return
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as exc:
+        yield error(
+            "settings",
+            f"web_host={host} is no address: {exc}",
+            "set web_host (MILLSTREAM_WEB_HOST) to one of this machine, or to 0.0.0.0 for all",
+        )
+        return
+    if port and not is_free(host, port):
         yield error(
             "settings",
             f"port {port} on {host} is in use, and no worker of this app runs",

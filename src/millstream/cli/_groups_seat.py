@@ -90,7 +90,12 @@ async def take_seat(transport: Transport, group: str, *, command: str) -> AsyncI
     )
     alive = asyncio.create_task(_tell_alive(membership), name="alive")
     try:
-        assignment = await asyncio.wait_for(membership.next_assignment(), SEATED_S)
+        try:
+            assignment = await asyncio.wait_for(membership.next_assignment(), SEATED_S)
+        except TimeoutError as exc:
+            raise TransportError(
+                f"group {group!r} did not let {command} in within {SEATED_S:g} s: look after the log"
+            ) from exc
         if len(assignment.members) > 1:
             raise _taken(group, command)
         yield Seat(transport, group, assignment.member_id, assignment.generation)
