@@ -12,9 +12,10 @@ from millstream.streams._home import Compat, StreamHome
 from millstream.streams._operator import Operator, Windowed
 from millstream.streams._pipeline import pipeline_agent
 from millstream.streams._plan import Pipeline, Plan
+from millstream.streams._process import ProcessContext, Processor
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
-from millstream.streams._tables import DerivedTable, Table, TableStream, WindowedTable
+from millstream.streams._tables import DerivedTable, GroupedTable, Table, TableStream, WindowedTable
 
 __all__ = [
     "CogroupedStream",
@@ -23,9 +24,12 @@ __all__ = [
     "DerivedTable",
     "Emit",
     "GroupedStream",
+    "GroupedTable",
     "Operator",
     "Pipeline",
     "Plan",
+    "ProcessContext",
+    "Processor",
     "StreamHome",
     "Suppress",
     "Table",

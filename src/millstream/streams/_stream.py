@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Any, Generic, cast
 from typing_extensions import TypeVar
 
 from millstream.agents import Topic, field_getter
+from millstream.clock import duration_ms
 from millstream.errors import TopologyError
+from millstream.streams._distinct import distinct
+from millstream.streams._process import process
 from millstream.streams._sink import put_record
 from millstream.streams._stateless import (
     Branch,
@@ -30,9 +33,11 @@ from millstream.streams._types import result_type, without_none
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
+    from millstream.clock import Duration
     from millstream.streams._grouped import GroupedStream
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
+    from millstream.streams._process import Processor
     from millstream.streams._tables import Table
 
 __all__ = ["DeclaredStream", "field_type"]
@@ -204,6 +209,59 @@ class DeclaredStream(Generic[V, K]):
             operator=operator,
         )
         return kept
+
+    def distinct(
+        self,
+        key: str | Callable[[V], Any] | None = None,
+        *,
+        within: Duration,
+        grace: Duration | None = None,
+        name: str | None = None,
+    ) -> DeclaredStream[V, Any]:
+        """The first record of those with one key within a time; the others are dropped.
+
+        Args:
+            key: a field, or a function of the value, with a ``name``: the records move to the shards of it,
+                and it is their key from then on. The records' own key where it is left out.
+            within: a record passes if none of its key has passed less than that before or after it, by event
+                time.
+            grace: how long after that a late record is still looked at, rather than dropped; ``within``
+                unless given.
+            name: of what is remembered; from the source where it is left out.
+        """
+        moved = self.by_key() if key is None else self.group_by(key, name=name)
+        stem = moved.operator.name.removeprefix(f"{self.home.id}-").removesuffix("-repartition")
+        within_ms = duration_ms(within, what="distinct(within=)")
+        grace_ms = within_ms if grace is None else duration_ms(grace, what="distinct(grace=)")
+        operator = distinct(
+            self.home, moved.operator, within_ms, grace_ms, f"{name or stem}-distinct"
+        )
+        return DeclaredStream(operator, self.home)
+
+    def process(
+        self,
+        processor: Processor,
+        *,
+        name: str,
+        wall_timers: Duration | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[Any, K]:
+        """What an object of the program makes of the records, with tables and timers of its own.
+
+        Args:
+            processor: has ``process(key, value, context)`` and, for timers, ``on_timer(key, context)``; either
+                may be async. It may use the app's tables. One object serves all shards, so what it
+                keeps in itself is lost and mixed: state belongs into tables.
+            name: of its timers' table.
+            wall_timers: how often timers of the wall clock are looked at, where it sets any.
+            value: the type of what it forwards.
+        """
+        moved = self.by_key().operator
+        made = Any if value is None else value
+        operator = process(
+            self.home, moved, processor, name=name, wall_timers=wall_timers, value_type=made
+        )
+        return DeclaredStream(operator, self.home)
 
     # groups ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,356 @@
+"""Operators that programs write themselves, with timers: the way out where no other operator fits.
+
+A processor keeps its state in the app's tables, like an agent. Its timers lie in a table of the operator's own, so they
+survive restarts, move with the shard, and are undone with the event that set them. In memory there is only the
+order in which they are due, made from that table.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from millstream.clock import Duration, duration_ms, timestamp_ms
+from millstream.context import current
+from millstream.errors import ConfigurationError, ProgramError
+from millstream.streams._operator import Context, Done, Operator, each
+from millstream.streams._pipeline import bound
+from millstream.tables import DELETED, MISSING, Due, TimedPart
+from millstream.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from millstream.clock import Clock
+    from millstream.context import PreImage, Scope
+    from millstream.streams._home import StreamHome
+
+__all__ = ["ProcessContext", "Processor", "process"]
+
+EVENT, WALL = 0, 1
+
+
+class Processor(Protocol):
+    """What `DeclaredStream.process` takes: an object with these methods; they may be async.
+
+    ``on_timer`` may be left out where no timers are set.
+    """
+
+    def process(self, key: Any, value: Any, context: ProcessContext) -> Any:
+        """Take a record."""
+        ...
+
+
+class ProcessContext:
+    """What a processor can do besides using tables, while it is called."""
+
+    __slots__ = ("_context", "_name", "_wall", "key", "results", "timestamp")
+
+    def __init__(self, context: Context, name: str, *, wall: bool) -> None:
+        self._context = context
+        self._name = name
+        self._wall = wall
+        self.key: Any = None
+        """The key at hand."""
+        self.timestamp = 0
+        """Event time, in ms: of the record, or the moment for which the timer was set."""
+        self.results: list[tuple[Any, Any, int]] = []
+
+    @property
+    def stream_time(self) -> int:
+        """The highest event time that the processor has seen in this shard; -1 before the first record."""
+        part: TimedPart = self._context.parts[self._name]
+        return part.stream_time
+
+    def forward(self, value: Any, *, key: Any = None, timestamp: int | None = None) -> None:
+        """Hand on a result; with the key and the time at hand unless told otherwise."""
+        self.results.append(
+            (
+                self.key if key is None else key,
+                value,
+                self.timestamp if timestamp is None else timestamp,
+            )
+        )
+
+    def set_timer(
+        self,
+        at: datetime | float | None = None,
+        *,
+        after: Duration | None = None,
+        key: Any = None,
+        time: Literal["event", "wall"] = "event",
+    ) -> None:
+        """Have ``on_timer(key, context)`` called once, when time has reached a moment.
+
+        Setting a timer again for the same key and moment changes nothing.
+
+        Args:
+            at: the moment, in ms since the epoch, or an aware datetime.
+            after: instead of it: so long after the event's time, or after now by the wall clock.
+            key: the key at hand, unless told otherwise; it has to be one of this shard.
+            time: by which clock.
+
+        Raises:
+            ProgramError: neither or both of ``at`` and ``after``, or no interval for the wall clock was given.
+        """
+        if (at is None) == (after is None):
+            raise ProgramError("set_timer: give either the moment, or after=")
+        if time == "wall" and not self._wall:
+            raise ProgramError(
+                f"processor {self._name!r}: timers of the wall clock need to be looked at; say how often:"
+                f" process(..., wall_timers='1s')"
+            )
+        if at is not None:
+            moment = timestamp_ms(at)
+        else:
+            assert after is not None
+            now = self.timestamp if time == "event" else self._context.clock.now()
+            moment = now + duration_ms(after, what="set_timer(after=)")
+        part: TimerPart = self._context.parts[self._name]
+        part.schedule(
+            (WALL if time == "wall" else EVENT, moment, self.key if key is None else key),
+            self._context.scope,
+        )
+
+    def cancel_timer(
+        self, at: datetime | float, *, key: Any = None, time: Literal["event", "wall"] = "event"
+    ) -> None:
+        """Forget a timer; nothing happens if there is none."""
+        part: TimerPart = self._context.parts[self._name]
+        entry = (
+            WALL if time == "wall" else EVENT,
+            timestamp_ms(at),
+            self.key if key is None else key,
+        )
+        part.forget(entry, self._context.scope)
+
+
+class TimerPart(TimedPart):
+    """Timers of a processor in one shard: entries ``(clock, moment, key)``."""
+
+    __slots__ = ("_heaps", "_stale")
+
+    def __init__(self, name: str, **arguments: Any) -> None:
+        super().__init__(name, **{**arguments, "mutable": False})
+        self._heaps: dict[int, list[tuple[int, bytes, Any]]] = {}
+        self._stale = True
+
+    def _fresh(self) -> None:
+        if self._stale:
+            self._stale = False
+            self._heaps = {EVENT: [], WALL: []}
+            for entry in list(self.keys(b"\x01", None)):
+                self._note(entry)
+
+    def _note(self, entry: tuple[int, int, Any]) -> None:
+        heapq.heappush(self._heaps[entry[0]], (entry[1], self.encode_key(entry), entry))
+
+    def _is_set(self, entry: Any) -> bool:
+        value = self.dirty[entry] if entry in self.dirty else self.load(entry)
+        return value is not MISSING and value is not DELETED
+
+    def schedule(self, entry: tuple[int, int, Any], scope: Scope) -> None:
+        """Set a timer."""
+        self._fresh()
+        if self.get(entry, scope) is MISSING:
+            self.set(entry, b"", scope)
+            self._note(entry)
+
+    def forget(self, entry: tuple[int, int, Any], scope: Scope) -> None:
+        """Take a timer out."""
+        if self.get(entry, scope) is not MISSING:
+            self.delete(entry, scope)
+
+    def next(self, clock: int, now: int) -> tuple[int, int, Any] | None:
+        """The first timer that is due by a clock."""
+        self._fresh()
+        heap = self._heaps[clock]
+        while heap and heap[0][0] <= now:
+            entry: tuple[int, int, Any] = heap[0][2]
+            if self._is_set(entry):
+                return entry
+            heapq.heappop(heap)
+        return None
+
+    def undo(self, key: Any, before: PreImage) -> None:
+        super().undo(key, before)
+        self._stale = True
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        super().cut(excluded)
+        if excluded:
+            self._stale = True
+
+    def advance(self, by: int) -> None:
+        super().advance(by)
+        if self.due():
+            self.closing_due = True
+            self.on_due()
+
+    def due(self) -> list[Due]:
+        self.closing_due = False
+        if self.next(EVENT, self.stream_time) is None:
+            return []
+        return [Due(None, None, Window(self.stream_time, self.stream_time), b"")]
+
+    def close(self, due: Due, scope: Scope) -> Any:
+        return due
+
+
+class Process(Operator):
+    """Hands records and timers to an object of the program."""
+
+    kind = "process"
+
+    def __init__(
+        self,
+        parent: Operator,
+        processor: Any,
+        *,
+        name: str,
+        clock: Callable[[], Clock],
+        wall: bool,
+        value_type: Any,
+    ) -> None:
+        super().__init__(parent, name=name)
+        self.processor = processor
+        self.value_type, self.codec = value_type, None
+        self.stores.append(name)
+        self._clock = clock
+        self._wall = wall
+
+    def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        part = context.parts[self.name]
+        call = self.processor.process
+        face = ProcessContext(context, self.name, wall=self._wall)
+
+        def take(key: Any, value: Any, timestamp: int) -> Done:
+            scope = context.scope
+            event_time, scope.timestamp = scope.timestamp, timestamp
+            stream_time = part.seen(scope)
+            scope.timestamp = event_time
+            if part.next(EVENT, stream_time) is not None:
+                return later(key, value, timestamp)
+            face.key, face.timestamp = key, timestamp
+            waits = call(key, value, face)
+            if waits is not None:
+                return rest(waits)
+            return self._hand_on(face, forward)
+
+        async def later(key: Any, value: Any, timestamp: int) -> None:
+            await self._fire(context, face, forward, EVENT, part.stream_time)
+            face.key, face.timestamp = key, timestamp
+            waits = call(key, value, face)
+            if waits is not None:
+                await waits
+            done = self._hand_on(face, forward)
+            if done is not None:
+                await done
+
+        async def rest(waits: Awaitable[Any]) -> None:
+            await waits
+            done = self._hand_on(face, forward)
+            if done is not None:
+                await done
+
+        return [take]
+
+    @staticmethod
+    def _hand_on(face: ProcessContext, forward: Callable[..., Done]) -> Done:
+        if not face.results:
+            return None
+        results, face.results = face.results, []
+        return each(results, forward)
+
+    async def _fire(
+        self,
+        context: Context,
+        face: ProcessContext,
+        forward: Callable[..., Done],
+        clock: int,
+        now: int,
+    ) -> None:
+        """Call ``on_timer`` for all that is due, in order."""
+        part: TimerPart = context.parts[self.name]
+        while (entry := part.next(clock, now)) is not None:
+            part.forget(entry, context.scope)
+            _, face.timestamp, face.key = entry
+            waits = self.processor.on_timer(face.key, face)
+            if waits is not None:
+                await waits
+            done = self._hand_on(face, forward)
+            if done is not None:
+                await done
+
+    async def close(self, key: Any, window: Any, value: Any) -> None:
+        """Event time has moved without a record."""
+        await self._wake(EVENT)
+
+    async def tick(self) -> None:
+        """Look at the timers of the wall clock."""
+        scope = current.get()
+        part: TimerPart = scope.parts[self.name]
+        if part.next(WALL, self._clock().now()) is not None:
+            await self._wake(WALL)
+
+    async def _wake(self, clock: int) -> None:
+        scope = current.get()
+        assert self.pipeline is not None
+        context = bound(self.pipeline, scope, self._clock()).context
+        part: TimerPart = scope.parts[self.name]
+        now = part.stream_time if clock == EVENT else self._clock().now()
+        forward = bound(self.pipeline, scope, self._clock()).forward(self)
+        face = ProcessContext(context, self.name, wall=self._wall)
+        await self._fire(context, face, forward, clock, now)
+
+
+def process(
+    home: StreamHome,
+    parent: Operator,
+    processor: Any,
+    *,
+    name: str,
+    wall_timers: Duration | None,
+    value_type: Any,
+) -> Operator:
+    """Declare the operator and the table of its timers.
+
+    Raises:
+        ConfigurationError: the object has no ``process``.
+    """
+    if not callable(getattr(processor, "process", None)):
+        raise ConfigurationError(
+            f"process({name!r}): {processor!r} has no method process(key, value, context)"
+        )
+    operator = Process(
+        parent,
+        processor,
+        name=name,
+        clock=lambda: home.clock,
+        wall=wall_timers is not None,
+        value_type=value_type,
+    )
+    home.plan.add(operator)
+    key_type = str if parent.key_type is Any else parent.key_type
+    home.kept_table(
+        name,
+        key=tuple[int, int, key_type],  # type: ignore[valid-type]
+        value=bytes,
+        codec="raw",
+        like=parent.topics[0],
+        make_part=make_timers,
+        stamped=False,
+        checked=False,
+        operator=operator,
+        help="Timers.",
+    )
+    home.due_hook(name, operator.close)
+    if wall_timers is not None:
+        home.shard_timer(wall_timers, name, operator.tick)
+    return operator
+
+
+def make_timers(name: str, **arguments: Any) -> TimerPart:
+    """A shard's timers."""
+    return TimerPart(name, **arguments)

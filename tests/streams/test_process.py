@@ -1,0 +1,124 @@
+"""Processors of programs: state in tables, timers by event time and by the wall clock; and distinct."""
+
+from __future__ import annotations
+
+import pytest
+
+import millstream as ms
+from millstream.errors import ConfigurationError, ProgramError
+from millstream.streams import ProcessContext
+from millstream.testing import TestApp
+
+
+class Quiet:
+    """Says of each key when it was silent for 10 s."""
+
+    def __init__(self, seen: ms.Table[str, int]) -> None:
+        self.seen = seen
+
+    def process(self, key: str, value: str, context: ProcessContext) -> None:
+        before = self.seen.get(key)
+        if before is not None:
+            context.cancel_timer(before + 10_000)
+        self.seen[key] = context.timestamp
+        context.set_timer(after="10s")
+        if value == "bad":
+            raise ValueError("bad")
+
+    async def on_timer(self, key: str, context: ProcessContext) -> None:
+        context.forward(f"silent since {self.seen[key]}")
+
+
+def quiet() -> tuple[ms.App, ms.Topic[str], ms.Topic[str]]:
+    app = ms.App("quiet", partitions=1, on_error="skip")
+    beats, out = app.topic("beats", value=str), app.topic("out", value=str)
+    seen = app.table("seen", key=str, value=int)
+    app.stream(beats).process(Quiet(seen), name="silence").to(out)
+    return app, beats, out
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_timers_of_event_time(crashes: bool) -> None:
+    """A timer is called once, when event time has reached its moment, before the record that brought it."""
+    app, beats, out = quiet()
+    async with TestApp(app) as t:
+        for key, at in [("a", 0), ("b", 1_000), ("a", 5_000), ("b", 11_500), ("b", 40_000)]:
+            await t.send(beats, "beat", key=key, timestamp=at)
+            if crashes:
+                await t.crash(lose_state=True)
+        assert t.sent(out) == ["silent since 1000", "silent since 5000", "silent since 11500"]
+        await t.advance(stream="1m")
+        assert t.sent(out)[3:] == ["silent since 40000"]
+
+
+async def test_a_timer_goes_with_its_event() -> None:
+    """What a failed record has set or cancelled is as it was before."""
+    app, beats, out = quiet()
+    async with TestApp(app) as t:
+        await t.send(beats, "beat", key="a", timestamp=0)
+        await t.send(beats, "bad", key="a", timestamp=5_000)
+        await t.send(beats, "bad", key="b", timestamp=6_000)
+        await t.send(beats, "beat", key="c", timestamp=12_000)
+        assert t.sent(out) == ["silent since 0"]
+
+
+class Remind:
+    """Reminds of each record an hour later, by the wall clock."""
+
+    async def process(self, key: str, value: str, context: ProcessContext) -> None:
+        context.set_timer(after="1h", time="wall")
+
+    def on_timer(self, key: str, context: ProcessContext) -> None:
+        context.forward(f"{key}!")
+
+
+async def test_timers_of_the_wall_clock() -> None:
+    """They need no record to be called."""
+    app = ms.App("remind", partitions=1)
+    notes, out = app.topic("notes", value=str), app.topic("out", value=str)
+    app.stream(notes).process(Remind(), name="remind", wall_timers="1m").to(out)
+    async with TestApp(app) as t:
+        await t.send(notes, "call", key="ada", timestamp=5)
+        await t.advance(wall="59m")
+        assert t.sent(out) == []
+        await t.crash(lose_state=True)
+        await t.advance(wall="2m")
+        assert t.sent(out) == ["ada!"]
+        await t.advance(wall="2h")
+        assert t.sent(out) == ["ada!"]
+
+
+async def test_wall_timers_have_to_be_asked_for() -> None:
+    """Without an interval nobody would look at them: the error says so."""
+    app = ms.App("remind", partitions=1)
+    notes = app.topic("notes", value=str)
+    app.stream(notes).process(Remind(), name="remind")
+    with pytest.raises(Exception, match=r"wall_timers='1s'"):
+        async with TestApp(app) as t:
+            await t.send(notes, "call", key="ada")
+    with pytest.raises(ConfigurationError, match="has no method process"):
+        app.stream(notes).process(object(), name="other")  # type: ignore[arg-type]
+    assert issubclass(ProgramError, Exception)
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_distinct(crashes: bool) -> None:
+    """The first of those with one key within a time passes, whatever the order of the others."""
+    app = ms.App("once", partitions=2)
+    clicks, out = app.topic("clicks", value=dict[str, str]), app.topic("out", value=dict[str, str])
+    app.stream(clicks).distinct("id", within="10s").to(out)
+    cases = [("a", 20), ("a", 25), ("b", 26), ("a", 11), ("a", 10), ("a", 30), ("a", 39), ("a", 45)]
+    async with TestApp(app) as t:
+        for number, (click, at) in enumerate(cases):
+            value = {"id": click, "n": str(number)}
+            await t.send(clicks, value, key=str(number), timestamp=at * 1_000)
+            if crashes:
+                await t.crash(lose_state=True)
+        passed = sorted(int(value["n"]) for value in t.sent(out))
+    assert [cases[number] for number in passed] == [
+        ("a", 20),
+        ("b", 26),
+        ("a", 10),
+        ("a", 30),
+        ("a", 45),
+    ]
