@@ -47,7 +47,7 @@ class Distinct(Operator):
                 return None
             for near in (start, start - within, start + within):
                 passed: Any = part.peek((near, key), scope) if near >= 0 else MISSING
-                if passed is not MISSING and abs(passed[0] - timestamp) < within  # type: ignore[index]:
+                if passed is not MISSING and abs(passed[0] - timestamp) < within:
                     return None
             part.set((start, key), (timestamp, 1), scope)
             return forward(key, value, timestamp)
