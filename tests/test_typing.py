@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 CHECKS = Path(__file__).parent / "typing_checks.py"
+STREAM_CHECKS = Path(__file__).parent / "typing_checks_streams.py"
 SOURCES = Path(__file__).parent.parent / "src"
 
 
@@ -29,7 +30,7 @@ def test_mypy(tmp_path: Path) -> None:
         "[mypy-croniter.*,aiokafka.*,rocksdict.*]\nignore_missing_imports = true\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(config), str(CHECKS)],
+        [sys.executable, "-m", "mypy", "--config-file", str(config), str(CHECKS), str(STREAM_CHECKS)],
         capture_output=True,
         text=True,
         check=False,
@@ -45,9 +46,10 @@ def test_pyright(tmp_path: Path) -> None:
     )
     if pyright is None:
         pytest.skip("pyright is not installed: pip install pyright")
-    shutil.copy(CHECKS, tmp_path)
+    for checks in (CHECKS, STREAM_CHECKS):
+        shutil.copy(checks, tmp_path)
     config = {
-        "include": [CHECKS.name],
+        "include": [CHECKS.name, STREAM_CHECKS.name],
         "extraPaths": [str(SOURCES)],
         "enableTypeIgnoreComments": False,
         "reportUnnecessaryTypeIgnoreComment": "error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, overload
 
 from typing_extensions import TypeVar
 
@@ -321,16 +321,38 @@ class GroupedStream(DeclaredStream[V, K]):
         """What ``function(so far, value)`` makes of them, one after the other; the first one stands as it is."""
         return self._declare(_reduce(self, function), name, emit, emit_every)
 
+    @overload
     def aggregate(
         self,
         *,
-        default: A | Callable[[], A],
+        default: Callable[[], A],
+        add: Callable[[A, V], object],
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> Table[K, A]: ...
+    @overload
+    def aggregate(
+        self,
+        *,
+        default: A,
         add: Callable[[A, V], A],
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> Table[K, A]:
+    ) -> Table[K, A]: ...
+    def aggregate(
+        self,
+        *,
+        default: Any,
+        add: Callable[[Any, V], Any],
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> Table[K, Any]:
         """What ``add(so far, value)`` makes of them, one after the other.
 
         Args:
@@ -491,17 +513,41 @@ class WindowedStream(Generic[V, K]):
         """What ``function(so far, value)`` makes of them, one after the other; the first one stands as it is."""
         return self._declare(_reduce(self._stream, function), name, emit, emit_every)
 
+    @overload
     def aggregate(
         self,
         *,
-        default: A | Callable[[], A],
+        default: Callable[[], A],
+        add: Callable[[A, V], object],
+        merge: Callable[[A, A], A] | None = None,
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> WindowedTable[K, A]: ...
+    @overload
+    def aggregate(
+        self,
+        *,
+        default: A,
         add: Callable[[A, V], A],
         merge: Callable[[A, A], A] | None = None,
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> WindowedTable[K, A]:
+    ) -> WindowedTable[K, A]: ...
+    def aggregate(
+        self,
+        *,
+        default: Any,
+        add: Callable[[Any, V], Any],
+        merge: Callable[[Any, Any], Any] | None = None,
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> WindowedTable[K, Any]:
         """What ``add(so far, value)`` makes of them, one after the other.
 
         Args:

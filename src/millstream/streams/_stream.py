@@ -5,7 +5,7 @@ A declared stream is a value: every step makes a new one. Nothing runs before th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, cast
+from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -31,7 +31,9 @@ from millstream.streams._table_ops import Upsert
 from millstream.streams._types import result_type, without_none
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Callable, Coroutine, Iterable, Mapping
+
+    from typing_extensions import TypeForm
 
     from millstream.clock import Duration
     from millstream.streams._grouped import GroupedStream
@@ -74,9 +76,13 @@ class DeclaredStream(Generic[V, K]):
         """The values for which ``keep`` is true."""
         return self._then(Filter(self.operator, keep, name=self.operator.name))
 
+    @overload
     def map(
-        self, function: Callable[[V], Awaitable[W]] | Callable[[V], W], *, value: Any = None
-    ) -> DeclaredStream[W, K]:
+        self, function: Callable[[V], Coroutine[Any, Any, W]], *, value: Any = None
+    ) -> DeclaredStream[W, K]: ...
+    @overload
+    def map(self, function: Callable[[V], W], *, value: Any = None) -> DeclaredStream[W, K]: ...
+    def map(self, function: Callable[[V], Any], *, value: Any = None) -> DeclaredStream[Any, K]:
         """What ``function`` makes of each value; the key stays.
 
         Args:
@@ -97,7 +103,13 @@ class DeclaredStream(Generic[V, K]):
             FlatMap(self.operator, function, name=self.operator.name, value_type=made)
         )
 
-    def key_by(self, key: str | Callable[[V], L], *, type: Any = None) -> DeclaredStream[V, L]:
+    @overload
+    def key_by(self, key: Callable[[V], L], *, type: Any = None) -> DeclaredStream[V, L]: ...
+    @overload
+    def key_by(self, key: str, *, type: TypeForm[L]) -> DeclaredStream[V, L]: ...
+    @overload
+    def key_by(self, key: str) -> DeclaredStream[V, Any]: ...
+    def key_by(self, key: str | Callable[[V], Any], *, type: Any = None) -> DeclaredStream[V, Any]:
         """The same values with another key: a field, or what a function makes of the value.
 
         The records move to the shard of their new key when something needs them there: see `group_by`.
@@ -265,6 +277,18 @@ class DeclaredStream(Generic[V, K]):
 
     # groups ---------------------------------------------------------------------------------------
 
+    @overload
+    def group_by(self, key: None = None, *, name: str | None = None) -> GroupedStream[V, K]: ...
+    @overload
+    def group_by(
+        self, key: Callable[[V], L], *, name: str | None = None, type: Any = None
+    ) -> GroupedStream[V, L]: ...
+    @overload
+    def group_by(
+        self, key: str, *, name: str | None = None, type: TypeForm[L]
+    ) -> GroupedStream[V, L]: ...
+    @overload
+    def group_by(self, key: str, *, name: str | None = None) -> GroupedStream[V, Any]: ...
     def group_by(
         self,
         key: str | Callable[[V], Any] | None = None,

@@ -30,7 +30,7 @@ from millstream.streams._types import default_type, make_default, result_type, w
 from millstream.tables import MISSING, require_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from millstream.agents import Topic
     from millstream.streams._grouped import Emit
@@ -108,7 +108,7 @@ class TableStream(Generic[K, V]):
 
     @overload
     def map_values(
-        self, function: Callable[[V], Awaitable[W]], *, name: str, value: Any = None
+        self, function: Callable[[V], Coroutine[Any, Any, W]], *, name: str, value: Any = None
     ) -> Table[K, W]: ...
     @overload
     def map_values(
@@ -306,16 +306,38 @@ class GroupedTable(Generic[V, K]):
         fold = TableFold(None, add, subtract)
         return self._table(fold, "reduce", value=self._members.value_type, name=name)  # type: ignore[no-any-return]
 
+    @overload
     def aggregate(
         self,
         *,
-        default: A | Callable[[], A],
+        default: Callable[[], A],
+        add: Callable[[A, V], object],
+        subtract: Callable[[A, V], object],
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+    ) -> Table[K, A]: ...
+    @overload
+    def aggregate(
+        self,
+        *,
+        default: A,
         add: Callable[[A, V], A],
         subtract: Callable[[A, V], A],
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
-    ) -> Table[K, A]:
+    ) -> Table[K, A]: ...
+    def aggregate(
+        self,
+        *,
+        default: Any,
+        add: Callable[[Any, V], Any],
+        subtract: Callable[[Any, V], Any],
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+    ) -> Table[K, Any]:
         """What ``add(so far, value)`` makes of them, and ``subtract(so far, value)`` undoes.
 
         Args:
@@ -356,7 +378,7 @@ class Table(tables.Table[K, V]):
 
     @overload
     def map_values(
-        self, function: Callable[[V], Awaitable[W]], *, name: str, value: Any = None
+        self, function: Callable[[V], Coroutine[Any, Any, W]], *, name: str, value: Any = None
     ) -> Table[K, W]: ...
     @overload
     def map_values(
