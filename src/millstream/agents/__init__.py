@@ -16,6 +16,7 @@ from millstream.agents._instance import Failure, Instance, InstanceHost, Run, So
 from millstream.agents._policy import Dlq, OnError, Policy, Retry, policy_of
 from millstream.agents._stream import SKIP, Stream
 from millstream.agents._topic import Sender, Topic, field_getter
+from millstream.agents._topic_group import TopicGroup
 
 __all__ = [
     "HEADER_CORRELATION",
@@ -40,6 +41,7 @@ __all__ = [
     "Step",
     "Stream",
     "Topic",
+    "TopicGroup",
     "current_event",
     "field_getter",
     "new_correlation_id",

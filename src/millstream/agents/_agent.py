@@ -8,9 +8,10 @@ import inspect
 import uuid
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from millstream.agents._topic_group import TopicGroup
 from millstream.clock import Duration, duration_ms
 from millstream.context import current
-from millstream.errors import AskError, ConfigurationError, ProgramError
+from millstream.errors import AskError, ConfigurationError, ProgramError, TopologyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -80,7 +81,9 @@ class Agent(Generic[V, R]):
         self.sources = tuple(sources)
         self.topic = topic
         self.result_codec = result_codec
-        self.sinks = list(sinks)
+        self.sinks: list[Sink] = []
+        for sink in sinks:
+            self.add_sink(sink)
         self.concurrency = concurrency
         self.ordered_by = ordered_by
         self.policy = policy
@@ -97,8 +100,31 @@ class Agent(Generic[V, R]):
         return self.function(stream)
 
     def add_sink(self, sink: Sink) -> None:
-        """Send the agent's results there as well."""
+        """Send the agent's results there as well.
+
+        Raises:
+            TopologyError: the sink is several topics that are read as one.
+        """
+        if isinstance(sink, TopicGroup):
+            raise TopologyError(
+                f"agent {self.name!r}: the sink {sink.name!r} stands for several topics; name one of"
+                f" them, for example with sink=topic.named(...)"
+            )
         self.sinks.append(sink)
+
+    def source(self, name: str) -> Topic[Any, Any]:
+        """The description by which the agent reads a topic: one of its own name comes before a pattern.
+
+        Raises:
+            KeyError: the agent does not read it.
+        """
+        read = [topic for stream in self.sources for topic in stream.topics if topic.reads(name)]
+        for topic in read:
+            if name in topic.names:
+                return topic.named(name)
+        for topic in read:
+            return topic.named(name)
+        raise KeyError(name)
 
     def _inbox(self) -> Topic[V, Any]:
         if self.topic is None:

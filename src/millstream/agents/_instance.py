@@ -37,6 +37,10 @@ class Source(NamedTuple):
     decode_key: Callable[[bytes], Any]
     time_of: Callable[[Any], int | None] | None
     type_name: str
+    max_wait_s: float = 0.0
+    """How long the other sources' records wait for this one, when it has nothing."""
+    idle_ms: int | None = None
+    """After so long without records event time moves on by itself."""
 
 
 class Run:

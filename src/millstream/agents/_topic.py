@@ -93,8 +93,12 @@ class Topic(Generic[V, K]):
         policy: Policy | None = None,
         key_type: Any = str,
         value_type: Any = Any,
+        max_wait: Duration = 0,
+        idle_timeout: Duration | None = None,
     ) -> None:
         self.name = name
+        self.names: tuple[str, ...] = (name,)
+        """What an agent over it reads; a pattern stands for itself."""
         self.key_type = key_type
         self.value_type = value_type
         self.value_codec = value_codec
@@ -111,6 +115,17 @@ class Topic(Generic[V, K]):
         self.key_from = key_from
         self.timestamp_from = timestamp
         self.partitioner = partitioner
+        self.max_wait_ms = duration_ms(max_wait, what=f"{name}: max_wait")
+        self.idle_timeout_ms = (
+            None
+            if idle_timeout is None
+            else duration_ms(idle_timeout, what=f"{name}: idle_timeout")
+        )
+        if self.max_wait_ms < 0 or (self.idle_timeout_ms is not None and self.idle_timeout_ms < 1):
+            raise ConfigurationError(
+                f"topic {name!r}: max_wait={max_wait!r}, idle_timeout={idle_timeout!r}: the first may"
+                f" not be below 0, and the second has to be above"
+            )
         self._sender = sender
         self._key_of = None if key_from is None else field_getter(key_from, value_type)
         self._time_of = None if timestamp is None else field_getter(timestamp, value_type)
@@ -122,6 +137,23 @@ class Topic(Generic[V, K]):
 
     def __repr__(self) -> str:
         return f"<Topic {self.name!r}>"
+
+    def reads(self, name: str) -> bool:
+        """Whether an agent over it reads the topic of that name."""
+        return name == self.name
+
+    def named(self, name: str) -> Topic[V, K]:
+        """One of several topics that are read as one, by its name: to send to it.
+
+        Raises:
+            ConfigurationError: it is none of them.
+        """
+        if name != self.name:
+            raise self._no_such_topic(name)
+        return self
+
+    def _no_such_topic(self, name: str) -> ConfigurationError:
+        return ConfigurationError(f"topic {self.name!r} does not include {name!r}")
 
     def key_of(self, value: V) -> Any:
         """The key that ``key_from`` derives, or None.

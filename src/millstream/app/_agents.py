@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from millstream.agents import Agent, AgentSource, Topic, field_getter, policy_of
+from millstream.agents import Agent, AgentSource, Topic, TopicGroup, field_getter, policy_of
 from millstream.app._topics import check_name
 from millstream.errors import TopologyError
 from millstream.serialization import codec_for
@@ -52,7 +52,8 @@ class Agents(dict[str, Agent[Any, Any]]):
             )
             streams = [AgentSource((topic,))]
         elif len(streams) == 1 and len(streams[0].topics) == 1 and not streams[0].steps:
-            topic = streams[0].topics[0]
+            only = streams[0].topics[0]
+            topic = None if isinstance(only, TopicGroup) else only
         agent: Agent[Any, Any] = Agent(
             function,
             name=agent_name,
@@ -97,7 +98,12 @@ class Agents(dict[str, Agent[Any, Any]]):
             agent.name: AgentNode(
                 name=agent.name,
                 sources=tuple(
-                    dict.fromkeys(t.name for stream in agent.sources for t in stream.topics)
+                    dict.fromkeys(
+                        name
+                        for stream in agent.sources
+                        for topic in stream.topics
+                        for name in topic.names
+                    )
                 ),
                 sinks=tuple(_sink_name(sink) for sink in agent.sinks),
                 concurrency=agent.concurrency,

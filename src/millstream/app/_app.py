@@ -102,22 +102,22 @@ class App:
 
     @overload
     def topic(
-        self, name: str, *, value: TypeForm[V], **options: Unpack[TopicOptions]
+        self, *names: str, value: TypeForm[V], **options: Unpack[TopicOptions]
     ) -> Topic[V]: ...
     @overload
     def topic(
-        self, name: str, *, key: TypeForm[K], value: TypeForm[V], **options: Unpack[TopicOptions]
+        self, *names: str, key: TypeForm[K], value: TypeForm[V], **options: Unpack[TopicOptions]
     ) -> Topic[V, K]: ...
     @overload
     def topic(
-        self, name: str, *, key: TypeForm[K], **options: Unpack[TopicOptions]
+        self, *names: str, key: TypeForm[K], **options: Unpack[TopicOptions]
     ) -> Topic[Any, K]: ...
     @overload
-    def topic(self, name: str, **options: Unpack[TopicOptions]) -> Topic[Any]: ...
+    def topic(self, *names: str, **options: Unpack[TopicOptions]) -> Topic[Any]: ...
     def topic(
         self,
-        name: str,
-        *,
+        *names: str,
+        pattern: str | None = None,
         key: Any = str,
         value: Any = Any,
         key_from: str | Callable[[Any], Any] | None = None,
@@ -128,12 +128,20 @@ class App:
         compacted: bool = False,
         timestamp: str | Callable[[Any], Any] | None = None,
         on_error: Any = None,
+        max_wait: Duration = 0,
+        idle_timeout: Duration | None = None,
         partitioner: str = "murmur2",
         internal: bool = False,
     ) -> Topic[Any, Any]:
-        """Describe a topic. Nothing is created before the app runs.
+        """Describe a topic, or several that are read as one. Nothing is created before the app runs.
+
+        Several have one type and one number of partitions. To send to one of them there is ``topic.named(name)``.
 
         Args:
+            names: the topic, or the topics.
+            pattern: in place of names, a regular expression: every topic whose whole name matches is read,
+                from its beginning, also those that are made later. Topics that Millstream makes for the
+                app do not match. A later one with another number of partitions is not read, and logged.
             key: type of the keys: str, bytes, or what JSON can say.
             value: type of the values; dataclasses, Structs, TypedDicts, attrs and pydantic classes, builtins.
             key_from: a field of the value, or a function of it, that gives the key where none is given.
@@ -143,13 +151,19 @@ class App:
             compacted: keep the last record of each key.
             timestamp: a field of the value, or a function of it, that gives the event time.
             on_error: the policy for this topic's records where the agent has none.
+            max_wait: how long an agent that reads other topics as well waits for this one's next record
+                when it has come to the end of it, before it takes a later record of the others.
+            idle_timeout: after so long without records, event time moves on by the time that has passed,
+                and again after as long; so the last windows close. Off where left out: what comes out
+                then depends on when records arrive, and not only on what they are.
             partitioner: murmur2, as the Java client, or crc32, as librdkafka by default.
 
         Raises:
             TopologyError: the topic is declared already, and otherwise.
         """
         return self.topics.declare(
-            name,
+            *names,
+            pattern=pattern,
             key=key,
             value=value,
             key_from=key_from,
@@ -160,6 +174,8 @@ class App:
             compacted=compacted,
             timestamp=timestamp,
             on_error=on_error,
+            max_wait=max_wait,
+            idle_timeout=idle_timeout,
             partitioner=partitioner,
             internal=internal,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from millstream.agents import Agent, AgentSource
+from millstream.clock import duration_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.serialization import (
@@ -24,6 +25,7 @@ from millstream.tables import (
     TablePart,
     TtlPart,
     TtlTable,
+    WindowedPart,
     index_key_of,
     stamp,
     windowed,
@@ -111,6 +113,7 @@ class DeclaredTable(Generic[K, V]):
         self.upgrade = upgrade
         self.everywhere = everywhere
         self.windows: AnyWindows | None = None
+        self.idle_timeout_ms: int | None = None
         self.merge: Any = None
         self.default = default
         self._partitioner = partitioner
@@ -134,7 +137,14 @@ class DeclaredTable(Generic[K, V]):
 
     # for the table --------------------------------------------------------------------------------
 
-    def windowed(self, table: Any, windows: AnyWindows, merge: Any) -> Any:
+    def windowed(
+        self,
+        table: Any,
+        windows: AnyWindows,
+        *,
+        merge: Any = None,
+        idle_timeout: Duration | None = None,
+    ) -> Any:
         """Make the table a windowed one; see `Table.tumbling` and its like."""
         if self.topic is not None or self.windows is not None:
             raise TopologyError(
@@ -144,6 +154,11 @@ class DeclaredTable(Generic[K, V]):
             raise TopologyError(
                 f"table {self.name!r}: a windowed table forgets by its retention; leave ttl out"
             )
+        if idle_timeout is not None:
+            what = f"table {self.name!r}: idle_timeout"
+            self.idle_timeout_ms = duration_ms(idle_timeout, what=what)
+            if self.idle_timeout_ms < 1:
+                raise ConfigurationError(f"{what} has to be above 0")
         self.windows = windows
         self.merge = merge
         self.table = windowed(
@@ -180,7 +195,7 @@ class DeclaredTable(Generic[K, V]):
             name=self.name,
             changelog=self.changelog,
             partitions=self.partitions,
-            like=None if self.like is None else self.like.name,
+            like=None if self.like is None else self.like.names[0],
             source=None if self.topic is None else self.topic.name,
             window=None if self.windows is None else str(self.windows),
             everywhere=self.everywhere,
@@ -356,7 +371,7 @@ class DeclaredTable(Generic[K, V]):
                 check=check,
                 type_name=self.codec.type_name,
             )
-        made: TablePart = self.table.make_part(
+        made: WindowedPart = self.table.make_part(
             store,
             check,
             dumps=self.codec.dumps,
@@ -368,4 +383,5 @@ class DeclaredTable(Generic[K, V]):
         )
         if self.operator is not None and self.app.settings.compat == "kafka-streams":
             made.store_retention_ms = store_retention_ms(self.windows)  # type: ignore[attr-defined]
+        made.idle_ms = self.idle_timeout_ms
         return made

@@ -37,6 +37,7 @@ Source: TypeAlias = "Topic[V, Any] | DeclaredStream[V]"
 class TopicOptions(TypedDict, total=False):
     """Of `App.topic`."""
 
+    pattern: str | None
     key_from: str | Callable[[Any], Any] | None
     codec: str
     key_codec: str | Codec[Any] | None
@@ -45,6 +46,8 @@ class TopicOptions(TypedDict, total=False):
     compacted: bool
     timestamp: str | Callable[[Any], Any] | None
     on_error: OnError | None
+    max_wait: Duration
+    idle_timeout: Duration | None
     partitioner: str
     internal: bool
 

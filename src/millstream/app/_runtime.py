@@ -21,6 +21,7 @@ from millstream.agents import (
     user_line,
 )
 from millstream.app._changes import change_listeners
+from millstream.app._patterns import Patterns
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
@@ -120,6 +121,7 @@ class Runtime:
         self._working: asyncio.Task[None] | None = None
         self._questions: Questions | None = None
         self._background: list[asyncio.Task[Any]] = []
+        self._patterns: Patterns | None = None
 
     # life -----------------------------------------------------------------------------------------
 
@@ -189,7 +191,7 @@ class Runtime:
 
     async def _prepare(self) -> None:
         app, settings = self.app, self.settings
-        for topic in app.topics.values():
+        for topic in app.topics.all():
             topic.forget_placement()
         topics = dict(self.topology.topics)
         for name in self._dead_letter_topics():
@@ -203,18 +205,20 @@ class Runtime:
                     f"sink {sink.name!r} belongs to another app: describe its topic with app.topic()"
                     f" here as well, and use that"
                 )
-        topology = _with_topics(self.topology, topics)
+        declared = _with_topics(self.topology, topics)
         self.topology, self.infos = await prepare_topics(
-            topology,
+            declared,
             self.transport,
             partitions=settings.partitions,
             replication=settings.replication,
         )
+        if any(agent.declared for agent in self.topology.agents.values()):
+            self._patterns = Patterns(declared, self.topology)
         self.partitions = {name: info.partitions for name, info in self.infos.items()}
 
     def _dead_letter_topics(self) -> set[str]:
         policies = [self._policy(agent, None) for agent in self.app.agents.values()]
-        policies += [t.policy for t in self.app.topics.values() if t.policy is not None]
+        policies += [t.policy for t in self.app.topics.all() if t.policy is not None]
         return {self._dead_letter_topic(p) for p in policies if p.action == "dlq"}
 
     def _dead_letter_topic(self, policy: Policy) -> str:
@@ -262,6 +266,13 @@ class Runtime:
                 self._background.append(self._tasks.create_task(replies.run(), name="replies"))
         return self._replies
 
+    async def ask(
+        self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float
+    ) -> bytes | None:
+        """Send a request and wait for its reply."""
+        replies = await self.replies()
+        return await replies.ask(topic, value, key=key, timeout_s=timeout_s)
+
     # assembly -------------------------------------------------------------------------------------
 
     def _plan(self) -> WorkerPlan:
@@ -277,6 +288,10 @@ class Runtime:
                 by_name[reader.name] = reader
         for count, names in groups.items():
             agents[count] = [self._agent_spec(by_name[name]) for name in names]
+        if self._patterns is not None:
+            self._patterns.specs = {
+                spec.agent.name: spec for listed in agents.values() for spec in listed
+            }
         tables: dict[int, list[Any]] = {count: [] for count in groups}
         for declared in self.app.tables.values():
             if declared.everywhere:
@@ -284,8 +299,8 @@ class Runtime:
             count = self.topology.tables[declared.name].partitions or 1
             sources = [
                 topic
-                for topic in self.app.topics.values()
-                if topic.name in self.topology.sources and self.partitions[topic.name] == count
+                for topic in self.app.topics.find_all(self.topology.sources)
+                if self.partitions[topic.name] == count
             ]
             tables[count].append(declared.spec(count, sources))
         timers = self.app.timers
@@ -296,6 +311,8 @@ class Runtime:
             agents=agents,
             tables=tables,
             topic_ids={name: info.topic_id for name, info in self.infos.items()},
+            idles=any(t.idle_timeout_ms is not None for t in self.app.topics.all())
+            or any(t.idle_timeout_ms is not None for t in self.app.tables.values()),
             commit_interval_s=settings.commit_interval / 1_000,
             session_timeout_s=settings.session_timeout / 1_000,
             inbox_bytes_max=settings.inbox_bytes_max,
@@ -309,21 +326,29 @@ class Runtime:
                 *(_timer(t, clock) for t in timers if t.scope == "worker"),
             ],
             leader_tasks=[_timer(t, clock) for t in timers if t.scope == "leader"],
+            follow=self._follow if self._patterns is not None else None,
         )
+
+    def _follow(self, infos: Mapping[str, TopicInfo]) -> None:
+        """Topics may have been made that match a pattern."""
+        assert self._patterns is not None
+        self.infos = {**self.infos, **infos}
+        self.partitions = {**self.partitions, **{n: i.partitions for n, i in infos.items()}}
+        for agent, topic in self._patterns.take(self.partitions):
+            spec = self._patterns.specs[agent]
+            spec.policies[topic.name] = self._policy(spec.agent, topic)
+            spec.sources[topic.name] = _source(topic)
+        self.topology = self._patterns.topology
+        if self._questions is not None:
+            self._questions.report.topology = self.topology
 
     def _agent_spec(self, agent: Agent[Any, Any]) -> AgentSpec:
         sources: dict[str, Source] = {}
         policies: dict[str, Policy] = {}
-        for stream in agent.sources:
-            for topic in stream.topics:
-                sources[topic.name] = Source(
-                    topic=topic.name,
-                    decode=topic.value_codec.loads,
-                    decode_key=topic.key_codec.loads,
-                    time_of=topic.time_of if topic.timestamp_from is not None else None,
-                    type_name=topic.value_codec.type_name,
-                )
-                policies[topic.name] = self._policy(agent, topic)
+        for name in self.topology.agents[agent.name].sources:
+            topic = agent.source(name)
+            sources[name] = _source(topic)
+            policies[name] = self._policy(agent, topic)
         return AgentSpec(
             agent=_with_steps(agent),
             sources=sources,
@@ -459,6 +484,18 @@ class Runtime:
     async def _close_questions(self) -> None:
         if self._questions is not None:
             await self._questions.aclose()
+
+
+def _source(topic: Topic[Any, Any]) -> Source:
+    return Source(
+        topic=topic.name,
+        decode=topic.value_codec.loads,
+        decode_key=topic.key_codec.loads,
+        time_of=topic.time_of if topic.timestamp_from is not None else None,
+        type_name=topic.value_codec.type_name,
+        max_wait_s=topic.max_wait_ms / 1_000,
+        idle_ms=topic.idle_timeout_ms,
+    )
 
 
 def _with_steps(agent: Agent[Any, Any]) -> Agent[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from millstream.errors import ProgramError
+from millstream.errors import ProgramError, UnknownTopicError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,8 +37,15 @@ class AppSender:
         return self._app.clock.now()
 
     def partitions(self, topic: str) -> int:
-        """How many partitions the topic has."""
-        return self._runtime().partitions[topic]
+        """How many partitions the topic has.
+
+        Raises:
+            UnknownTopicError: it is not there, or was made so recently that the app has not found it yet.
+        """
+        runtime = self._runtime()
+        if topic not in runtime.partitions:
+            raise UnknownTopicError(topic, where=runtime.transport.url)
+        return runtime.partitions[topic]
 
     @property
     def record_bytes_max(self) -> int:
@@ -55,7 +62,6 @@ class AppSender:
         self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float | None
     ) -> bytes | None:
         """Send a request and wait for its reply; for ``reply_timeout`` where no time is given."""
-        replies = await self._runtime().replies()
         if timeout_s is None:
             timeout_s = self._app.settings.reply_timeout / 1_000
-        return await replies.ask(topic, value, key=key, timeout_s=timeout_s)
+        return await self._runtime().ask(topic, value, key=key, timeout_s=timeout_s)

@@ -120,7 +120,7 @@ class Streams:
         )
         self._app.tables.add(declared)
         if windows is not None:
-            declared.windowed(declared.table, windows, merge)
+            declared.windowed(declared.table, windows, merge=merge)
         return declared.table
 
     def final_hook(self, table: str, function: Callable[..., Any]) -> None:

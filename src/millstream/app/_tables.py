@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from millstream.agents import TopicGroup
 from millstream.app._declaration import DeclaredTable
 from millstream.app._topics import check_name, check_partitions
 from millstream.clock import duration_ms
@@ -46,6 +47,11 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         help: str,
     ) -> Any:
         """Make a table; see `App.table`."""
+        if isinstance(topic, TopicGroup):
+            raise TopologyError(
+                f"table {name!r} is read from {topic.name!r}, which stands for several topics: a table is"
+                f" read from one. Read them with an agent that writes the table"
+            )
         if topic is not None:
             key = topic.key_type if key is None else key
             value = topic.value_type if value is None else value

@@ -42,11 +42,11 @@ class Questions:
             else GroupQueries(runtime.transport, app.id, tables)
         )
         self.cluster = Cluster(self._local)
-        self._report = WorkerReport(
+        self.report = WorkerReport(
             runtime.worker, topology=topology, transport=runtime.transport, group=app.id
         )
         self.web: Starlette = build_web(
-            self.cluster, self._report, cluster=self.cluster, pages=app.pages, mounts=app.mounts
+            self.cluster, self.report, cluster=self.cluster, pages=app.pages, mounts=app.mounts
         )
 
     def view(self, name: str, stale: Duration | None) -> View[Any, Any]:
@@ -63,7 +63,7 @@ class Questions:
     async def aclose(self) -> None:
         """Let go of connections and listeners."""
         self._local.close()
-        self._report.close()
+        self.report.close()
         await self.cluster.aclose()
 
     @contextlib.asynccontextmanager

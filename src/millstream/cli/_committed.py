@@ -51,8 +51,8 @@ class CommittedTable:
         count = topology.tables[declared.name].partitions or 1
         sources = [
             topic
-            for topic in app.topics.values()
-            if topic.name in topology.sources and topology.topics[topic.name].partitions == count
+            for topic in app.topics.find_all(topology.sources)
+            if topology.topics[topic.name].partitions == count
         ]
         spec = declared.spec(count, sources)
         return cls(
@@ -195,7 +195,7 @@ class CommittedTable:
         topics = await self._transport.topics()
         inputs = [
             TopicPartition(name, tp.partition)
-            for name in self._app.topology.sources
+            for name in resolved_topology(self._app, topics).sources
             if name in topics and topics[name].partitions == self.info.partitions
             for tp in tps
         ]

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.cli._failure import note
-from millstream.cli._log import AgentPositions, agent_positions, log_exists, open_log
+from millstream.cli._log import (
+    AgentPositions,
+    agent_positions,
+    log_exists,
+    matched_topology,
+    open_log,
+)
 from millstream.cli._output import json_option, print_json, print_rows
 from millstream.cli._run import run
 from millstream.cli._session import Session, command
@@ -52,7 +58,7 @@ async def _look(app: App) -> _Seen:
         ]
         seen.starts = await transport.start_offsets(tps) if tps else {}
         seen.ends = await transport.end_offsets(tps) if tps else {}
-        read = set(app.topology.sources)
+        read = set(matched_topology(app, seen.infos).sources)
         seen.positions = await agent_positions(app, transport, [t for t in tps if t.topic in read])
         seen.workers = len((await transport.describe_group(app.id)).members)
     return seen
@@ -68,6 +74,8 @@ def topics(session: Session, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     for name in [*app.topics, *sorted(seen.infos.keys() - app.topics.keys())]:
         declared, info = app.topics.get(name), seen.infos.get(name)
+        if declared is None and name in matched_topology(app, seen.infos).sources:
+            declared = app.topics.find(name)  # one of a pattern
         if declared is not None:
             kind = "internal" if declared.internal else "declared"
         else:
@@ -160,7 +168,7 @@ def agents(session: Session, as_json: bool) -> None:
     app = session.app()
     seen = run(_look(app))
     rows: list[dict[str, Any]] = []
-    for node in app.topology.agents.values():
+    for node in matched_topology(app, seen.infos).agents.values():
         declared = app.agents.get(node.name)
         found = seen.positions
         rows.append(
@@ -185,7 +193,7 @@ def agents(session: Session, as_json: bool) -> None:
         [
             (
                 row["name"],
-                ", ".join(row["sources"]),
+                ", ".join(row["sources"]) or "nothing yet",
                 ", ".join(row["sinks"]),
                 row["concurrency"],
                 row["lag"],

@@ -23,6 +23,7 @@ __all__ = [
     "AgentPositions",
     "agent_positions",
     "log_exists",
+    "matched_topology",
     "open_log",
     "open_url",
     "resolved_topology",
@@ -75,6 +76,11 @@ def resolved_topology(app: App, infos: Mapping[str, TopicInfo]) -> Topology:
     return app.topology.resolved(counts, app.settings.partitions)
 
 
+def matched_topology(app: App, infos: Mapping[str, TopicInfo]) -> Topology:
+    """The app's topology with the topics that patterns stand for."""
+    return app.topology.matched({name: info.partitions for name, info in infos.items()})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPositions:
     """Where the agents of a group are in some partitions.
@@ -104,12 +110,13 @@ async def agent_positions(
     committed = await transport.committed(app.id, listed) if listed else {}
     starts = await transport.start_offsets(listed) if listed else {}
     ends = await transport.end_offsets(listed) if listed else {}
+    topology = matched_topology(app, await transport.topics())
     positions: dict[tuple[str, TopicPartition], int] = {}
     for tp in listed:
         found = committed.get(tp)
         at = starts[tp] if found is None else max(found.offset, starts[tp])
         ahead = decode_metadata("" if found is None else found.metadata).a
-        for agent in app.topology.agents.values():
+        for agent in topology.agents.values():
             if tp.topic in agent.sources:
                 positions[agent.name, tp] = max(ahead.get(agent.name, at), at)
     return AgentPositions(committed=committed, starts=starts, ends=ends, at=positions)

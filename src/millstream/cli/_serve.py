@@ -142,11 +142,15 @@ class _Serving:
     async def _hint(self, worker: Worker) -> None:
         """Tell an idle user how to feed the worker, once."""
         sources = self._own_sources()
-        if self._number not in (None, 1) or not sources:
+        patterns = [g.pattern for g in self._app.topics.groups if g.pattern is not None]
+        if self._number not in (None, 1) or not (sources or patterns):
             return
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), IDLE_S)
         if self._stop.is_set() or worker.committer.epochs or worker.in_progress():
+            return
+        if not sources:
+            note(f"waiting for records in topics that match {' or '.join(patterns)}")
             return
         names = [topic.name for topic in sources]
         listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from millstream.cli._log import AgentPositions, agent_positions, open_log
+from millstream.cli._log import AgentPositions, agent_positions, matched_topology, open_log
 from millstream.cli._run import run
 from millstream.cli._session import Session, command
 from millstream.errors import ConfigurationError, FencedError, ProgramError, TransportError
@@ -38,13 +38,15 @@ def skip(session: Session, record: str) -> None:
 
 async def _skip(app: App, record: Position) -> None:
     tp = record.tp
-    if tp.topic not in app.topology.sources:
-        raise ConfigurationError(
-            f"no agent of app {app.id!r} reads {tp.topic!r}: it reads"
-            f" {', '.join(app.topology.sources) or 'nothing'}"
-        )
     async with open_log(app) as transport:
-        info = (await transport.topics()).get(tp.topic)
+        infos = await transport.topics()
+        read = matched_topology(app, infos).sources
+        if tp.topic not in read:
+            raise ConfigurationError(
+                f"no agent of app {app.id!r} reads {tp.topic!r}: it reads"
+                f" {', '.join(read) or 'nothing'}"
+            )
+        info = infos.get(tp.topic)
         if info is None or tp.partition >= info.partitions:
             has = "does not exist" if info is None else f"has {info.partitions} partitions"
             raise ConfigurationError(f"{record}: topic {tp.topic!r} {has}")

@@ -33,13 +33,13 @@ def find_topic(app: App, name: str) -> Topic[Any] | None:
         ConfigurationError: there is no such agent, or it has no topic of its own.
     """
     if not name.startswith("@"):
-        return app.topics.get(name)
+        return app.topics.find(name)
     agent = app.agents.get(name[1:])
     if agent is None:
         has = ", ".join(f"@{other.name}" for other in app.agents.values() if not other.internal)
         raise ConfigurationError(f"there is no agent {name[1:]!r}: the app has {has or 'none'}")
     if agent.topic is None:
-        read = ", ".join(dict.fromkeys(t.name for s in agent.sources for t in s.topics))
+        read = ", ".join(app.topology.agents[agent.name].sources)
         raise ConfigurationError(
             f"agent {agent.name!r} reads several topics or a derived stream ({read}): name a topic"
         )

@@ -431,6 +431,9 @@ class TablePart:
     def recovered(self) -> None:
         """The store is whole: read from it what a part keeps in memory."""
 
+    def used_by(self, agent: str) -> None:
+        """An agent uses the part for the first time since the shard was recovered."""
+
     def advance(self, by: int) -> None:
         """Move the part's own event time forward, in ms."""
 

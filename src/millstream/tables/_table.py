@@ -51,7 +51,14 @@ def require_scope(what: str) -> Scope:
 class TableHome(Protocol):
     """Where a table was declared: the app."""
 
-    def windowed(self, table: Table[Any, Any], windows: AnyWindows, merge: Any) -> Any: ...
+    def windowed(
+        self,
+        table: Table[Any, Any],
+        windows: AnyWindows,
+        *,
+        merge: Any = None,
+        idle_timeout: Duration | None = None,
+    ) -> Any: ...
 
     def view(self, name: str, stale: Duration | None) -> Any: ...
 
@@ -114,10 +121,20 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         grace: Duration = 0,
         retention: Duration | None = None,
         offset: Duration = 0,
+        idle_timeout: Duration | None = None,
     ) -> WindowedTable[K, V]:
-        """Make it a table of windows ``[start, start + size)`` side by side."""
+        """Make it a table of windows ``[start, start + size)`` side by side.
+
+        Args:
+            grace: how long after its end a window takes late records.
+            retention: how long after its start a window can be read; size + grace where left out, so that it is
+                gone once it is final. Give more to windows that are to be queried.
+            offset: moves the starts, which are multiples of ``size``.
+            idle_timeout: after so long without records, event time moves on by the time that has passed, and
+                again after as long; so the last windows close. Where left out, as the topics say.
+        """
         declared = windows.tumbling(size, grace=grace, retention=retention, offset=offset)
-        return cast("WindowedTable[K, V]", self._home().windowed(self, declared, None))
+        return self._windowed(declared, idle_timeout)
 
     def hopping(
         self,
@@ -127,17 +144,23 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         grace: Duration = 0,
         retention: Duration | None = None,
         offset: Duration = 0,
+        idle_timeout: Duration | None = None,
     ) -> WindowedTable[K, V]:
         """Make it a table of windows of ``size``, one beginning every ``advance``."""
         declared = windows.hopping(size, advance, grace=grace, retention=retention, offset=offset)
-        return cast("WindowedTable[K, V]", self._home().windowed(self, declared, None))
+        return self._windowed(declared, idle_timeout)
 
     def sliding(
-        self, width: Duration, *, grace: Duration = 0, retention: Duration | None = None
+        self,
+        width: Duration,
+        *,
+        grace: Duration = 0,
+        retention: Duration | None = None,
+        idle_timeout: Duration | None = None,
     ) -> WindowedTable[K, V]:
         """Make it a table of windows that move with the records: both ends inclusive."""
         declared = windows.sliding(width, grace=grace, retention=retention)
-        return cast("WindowedTable[K, V]", self._home().windowed(self, declared, None))
+        return self._windowed(declared, idle_timeout)
 
     def session(
         self,
@@ -146,6 +169,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         grace: Duration = 0,
         retention: Duration | None = None,
         merge: Callable[[V, V], V] | None = None,
+        idle_timeout: Duration | None = None,
     ) -> WindowedTable[K, V]:
         """Make it a table of sessions: records no further than ``gap`` apart belong together.
 
@@ -154,7 +178,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
                 lists joined, where it is left out.
         """
         declared = windows.session(gap, grace=grace, retention=retention)
-        return cast("WindowedTable[K, V]", self._home().windowed(self, declared, merge))
+        return self._windowed(declared, idle_timeout, merge)
 
     def calendar(
         self,
@@ -163,10 +187,20 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         timezone: str,
         grace: Duration = 0,
         retention: Duration | None = None,
+        idle_timeout: Duration | None = None,
     ) -> WindowedTable[K, V]:
         """Make it a table of hours, days, weeks, months, quarters or years in a time zone."""
         declared = windows.calendar(unit, timezone=timezone, grace=grace, retention=retention)
-        return cast("WindowedTable[K, V]", self._home().windowed(self, declared, None))
+        return self._windowed(declared, idle_timeout)
+
+    def _windowed(
+        self,
+        windows: AnyWindows,
+        idle_timeout: Duration | None,
+        merge: Callable[[V, V], V] | None = None,
+    ) -> WindowedTable[K, V]:
+        made = self._home().windowed(self, windows, merge=merge, idle_timeout=idle_timeout)
+        return cast("WindowedTable[K, V]", made)
 
     def _part(self, scope: Scope) -> TablePart:
         try:

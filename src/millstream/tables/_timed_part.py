@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["NEVER", "TIME_KEY", "Due", "TimedPart"]
 
 TIME_KEY: Final = b"\x00time"
+FEEDERS_KEY: Final = b"\x00feeders"
+"""Names of the agents that use the part, a line each; only where time may move by itself."""
 NEVER: Final = 1 << 62
 
 _number = struct.Struct(">Q")
@@ -48,6 +50,8 @@ class TimedPart(TablePart):
         "_written_time",
         "closing_due",
         "due_at",
+        "feeders",
+        "idle_ms",
         "on_due",
         "stream_time",
     )
@@ -65,6 +69,10 @@ class TimedPart(TablePart):
         """Stream time at which something may become due."""
         self.closing_due = False
         """Whether something is due; nothing is asked of the part until it has been asked."""
+        self.feeders: set[str] = set()
+        """Agents that use the part; noted only where something in the app has an ``idle_timeout``."""
+        self.idle_ms: int | None = None
+        """The part's own ``idle_timeout``."""
         self.on_due: Callable[[], None] = _nothing
         """Called once when something becomes due, in the middle of the event that brought the time."""
 
@@ -92,6 +100,12 @@ class TimedPart(TablePart):
             self.stream_time = timestamp
             if timestamp >= self.due_at:
                 self.became_due()
+
+    def used_by(self, agent: str) -> None:
+        """Note that an agent uses the part, for the time when no record comes to tell."""
+        if agent not in self.feeders:
+            self.feeders.add(agent)
+            self.changed_system[FEEDERS_KEY] = "\n".join(sorted(self.feeders)).encode()
 
     def became_due(self) -> None:
         """Say that windows are final."""
@@ -141,11 +155,12 @@ class TimedPart(TablePart):
     # the commit -----------------------------------------------------------------------------------
 
     def recovered(self) -> None:
-        """Read stream time."""
+        """Read stream time, and who uses the part."""
         data = self.store.get(TIME_KEY)
         if data is not None:
             (self.stream_time,) = _number.unpack(data)
         self._base_time = self._written_time = self.stream_time
+        self.feeders = set((self.store.get(FEEDERS_KEY) or b"").decode().split("\n")) - {""}
 
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         """Move what is dirty to ``committing``, with stream time.

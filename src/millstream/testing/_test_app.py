@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from millstream.app._runtime import Runtime
 from millstream.clock import Duration, ManualClock, duration_ms
 from millstream.context import current
-from millstream.errors import ProgramError
+from millstream.errors import AskError, ConfigurationError, ProgramError
 from millstream.records import Position, TopicPartition
+from millstream.testing._records import SentRecord
+from millstream.transports.base import TopicSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
     from millstream.agents import Topic
     from millstream.app import App
@@ -48,6 +50,37 @@ class TestClock(ManualClock):
             self.events_waiting -= 1
 
 
+class TestRuntime(Runtime):
+    """A running app that follows up on a question by itself, as nobody else commits in a test."""
+
+    __test__ = False
+
+    def __init__(self, app: App, *, settle: Callable[[], Awaitable[None]], **parts: Any) -> None:
+        super().__init__(app, **parts)
+        self._settle = settle
+
+    async def ask(
+        self, topic: Topic[Any, Any], value: Any, *, key: Any, timeout_s: float
+    ) -> bytes | None:
+        asking = asyncio.ensure_future(super().ask(topic, value, key=key, timeout_s=timeout_s))
+        try:
+            scope = current.get(None)
+            if (
+                scope is None or not scope.open
+            ):  # else whoever lets the app process the event goes on
+                await self._settle()
+                await asyncio.wait([asking], timeout=REAL_WAIT_S)
+                if not asking.done():
+                    raise AskError(
+                        f"no reply through {topic.name!r}, and none will come while the clock stands"
+                        f" still: let the agent yield a result for each value, or ask in a task of its"
+                        f" own and move the clock meanwhile with t.advance(...)"
+                    )
+            return await asking
+        finally:
+            asking.cancel()
+
+
 class TestApp:
     """An app that runs inside ``async with``, deterministically.
 
@@ -71,6 +104,9 @@ class TestApp:
         self._real_clock = app.clock
         self._stack: contextlib.AsyncExitStack | None = None
         self._runtime: Runtime | None = None
+        self._error: BaseException | None = None
+        """What has ended the worker."""
+        self._settling = asyncio.Lock()
 
     async def __aenter__(self) -> TestApp:
         self.app.clock = self.clock
@@ -92,8 +128,10 @@ class TestApp:
         from millstream.transports.memory import MemoryTransport
 
         self._stack = contextlib.AsyncExitStack()
-        runtime = Runtime(
+        self._error = None
+        runtime = TestRuntime(
             self.app,
+            settle=self.settle,
             transport=MemoryTransport(clock=self.clock, log=self._log),
             state=self._state,
             commits=False,
@@ -110,11 +148,19 @@ class TestApp:
         await self._stack.aclose()
 
     @property
+    def _running(self) -> Runtime:
+        if self._runtime is None:
+            raise ProgramError(
+                "the app does not run: use it inside `async with TestApp(app) as t:`"
+            )
+        return self._runtime
+
+    @property
     def worker(self) -> Worker:
         """The running worker."""
-        assert self._runtime is not None
-        assert self._runtime.worker is not None
-        return self._runtime.worker
+        worker = self._running.worker
+        assert worker is not None
+        return worker
 
     # what a test does -----------------------------------------------------------------------------
 
@@ -146,6 +192,17 @@ class TestApp:
         await topic.send_many(values)
         await self.settle()
 
+    async def create_topic(self, name: str, *, partitions: int | None = None) -> None:
+        """Make a topic in the log, as from outside; a pattern finds it when `advance` has moved the clock on.
+
+        Args:
+            partitions: as many as the app's setting says where left out.
+        """
+        runtime = self._running
+        count = partitions or self.app.settings.partitions
+        await runtime.transport.create_topics([TopicSpec(name=name, partitions=count)])
+        runtime.partitions = {**runtime.partitions, name: count}
+
     async def advance(self, wall: Duration = 0, *, stream: Duration = 0) -> None:
         """Move the clock forward, or event time in every shard, and let the app follow.
 
@@ -164,15 +221,21 @@ class TestApp:
 
     async def settle(self) -> None:
         """Let the app process everything that is there, and commit it."""
+        async with self._settling:
+            await self._settle()
+
+    async def _settle(self) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + REAL_WAIT_S
         still = 0
         before: object = None
         while True:
             await asyncio.sleep(0)
+            if self._error is not None:
+                raise self._error
             worker = self.worker
             if self._failed():
-                await self._stop()
+                await self._end()
             if not worker.ready.is_set() and worker.plan.counts:
                 if loop.time() > deadline:
                     raise ProgramError("the app did not become ready")
@@ -198,6 +261,14 @@ class TestApp:
             elif still > TURNS_MAX:
                 return
 
+    async def _end(self) -> None:
+        """Raise what has ended the worker."""
+        try:
+            await self._stop()
+        except BaseException as exc:
+            self._error = exc
+            raise
+
     def _failed(self) -> bool:
         runtime = self._runtime
         return runtime is not None and runtime.failed()
@@ -219,10 +290,9 @@ class TestApp:
         ]
 
     async def _caught_up(self) -> bool:
-        assert self._runtime is not None
         for shard in self.worker.shards.values():
             for lane in shard.lanes.values():
-                ends = await self._runtime.transport.end_offsets(list(lane.inboxes))
+                ends = await self._running.transport.end_offsets(list(lane.inboxes))
                 if any(lane.position(tp) < end for tp, end in ends.items()):
                     return False
             if shard.is_closing or shard.has_work():
@@ -244,12 +314,9 @@ class TestApp:
 
     async def rebalance(self) -> None:
         """Have the group take every shard away and give it back."""
-        membership = self.worker.membership
-        assert self._runtime is not None
-        assert membership is not None
         assignment = self.worker.assignment
         assert assignment is not None
-        self._runtime.transport.evict(self.app.id, assignment.member_id)  # type: ignore[attr-defined]
+        self._running.transport.evict(self.app.id, assignment.member_id)  # type: ignore[attr-defined]
         for _ in range(TURNS_MAX):
             await asyncio.sleep(0)
             if self.worker.assignment is not assignment:
@@ -266,19 +333,31 @@ class TestApp:
         """The values in a topic, partition by partition in order of offset."""
         return [value for _, value in self.records(topic)]
 
-    def records(self, topic: Topic[Any, Any]) -> list[tuple[Any, Any]]:
-        """Keys and values in a topic, partition by partition in order of offset."""
+    def records(self, topic: Topic[Any, Any]) -> list[SentRecord]:
+        """The records in a topic, partition by partition in order of offset.
+
+        Each is a pair of key and value, with ``headers``, ``timestamp``, ``topic``, ``partition`` and ``offset``
+        as attributes.
+        """
         from millstream.transports.batch import iterate_records
 
-        assert self._runtime is not None
+        partitions = self._running.partitions
+        internal = {node.name for node in self._running.topology.topics.values() if node.internal}
+        names = [
+            name
+            for name in sorted(partitions)
+            if topic.reads(name) and (name == topic.name or name not in internal)
+        ]
+        if not names:
+            raise ConfigurationError(f"there is no topic {topic.name!r} in the log")
         found = []
-        for partition in range(self._runtime.partitions[topic.name]):
-            tp = TopicPartition(topic.name, partition)
+        for tp in [TopicPartition(name, n) for name in names for n in range(partitions[name])]:
             for data in self._log.batches(tp):
                 for record in iterate_records(data, where=str(tp)):
                     key = None if record.key is None else topic.key_codec.loads(record.key)
                     value = None if record.value is None else topic.value_codec.loads(record.value)
-                    found.append((key, value))
+                    position = Position(*tp, record.offset)
+                    found.append(SentRecord(key, value, record.headers, record.timestamp, position))
         return found
 
 

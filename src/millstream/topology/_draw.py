@@ -52,7 +52,8 @@ def draw_mermaid(topology: Topology) -> str:
     for node in dict.fromkeys(nodes):
         kind, name = node.split(":", 1)
         ids[node] = f"n{len(ids)}"
-        lines.append(f"    {ids[node]}{shapes[kind].format(name)}")
+        shown = name.replace('"', "#quot;")
+        lines.append(f"    {ids[node]}{shapes[kind].format(shown)}")
     lines += [f"    {ids[a]} --> {ids[b]}" for a, b in _edges(topology)]
     return "\n".join(lines)
 

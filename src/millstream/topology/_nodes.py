@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ class TopicNode:
     compacted: bool = False
     beside: str | None = None
     """A topic that has as many partitions."""
+    pattern: str | None = None
+    """It stands for all topics whose whole names match this regular expression."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,10 @@ class AgentNode:
     sinks: tuple[str, ...] = ()
     concurrency: int = 1
     internal: bool = False
+    declared: tuple[str, ...] = ()
+    """``sources`` before the patterns among them became names; empty where there are none."""
+    partitions: int | None = None
+    """For an agent whose patterns match nothing yet: how many partitions are expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +105,47 @@ class Topology:
         read |= {table.source for table in self.tables.values() if table.source}
         return sorted(read)
 
+    def matched(self, existing: Mapping[str, int]) -> Topology:
+        """The same topology with names in place of patterns: those of topics that are there or declared.
+
+        Topics that Millstream makes for this app, and those of Kafka itself, do not match.
+        """
+        patterns = {t.name: t.pattern for t in self.topics.values() if t.pattern is not None}
+        if not patterns:
+            return self
+        own = {topic.name for topic in self.topics.values() if topic.internal}
+        own |= {table.changelog for table in self.tables.values() if table.changelog}
+        own |= {f"{self.app}-replies", f"{self.app}-dlq"}
+        declared = {name for name in self.topics if name not in patterns}
+        names = [
+            name
+            for name in sorted(declared | set(existing))
+            if name not in own and not name.startswith("__")
+        ]
+        found = {
+            label: [name for name in names if re.fullmatch(pattern, name)]
+            for label, pattern in patterns.items()
+        }
+        topics = {name: topic for name, topic in self.topics.items() if name not in patterns}
+        for label, listed in found.items():
+            for name in listed:
+                topics.setdefault(
+                    name, TopicNode(name=name, partitions=self.topics[label].partitions)
+                )
+        agents = {}
+        for agent in self.agents.values():
+            if not patterns.keys().isdisjoint(agent.sources):
+                listed = [name for s in agent.sources for name in found.get(s, [s])]
+                expected = [self.topics[s].partitions for s in agent.sources if s in patterns]
+                agent = replace(
+                    agent,
+                    sources=tuple(dict.fromkeys(listed)),
+                    declared=agent.sources,
+                    partitions=next((count for count in expected if count is not None), None),
+                )
+            agents[agent.name] = agent
+        return replace(self, topics=topics, agents=agents)
+
     def resolved(self, existing: Mapping[str, int], default: int) -> Topology:
         """The same topology with a partition count for every topic and table.
 
@@ -109,6 +157,9 @@ class Topology:
             PartitionCountError: a count that is declared is not the one that exists, or that of a table
                 cannot be told.
         """
+        return self.matched(existing)._resolved(existing, default)
+
+    def _resolved(self, existing: Mapping[str, int], default: int) -> Topology:
         topics = {}
         for topic in self.topics.values():
             found = existing.get(topic.name)
@@ -141,12 +192,19 @@ class Topology:
                 beside = topics[beside].beside
             if beside is not None:
                 topics[name] = replace(topics[name], partitions=topics[beside].partitions)
+        agents = {
+            agent.name: replace(agent, partitions=agent.partitions or default)
+            if agent.declared
+            else agent
+            for agent in self.agents.values()
+        }
         counts = {
             topics[topic].partitions
             for agent in self.agents.values()
             for topic in agent.sources
             if topic in topics
         }
+        counts |= {agent.partitions for agent in agents.values() if not agent.sources}
         tables = {}
         for table in self.tables.values():
             count = self._table_partitions(table, topics, counts, default)
@@ -162,7 +220,7 @@ class Topology:
                 topics[table.changelog] = TopicNode(
                     name=table.changelog, partitions=count, internal=True, compacted=True
                 )
-        return replace(self, topics=topics, tables=tables)
+        return replace(self, topics=topics, tables=tables, agents=agents)
 
     def _table_partitions(
         self,
@@ -210,7 +268,7 @@ class Topology:
                     f"agent {agent.name!r} reads topics that are not co-partitioned: {listed}."
                     f" Bring them to one count with app.stream(...).group_by(...)"
                 )
-            for count in counts:
+            for count in counts or {agent.partitions or 1}:
                 groups.setdefault(count, []).append(agent.name)
         for table in self.tables.values():
             if not table.everywhere:
@@ -219,7 +277,9 @@ class Topology:
 
     def fingerprint(self) -> str:
         """A text that two workers of one group share exactly when they run the same topology."""
-        agents = sorted(f"{a.name} reads {', '.join(a.sources)}" for a in self.agents.values())
+        agents = sorted(
+            f"{a.name} reads {', '.join(a.declared or a.sources)}" for a in self.agents.values()
+        )
         tables = sorted(
             f"table {t.name} of {t.partitions}{f' in {t.window}' if t.window else ''}"
             for t in self.tables.values()

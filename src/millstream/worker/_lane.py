@@ -50,6 +50,7 @@ class Inbox:
         "position",
         "size",
         "source",
+        "wait_until",
     )
 
     def __init__(self, source: Source, position: int, shard: Shard) -> None:
@@ -68,6 +69,8 @@ class Inbox:
         self.batch_end = position
         self.batch_time = -1
         self.head: IncomingRecord | None = None
+        self.wait_until: float | None = None
+        """While it is empty and others of the lane are not: until when those wait for it."""
 
     def add(self, fetched: Fetched) -> None:
         """Take what a fetch brought."""
@@ -157,9 +160,15 @@ class Lane:
     ) -> None:
         self.agent = agent
         self.shard = shard
+        self._sources = sources
         self.inboxes = {tp: Inbox(sources[tp.topic], at, shard) for tp, at in positions.items()}
         self.instances = instances
+        self._bytes_max = inbox_bytes_max
         self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
+        self.active_at = shard.clock.monotonic()
+        """When data came last, or something was still to do; see `millstream.worker._idle`."""
+        self._wait_until: float | None = None
+        """When it is worth looking again, although nothing has arrived."""
         self._arrived = asyncio.Event()
         self.taken: Callable[[], None] = lambda: None
         """Called after a run was taken, as there may be room to fetch again."""
@@ -186,7 +195,14 @@ class Lane:
     def add(self, fetched: Fetched) -> None:
         """Take what a fetch brought."""
         self.inboxes[fetched.tp].add(fetched)
+        if fetched.data:
+            self.active_at = self.shard.clock.monotonic()
         self._arrived.set()
+
+    def add_input(self, tp: TopicPartition, at: int) -> None:
+        """Read another partition as well, from ``at`` on; its topic is among the sources by now."""
+        self.inboxes[tp] = Inbox(self._sources[tp.topic], at, self.shard)
+        self._inbox_bytes_max = self._bytes_max // len(self.inboxes)
 
     def lag(self) -> int:
         """Records that are known to exist and are not finished."""
@@ -236,10 +252,26 @@ class Lane:
             run = self._rest.popleft() if self._rest else self._next_run()
             if run is None:
                 self._arrived.clear()
-                await self._arrived.wait()
+                await self._arrival()
                 continue
             await self._feed(run)
             self.taken()
+
+    async def _arrival(self) -> None:
+        """Wait until something has arrived, or a wait for an empty partition is over."""
+        if self._wait_until is None:
+            await self._arrived.wait()
+            return
+        clock = self.shard.clock
+        waits = [
+            asyncio.ensure_future(clock.sleep(self._wait_until - clock.monotonic())),
+            asyncio.ensure_future(self._arrived.wait()),
+        ]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _next_run(self) -> Run | None:
         if len(self.inboxes) == 1:
@@ -266,17 +298,35 @@ class Lane:
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
         heads: list[tuple[float, TopicPartition, Inbox]] = []
+        awaited = []
+        self._wait_until = None
         for tp, inbox in self.inboxes.items():
             head = inbox.peek()
             if head is not None:
                 heads.append((self._time(inbox, head), tp, inbox))
+                inbox.wait_until = None
             elif inbox.position < inbox.end:
                 return None
-        if not heads:
+            elif inbox.source.max_wait_s:
+                awaited.append(inbox)
+        if not heads or (awaited and self._waits_for(awaited)):
+            if not heads:
+                for inbox in awaited:
+                    inbox.wait_until = None
             return None
         heads.sort(key=lambda head: head[:2])
         bound = heads[1][0] if len(heads) > 1 else float("inf")
         return heads[0][1], heads[0][2], bound
+
+    def _waits_for(self, empty: list[Inbox]) -> bool:
+        """Whether records of other partitions are held back for one of these, as ``max_wait`` says."""
+        now = self.shard.clock.monotonic()
+        for inbox in empty:
+            if inbox.wait_until is None:
+                inbox.wait_until = now + inbox.source.max_wait_s
+        left = [inbox.wait_until for inbox in empty if inbox.wait_until > now]  # type: ignore[operator]
+        self._wait_until = max(left, default=None)  # type: ignore[type-var]
+        return bool(left)
 
     @staticmethod
     def _time(inbox: Inbox, record: IncomingRecord) -> float:
@@ -323,7 +373,7 @@ class Lane:
             elif self.shard.journaled:
                 # an event that waited for its key keeps those behind it, finished or not, out of the epoch
                 self._dispatch(gaps_only=True)
-            await self._arrived.wait()
+            await self._arrival()
 
     def stir(self) -> None:
         """The gate has opened."""

@@ -21,6 +21,7 @@ from millstream.records import Position, TopicPartition
 from millstream.tables import TimedPart
 from millstream.worker._closing import close_due
 from millstream.worker._cut import before_excluded, choose_excluded
+from millstream.worker._idle import follow_silence
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._recovery import RecoveryProgress, Replay, recover
@@ -81,7 +82,8 @@ class AgentSpec:
     """An agent, as a shard needs it."""
 
     agent: Agent[Any, Any]
-    sources: Mapping[str, Source]
+    sources: dict[str, Source]
+    """By topic; it grows where a pattern finds further topics."""
     policy: Policy
     """For records of topics that have none of their own."""
     emit: Callable[[Scope, Any], Awaitable[None]]
@@ -89,8 +91,8 @@ class AgentSpec:
     """Send the record of a failure to the agent's dead-letter topic."""
     refuse: Callable[[Scope, Failure], None] | None = None
     """Tell whoever has asked that there will be no answer."""
-    policies: Mapping[str, Policy] = field(default_factory=dict)
-    """By topic."""
+    policies: dict[str, Policy] = field(default_factory=dict)
+    """By topic; grows likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,8 @@ class ShardOptions:
     topic_ids: Mapping[str, str]
     everywhere: Mapping[str, TablePart]
     """Parts of the global tables."""
+    idles: bool = False
+    """Whether some topic or table has an ``idle_timeout``."""
     inbox_bytes_max: int = 8 << 20
     epoch_bytes_max: int = 32 << 20
     """Input and output of one shard between two cuts, above which intake stops."""
@@ -152,6 +156,7 @@ class Shard:
         self._options = options
         self.own_parts: dict[str, TablePart] = {}
         self.parts: dict[str, Any] = {}
+        self._used_parts: dict[str, _UsedParts] = {}
         self.lanes: dict[str, Lane] = {}
         self.bindings: dict[Any, Any] = {}
         """What streams keep for events that come from no record, until the shard starts over."""
@@ -159,6 +164,8 @@ class Shard:
         self.epoch_bytes = 0
         """Input taken since the last cut."""
         self.stream_time = -1
+        self.time_advanced = False
+        """Whether event time has moved without a record, and is to be committed."""
         self.journaled = True
         self._suspends = False
         self._quiet_events = 0
@@ -220,6 +227,8 @@ class Shard:
                     self._start_lanes(tasks)
                     if any(table.on_close is not None for table in self._tables.values()):
                         tasks.create_task(self._close_windows())
+                    if self._options.idles:
+                        tasks.create_task(follow_silence(self, self._options.transport))
                     for local in self.local_tasks:
                         tasks.create_task(local(self))
                     self.ready.set()
@@ -257,6 +266,8 @@ class Shard:
         self.own_parts = {}
         self.parts = {}
         self.bindings.clear()
+        self._used_parts = {}
+        self.time_advanced = False
 
     def rewind(self) -> None:
         """Drop everything that is not committed and start over."""
@@ -278,14 +289,7 @@ class Shard:
         self._positions: dict[tuple[str, TopicPartition], int] = {}
         self.committed = {}
         for tp in inputs:
-            metadata = decode_metadata(found[tp].metadata if tp in found else "")
-            metadata.check_finished(options.group)
-            self.stream_time = max(self.stream_time, metadata.t)
-            at = max(found[tp].offset, starts[tp]) if tp in found else starts[tp]
-            self.committed[tp] = self._last_offsets[tp] = at
-            for name, spec in self._agents.items():
-                if tp.topic in spec.sources:
-                    self._positions[name, tp] = max(metadata.a.get(name, at), at)
+            self._place(tp, found.get(tp), starts[tp])
         replays = []
         for table in self._tables.values():
             topic = table.changelog or table.source
@@ -327,6 +331,33 @@ class Shard:
                 part.on_due = self._windows_due
                 if part.closing_due:
                     self._windows_due()
+
+    def _place(self, tp: TopicPartition, found: OffsetAndMetadata | None, start: int) -> None:
+        """Begin to read a partition where its agents were, or at its start."""
+        metadata = decode_metadata("" if found is None else found.metadata)
+        metadata.check_finished(self._options.group)
+        self.stream_time = max(self.stream_time, metadata.t)
+        at = start if found is None else max(found.offset, start)
+        self.committed[tp] = self._last_offsets[tp] = at
+        for name, spec in self._agents.items():
+            if tp.topic in spec.sources:
+                self._positions[name, tp] = max(metadata.a.get(name, at), at)
+
+    async def take_new_inputs(self) -> None:
+        """Read the partitions of topics that have become sources of agents since the shard was recovered."""
+        lanes = self.lanes
+        new = [tp for tp in self.inputs() if tp not in self.committed]
+        if not new or not self.ready.is_set():
+            return
+        found = await self._options.transport.committed(self._options.group, new)
+        starts = await self._options.transport.start_offsets(new)
+        if self.lanes is not lanes or not self.ready.is_set():
+            return  # it starts over, with all of them
+        for tp in new:
+            self._place(tp, found.get(tp), starts[tp])
+            for name, lane in lanes.items():
+                if tp.topic in self._agents[name].sources:
+                    lane.add_input(tp, self._positions[name, tp])
 
     def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
         for name, spec in self._agents.items():
@@ -473,10 +504,15 @@ class Shard:
 
     def scope(self, agent: str, *, journaled: bool) -> Scope:
         """A scope whose tables are this shard's."""
+        parts: Mapping[str, Any] = self.parts
+        if self._options.idles and agent in self._agents:
+            if agent not in self._used_parts:
+                self._used_parts[agent] = _UsedParts(self.parts, agent)
+            parts = self._used_parts[agent]
         return Scope(
             shard=self,
             agent=agent,
-            parts=self.parts,
+            parts=parts,
             output=self.output,
             journaled=journaled,
         )
@@ -522,6 +558,19 @@ class Shard:
         self.stream_time = max(self.stream_time, 0) + by
         for part in self.own_parts.values():
             part.advance(by)
+        self.time_advanced = True
+        self.took_run()
+
+    def advance_idle(self, table: str, by: int) -> None:
+        """Move the event time of a window table, or of the shard, which is "", over a silence of its inputs, in ms."""
+        if table:
+            self.own_parts[table].advance(by)
+        else:
+            self.stream_time += by
+            for part in self.own_parts.values():
+                if not isinstance(part, TimedPart):
+                    part.advance(by)
+        self.time_advanced = True
         self.took_run()
 
     async def time_moved(self) -> None:
@@ -664,7 +713,11 @@ class Shard:
         """Whether there may be something to commit."""
         if not self.ready.is_set():
             return False
-        if self.output or any(part.is_dirty() for part in self.own_parts.values()):
+        if (
+            self.output
+            or self.time_advanced
+            or any(part.is_dirty() for part in self.own_parts.values())
+        ):
             return True
         return any(
             lane.position(tp) > self._cut_positions.get((name, tp), self._positions[name, tp])
@@ -717,6 +770,7 @@ class Shard:
             parts.append(part)
         self.epoch_bytes = 0
         self.epoch_bytes_watch = self._options.epoch_bytes_max
+        self.time_advanced = False
         self._note_quiet(taken_events, excluded)
         return ShardCut(self, self._offsets(limits), outputs, parts)
 
@@ -819,6 +873,20 @@ class Shard:
 
 def _accept(_: Any) -> None:
     return None
+
+
+class _UsedParts(dict[str, Any]):
+    """The shard's parts as one agent uses them: each part is told when that begins."""
+
+    def __init__(self, parts: Mapping[str, Any], agent: str) -> None:
+        super().__init__()
+        self._parts = parts
+        self._agent = agent
+
+    def __missing__(self, name: str) -> Any:
+        part = self[name] = self._parts[name]
+        part.used_by(self._agent)
+        return part
 
 
 async def _nothing() -> None:

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millstream import hooks
-from millstream.errors import FencedError, IllegalGenerationError, TopologyError
+from millstream.errors import (
+    FencedError,
+    IllegalGenerationError,
+    LogUnavailableError,
+    TopologyError,
+)
 from millstream.worker._assign import (
     MemberMetadata,
     ShardId,
@@ -27,7 +32,7 @@ if TYPE_CHECKING:
 
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, StateBackend
-    from millstream.transports.base import Assignment, Membership, Transport
+    from millstream.transports.base import Assignment, Membership, TopicInfo, Transport
 
 __all__ = ["Worker", "WorkerPlan"]
 
@@ -35,6 +40,8 @@ logger = logging.getLogger("millstream.worker")
 
 ALIVE_INTERVAL_S = 0.5
 MAINTENANCE_INTERVAL_S = 5.0
+TOPICS_INTERVAL_S = 5.0
+"""How soon a topic that matches a pattern is found."""
 STOP_TIMEOUT_S = 1.5
 """How long a stopping worker waits for events in progress."""
 
@@ -49,6 +56,8 @@ class WorkerPlan:
     """By partition count of their sources."""
     tables: Mapping[int, Sequence[TableSpec]]
     topic_ids: Mapping[str, str]
+    idles: bool = False
+    """Whether some topic or table has an ``idle_timeout``."""
     commit_interval_s: float = 0.02
     session_timeout_s: float = 5.0
     inbox_bytes_max: int = 8 << 20
@@ -61,6 +70,8 @@ class WorkerPlan:
     """The user's tasks, and timers of scope ``worker``: run once the first shards are ready."""
     leader_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run where the first shard of the largest group is."""
+    follow: Callable[[Mapping[str, TopicInfo]], None] | None = None
+    """Takes those of the log's topics that match a pattern into the agents' sources."""
 
     @property
     def counts(self) -> list[int]:
@@ -108,6 +119,7 @@ class Worker:
             transport=transport,
             topic_ids=plan.topic_ids,
             everywhere=everywhere,
+            idles=plan.idles,
             inbox_bytes_max=plan.inbox_bytes_max,
             epoch_bytes_max=plan.epoch_bytes_max,
         )
@@ -163,6 +175,7 @@ class Worker:
                         tasks.create_task(self._follow_group(), name="group"),
                         tasks.create_task(self._tell_alive(), name="alive"),
                         tasks.create_task(self._maintain(), name="maintenance"),
+                        tasks.create_task(self._follow_topics(), name="patterns"),
                         *(
                             tasks.create_task(fetcher.run(), name=f"fetch {name}")
                             for name, fetcher in self.fetchers.items()
@@ -242,6 +255,16 @@ class Worker:
         while True:
             await self._clock.sleep(MAINTENANCE_INTERVAL_S)
             await self._transport.maintain()
+
+    async def _follow_topics(self) -> None:
+        """Look for topics that match a pattern, again and again."""
+        while self.plan.follow is not None:
+            await self._clock.sleep(TOPICS_INTERVAL_S)
+            with contextlib.suppress(LogUnavailableError):
+                self.plan.follow(await self._transport.topics())
+                for shard in list(self.shards.values()):
+                    await shard.take_new_inputs()
+            self._stir()
 
     # the group ------------------------------------------------------------------------------------
 

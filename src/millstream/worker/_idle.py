@@ -1,0 +1,124 @@
+"""Event time of inputs that have fallen silent: ``idle_timeout``.
+
+Theory of operation
+-------------------
+Event time comes from records, so nothing after the last record ever happens: its windows stay open. Where a topic
+or a window has an ``idle_timeout``, the wall clock stands in: each time that so much of it has passed without a record,
+event time moves on by as much. It is never set to the wall clock, so a replay of 2013 stays in 2013.
+
+What moves is a window table's own time, and the shard's (timers by event time, entries with a time to live). A
+table goes by the inputs of those agents that use it, which its part has noted (`TimedPart.feeders`) and keeps
+with its entries, as no record may come to tell after a restart. The shard goes by all of its inputs. Inputs are
+silent when everything that was fetched is finished, the log confirms that there is no more, and nothing has
+come since: an outage is no silence.
+
+Moved time is part of the next epoch like time that a record brought.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+from millstream.errors import LogUnavailableError
+from millstream.tables import TimedPart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from millstream.transports.base import Transport
+    from millstream.worker._lane import Lane
+    from millstream.worker._shard import Shard
+
+__all__ = ["follow_silence"]
+
+LOOK_S_MAX = 5.0
+"""How soon it is noticed that an agent has new inputs, or has begun to use a table."""
+
+
+class _Given(NamedTuple):
+    """How far time was moved in the silence that began at ``since``, a moment of the monotonic clock."""
+
+    since: float
+    ms: int
+
+
+class _Subject(NamedTuple):
+    """What has a time that may move by itself: a table, or "" for the shard; after how long; and its inputs."""
+
+    name: str
+    idle_ms: int
+    lanes: list[Lane]
+
+    def silent_ms(self, now: float) -> int:
+        """For how long nothing has come, in whole time-outs."""
+        return round((now - self.since) * 1_000) // self.idle_ms * self.idle_ms
+
+    @property
+    def since(self) -> float:
+        return max(lane.active_at for lane in self.lanes)
+
+
+async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
+    """Move the event time of a running shard on, for as long as it runs."""
+    clock = shard.clock
+    given: dict[str, _Given] = {}
+    while True:
+        for lane in shard.lanes.values():
+            if not lane.is_quiet():
+                lane.active_at = clock.monotonic()
+        subjects = list(_subjects(shard))
+        if any(subject.silent_ms(clock.monotonic()) for subject in subjects):
+            await _confirm(shard, transport)
+        now = clock.monotonic()
+        wake = now + _shortest_ms(shard) / 1_000
+        for subject in subjects:
+            since, ms = subject.since, subject.silent_ms(now)
+            before = given.get(subject.name, _Given(since, 0))
+            moved = before.ms if before.since == since else 0
+            if ms > moved:
+                shard.advance_idle(subject.name, ms - moved)
+            given[subject.name] = _Given(since, ms)
+            wake = min(wake, since + (ms + subject.idle_ms) / 1_000)
+        await clock.sleep(max(wake - now, 0.001))
+
+
+async def _confirm(shard: Shard, transport: Transport) -> None:
+    """An input that the log has more of, or that the log cannot tell about, is not silent."""
+    inputs = [(lane, tp) for lane in shard.lanes.values() for tp in lane.inboxes]
+    try:
+        ends = await transport.end_offsets([tp for _, tp in inputs])
+    except LogUnavailableError:
+        ends = {}
+    now = shard.clock.monotonic()
+    for lane, tp in inputs:
+        if tp not in ends or ends[tp] > lane.inboxes[tp].fetched:
+            lane.active_at = now
+
+
+def _subjects(shard: Shard) -> Iterable[_Subject]:
+    lanes = list(shard.lanes.values())
+    idle_ms = _idle_ms(lanes)
+    if idle_ms is not None and shard.stream_time >= 0:
+        yield _Subject("", idle_ms, lanes)
+    for part in shard.own_parts.values():
+        if not isinstance(part, TimedPart) or part.stream_time < 0:
+            continue
+        feeding = [shard.lanes[name] for name in part.feeders if name in shard.lanes]
+        idle_ms = part.idle_ms if part.idle_ms is not None else _idle_ms(feeding)
+        if idle_ms is not None and feeding:
+            yield _Subject(part.name, idle_ms, feeding)
+
+
+def _idle_ms(lanes: Iterable[Lane]) -> int | None:
+    """The longest time-out of these agents' inputs, as far as they have any."""
+    found = [inbox.source.idle_ms for lane in lanes for inbox in lane.inboxes.values()]
+    return max((ms for ms in found if ms is not None), default=None)
+
+
+def _shortest_ms(shard: Shard) -> int:
+    """No time-out passes unnoticed that is as long as this."""
+    found = [
+        inbox.source.idle_ms for lane in shard.lanes.values() for inbox in lane.inboxes.values()
+    ]
+    found += [part.idle_ms for part in shard.own_parts.values() if isinstance(part, TimedPart)]
+    return min((ms for ms in found if ms is not None), default=round(LOOK_S_MAX * 1_000))

@@ -1,0 +1,228 @@
+"""``idle_timeout``: event time while nothing comes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+
+import millstream as ms
+from millstream.errors import ConfigurationError, LogUnavailableError
+from millstream.testing import TestApp
+
+T2013 = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1_000)
+
+
+class Click(msgspec.Struct):
+    user: str
+    at: int
+
+
+def counting(
+    *, topic: Any = None, window: Any = None, closes: bool = True, **settings: Any
+) -> tuple[ms.App, ms.Topic[Click], Any, list[tuple[str, int, int]]]:
+    """Clicks counted in minutes; what is closed is noted as user, seconds since 2013 began, and count."""
+    app = ms.App("clicks", partitions=1, **settings)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at", idle_timeout=topic)
+    counts = app.table("counts", key=str, value=int, default=0).tumbling(
+        "1m", grace="10s", retention="1h", idle_timeout=window
+    )
+    closed: list[tuple[str, int, int]] = []
+
+    @app.agent(clicks)
+    async def count(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+
+    if closes:
+
+        @counts.on_close
+        async def note(key: str, window: ms.Window, value: int) -> None:
+            closed.append((key, (window.start - T2013) // 1_000, value))
+
+    return app, clicks, counts, closed
+
+
+@pytest.mark.parametrize("where", ["topic", "window"])
+async def test_the_last_window_closes(where: str) -> None:
+    """Silence closes the last window, by the time that has passed and not by the wall clock's date."""
+    app, clicks, _, closed = counting(**{where: "20s"})
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013 + 5_000))
+        await t.advance("59s")  # at 5 + 40
+        assert closed == []
+        await t.advance("1s")  # at 65
+        assert closed == []
+        await t.advance("20s")  # at 85: the end, 60, and 10 of grace are over
+        assert closed == [("ada", 0, 1)]
+        (shard,) = t.worker.shards.values()
+        assert shard.own_parts["counts"].stream_time == T2013 + 85_000  # type: ignore[attr-defined]
+
+
+async def test_off_by_default() -> None:
+    """Without it event time stands still, however long."""
+    app, clicks, _, closed = counting()
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        await t.advance("10m")
+        assert closed == []
+
+
+async def test_each_record_begins_anew() -> None:
+    """Time moves only after the whole time-out without a record, each time."""
+    app, clicks, _, closed = counting(topic="20s")
+    async with TestApp(app) as t:
+        for n in range(10):
+            await t.send(clicks, Click("ada", T2013 + n))
+            await t.advance("19s")
+        (shard,) = t.worker.shards.values()
+        assert shard.stream_time == T2013 + 9
+        await t.advance("1s")
+        assert shard.stream_time == T2013 + 9 + 20_000
+        assert closed == []
+
+
+async def test_later_records_and_late_ones() -> None:
+    """A record from beyond the moved time goes on from there; one from before is late."""
+    app, clicks, counts, closed = counting(topic="1m")
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        await t.advance("2m")
+        assert closed == [("ada", 0, 1)]
+        await t.send(clicks, Click("ada", T2013 + 59_000))
+        await t.send(clicks, Click("ada", T2013 + 130_000))
+        shown = {(w.start - T2013) // 1_000: n for (_, w), n in t.table(counts).items()}
+        assert shown == {0: 1, 120: 1}
+
+
+@pytest.mark.parametrize("lose_state", [False, True])
+async def test_a_restart_does_not_go_back(lose_state: bool) -> None:
+    """Moved time is committed, and goes on after a restart although no record comes to begin with."""
+    app, clicks, _, closed = counting(topic="20s")
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        await t.advance("40s")
+        await t.crash(lose_state=lose_state)
+        (shard,) = t.worker.shards.values()
+        assert shard.own_parts["counts"].stream_time == T2013 + 40_000  # type: ignore[attr-defined]
+        assert shard.stream_time == T2013 + 40_000
+        await t.advance("39s")
+        assert closed == []
+        await t.advance("1s")
+        assert closed == [("ada", 0, 1)]
+        await t.crash(lose_state=lose_state)
+        await t.advance("5m")
+        assert closed == [("ada", 0, 1)]
+
+
+async def test_windows_of_others() -> None:
+    """A table goes by the inputs of the agents that use it: busy or steady neighbours do not matter."""
+    app, clicks, _, closed = counting(topic="20s")
+    steady = app.topic("steady", value=Click, key_from="user", timestamp="at")
+    others = app.table("others", key=str, value=int, default=0).tumbling("1m")
+
+    @app.agent(steady)
+    async def follow(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            others[click.user] += 1
+
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        for n in range(20):
+            await t.send(steady, Click("bob", T2013 + n))
+            await t.advance("5s")
+        (shard,) = t.worker.shards.values()
+        assert closed == [("ada", 0, 1)]
+        assert shard.own_parts["others"].stream_time == T2013 + 19  # type: ignore[attr-defined]
+        assert shard.stream_time == T2013 + 19  # the shard was never silent
+        await t.advance("1m")
+        assert shard.own_parts["others"].stream_time == T2013 + 19  # type: ignore[attr-defined]
+        assert shard.stream_time == T2013 + 19 + 60_000
+
+
+async def test_an_outage_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the log cannot tell whether there is more, event time stands still."""
+    app, clicks, _, closed = counting(topic="20s")
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        transport = t._running.transport
+
+        async def unavailable(tps: object) -> Any:
+            raise LogUnavailableError("away")
+
+        async def caught_up() -> bool:
+            return True
+
+        with monkeypatch.context() as patch:
+            patch.setattr(transport, "end_offsets", unavailable)
+            patch.setattr(t, "_caught_up", caught_up)
+            await t.advance("10m")
+        assert closed == []
+        await t.advance("100s")
+        assert closed == [("ada", 0, 1)]
+
+
+async def test_unfinished_events_are_no_silence() -> None:
+    """An event that waits for something keeps time where it is."""
+    app = ms.App("slow", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at", idle_timeout="10s")
+    counts = app.table("counts", key=str, value=int, default=0).tumbling("1m", retention="1h")
+    closed: list[int] = []
+
+    @app.agent(clicks)
+    async def count(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+            await app.clock.sleep(300)
+            counts[click.user] += 1
+
+    @counts.on_close
+    async def note(key: str, window: ms.Window, value: int) -> None:
+        closed.append(value)
+
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        await t.advance("299s")
+        assert closed == []
+        await t.advance("1s")
+        assert closed == []
+        await t.advance("1m")
+        assert closed == [2]
+
+
+async def test_timers_and_expiry() -> None:
+    """Timers by event time run, and entries expire, while a whole shard is silent."""
+    app = ms.App("t", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at", idle_timeout="10s")
+    last = app.table("last", key=str, value=int, ttl="1m")
+    ticks: list[int] = []
+
+    @app.agent(clicks)
+    async def note(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            last[click.user] = click.at
+
+    @app.timer("30s", scope="shard", time="event")
+    async def tick() -> None:
+        event = last.get("ada")
+        ticks.append(0 if event is None else 1)
+
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        assert ticks == [1]
+        await t.advance("50s")
+        assert ticks == [1, 1]
+        await t.advance("40s")
+        assert ticks == [1, 1, 0, 0]
+        assert t.table(last) == {}
+
+
+def test_wrong_values() -> None:
+    """A time-out above 0, as a duration."""
+    app = ms.App("x")
+    with pytest.raises(ConfigurationError, match="table 't': idle_timeout has to be above 0"):
+        app.table("t").tumbling("1m", idle_timeout=0)
+    with pytest.raises(ConfigurationError, match="table 'u': idle_timeout: 'late'"):
+        app.table("u").session("1m", idle_timeout="late")

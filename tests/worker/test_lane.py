@@ -1,0 +1,109 @@
+"""An agent that reads several partitions of its shard: whose turn it is, and who waits for whom."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+import millstream as ms
+from millstream.testing import TestApp
+
+
+class Tick(msgspec.Struct):
+    source: str
+    at: int
+
+
+def reading(
+    *waits: str, concurrency: int = 1
+) -> tuple[ms.App, list[ms.Topic[Tick]], list[tuple[str, int]]]:
+    """An agent over the topics a, b, …, each with its ``max_wait``; notes what it reads."""
+    app = ms.App("ticks", partitions=1)
+    topics = [
+        app.topic(name, value=Tick, timestamp="at", max_wait=wait)
+        for name, wait in zip("abc", waits, strict=False)
+    ]
+    seen: list[tuple[str, int]] = []
+
+    @app.agent(*topics, concurrency=concurrency)
+    async def read(stream: ms.Stream[Tick]) -> None:
+        async for tick in stream:
+            seen.append((tick.source, tick.at))  # noqa: PERF401 - a stream is no list
+
+    return app, topics, seen
+
+
+async def test_oldest_first() -> None:
+    """Of what is there, the oldest comes first, whichever topic it is in."""
+    app, (a, b), seen = reading("0s", "0s")
+    async with TestApp(app) as t:
+        await a.send_many([Tick("a", at) for at in (1, 4, 5)])
+        await b.send_many([Tick("b", at) for at in (2, 3, 6)])
+        await t.settle()
+        assert [at for _, at in seen] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_an_empty_partition_does_not_block() -> None:
+    """Without ``max_wait`` a partition that is caught up is not waited for."""
+    app, (a, b), seen = reading("0s", "0s")
+    async with TestApp(app) as t:
+        await t.send(a, Tick("a", 10))
+        await t.send(b, Tick("b", 5))
+        assert seen == [("a", 10), ("b", 5)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+async def test_max_wait_keeps_the_order(concurrency: int) -> None:
+    """With it, the records of others wait for the topic, and come in order when it has some."""
+    app, (a, b), seen = reading("0s", "2s", concurrency=concurrency)
+    async with TestApp(app) as t:
+        await t.send(a, Tick("a", 10))
+        assert seen == []
+        await t.advance("1s")
+        assert seen == []
+        await t.send(b, Tick("b", 5))
+        assert seen == [("b", 5)]  # and now b is empty again: 10 waits
+        await t.advance("1999ms")
+        assert seen == [("b", 5)]
+        await t.send(b, Tick("b", 20))
+        assert seen == [("b", 5), ("a", 10), ("b", 20)]  # nobody waits for a
+
+
+async def test_max_wait_is_over() -> None:
+    """After the wait the others go on, and do not wait again before the topic had records."""
+    app, (a, b), seen = reading("0s", "2s")
+    async with TestApp(app) as t:
+        await t.send(a, Tick("a", 10))
+        await t.advance("2s")
+        assert seen == [("a", 10)]
+        await t.send(b, Tick("b", 3))
+        assert seen == [("a", 10), ("b", 3)]
+        await t.send(a, Tick("a", 11))
+        await t.crash()  # what waited is read again
+        assert seen[2:] == []
+        await t.advance("2s")
+        assert seen[2:] == [("a", 11)]
+
+
+async def test_the_longest_wait_counts() -> None:
+    """Of several empty topics, the one with the longest wait decides."""
+    app, (_a, b, c), seen = reading("1s", "0s", "3s")
+    async with TestApp(app) as t:
+        await t.send(b, Tick("b", 1))
+        await t.advance("2999ms")
+        assert seen == []
+        await t.advance("1ms")
+        assert seen == [("b", 1)]
+        await t.send(c, Tick("c", 2))
+        await t.advance("999ms")
+        assert seen == [("b", 1)]
+        await t.advance("1ms")
+        assert seen == [("b", 1), ("c", 2)]
+
+
+async def test_a_single_topic_waits_for_nobody() -> None:
+    """An agent over one topic has nobody to wait for."""
+    app, (a,), seen = reading("1h")
+    async with TestApp(app) as t:
+        await t.send(a, Tick("a", 1))
+        assert seen == [("a", 1)]
