@@ -12,9 +12,9 @@ from millstream.testing import TestApp
 from tests.kit import Order, continued, second_worker
 
 
-def reading(pattern: str, **settings: object) -> tuple[ms.App, ms.Topic[Order], list[str]]:
+def reading(pattern: str) -> tuple[ms.App, ms.Topic[Order], list[str]]:
     """An app that notes the account and topic of every order of the topics that match."""
-    app = ms.App("shop", partitions=2, **settings)
+    app = ms.App("shop", partitions=2)
     orders = app.topic(pattern=pattern, value=Order, key_from="account")
     totals = app.table("totals", key=str, value=float, default=0.0)
     seen: list[str] = []
@@ -102,9 +102,9 @@ async def test_several_workers() -> None:
         await t.advance("5s")
         await t.create_topic("orders-us")
         async with second_worker(other, t) as runtime:
+            assert runtime.worker is not None
             for _ in range(3):
                 await t.settle()
-                assert runtime.worker is not None
                 await runtime.worker.committer.commit()
             for n in range(8):
                 await t.send(orders.named("orders-us"), Order(f"k{n}", 1.0))
@@ -149,7 +149,7 @@ async def test_wrong_count_at_start() -> None:
     declared = ms.App("shop")
     topic = declared.topic(pattern="orders-b", partitions=2)
     declared.agent(topic)(app.agents["count"].function)
-    with pytest.raises(PartitionCountError, match="'orders-b' has 3 partitions.*declares 2"):
+    with pytest.raises(PartitionCountError, match=r"'orders-b' has 3 partitions.*declares 2"):
         async with continued(declared, first):
             pass
 

@@ -257,8 +257,8 @@ async def test_prefixes() -> None:
     def fill() -> None:
         for word in ("a", "ab", "abc", "b", "ac"):
             words[word] = 1
-        for pair in (("a", 1), ("a", 2), ("ab", 1), ("b", 1)):
-            pairs[pair] = 1
+        for number, pair in enumerate((("a", 1), ("a", 2), ("ab", 1), ("b", 1))):
+            pairs[pair] = number
 
     def filled() -> Any:
         fill()
@@ -271,6 +271,9 @@ async def test_prefixes() -> None:
             [k for k, _ in pairs.items(prefix=("a",))],
             [k for k, _ in words.items(prefix="a", reverse=True)],
             [k for k, _ in words.items(prefix="zz")],
+            list(words.keys(start="ab", end="b", reverse=True)),
+            list(pairs.values(prefix=("a",), reverse=True)),
+            list(reversed(pairs)),
         )
 
     expected: Any = (
@@ -279,10 +282,19 @@ async def test_prefixes() -> None:
         [("a", 1), ("a", 2)],
         ["ac", "abc", "ab", "a"],
         [],
+        ["ac", "abc", "ab"],
+        [1, 0],
+        [("b", 1), ("ab", 1), ("a", 2), ("a", 1)],
     )
+
+    def contradiction() -> Any:
+        return words.keys(start="a", prefix="a")
+
     async with TestApp(events.app) as t:
         assert await events.run(t, filled) == expected  # uncommitted
         assert await events.run(t, prefixes) == expected  # committed
+        with pytest.raises(TypeError, match="give prefix, or start and end, not both"):
+            await events.run(t, contradiction)
 
 
 async def test_changing_while_iterating() -> None:

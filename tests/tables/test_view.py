@@ -95,6 +95,7 @@ async def test_items(tables: MemoryTables, open_view: OpenView) -> None:
     found = [key async for key, _ in view.items(start=keys[3], end=keys[5])]
     assert found == keys[3:5]
     assert [key async for key, _ in view.items(prefix="key-01")] == keys[10:20]
+    assert [key async for key, _ in view.items(end=keys[650], reverse=True)] == keys[649::-1]
     with pytest.raises(BadQueryError, match="not both"):
         await anext(view.items(prefix="a", end="b"))
 
@@ -115,6 +116,8 @@ async def test_windows(tables: MemoryTables, open_view: OpenView) -> None:
     ]
     between = view.windows("EWR", start=HOUR_MS, end=3 * HOUR_MS)
     assert [window async for window, _ in between] == windows[1:3]
+    backwards = view.windows("EWR", start=HOUR_MS, reverse=True)
+    assert [window async for window, _ in backwards] == windows[:0:-1]
     items = [pair async for pair in view.items()]
     assert items[:2] == [(("EWR", windows[0]), 0), (("JFK", windows[0]), 0)]
     assert len(items) == 8

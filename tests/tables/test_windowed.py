@@ -583,6 +583,10 @@ def test_reading_windows() -> None:
     assert list(table.items(start=20)) == [(("k", Window(20, 30)), 3), (("k", Window(30, 40)), 1)]
     assert list(table.keys(end=10)) == list(table)[:1] == [("k", Window(0, 10))]
     assert list(table.values()) == [1, 2, 3, 1]
+    assert list(table.values(end=30, reverse=True)) == [3, 2, 1]
+    assert list(reversed(table)) == list(table)[::-1]
+    assert list(table.items(reverse=True)) == list(table.items())[::-1]
+    assert [value for _, value in view.windows(end=30, reverse=True)] == [3, 2, 1]
     assert len(table) == 4
     assert table
 
@@ -602,6 +606,7 @@ def test_reading_windows_of_keys(windows: AnyWindows) -> None:
     assert table["other"].at(20) == 0
     table["j"] += 1
     assert [key for key, _ in table] == sorted(key for key, _ in table)
+    assert list(reversed(table)) == list(table)[::-1]
     assert list(table["k"].windows(start=100)) == []
 
 

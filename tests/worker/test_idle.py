@@ -21,10 +21,10 @@ class Click(msgspec.Struct):
 
 
 def counting(
-    *, topic: Any = None, window: Any = None, closes: bool = True, **settings: Any
+    *, topic: Any = None, window: Any = None
 ) -> tuple[ms.App, ms.Topic[Click], Any, list[tuple[str, int, int]]]:
     """Clicks counted in minutes; what is closed is noted as user, seconds since 2013 began, and count."""
-    app = ms.App("clicks", partitions=1, **settings)
+    app = ms.App("clicks", partitions=1)
     clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at", idle_timeout=topic)
     counts = app.table("counts", key=str, value=int, default=0).tumbling(
         "1m", grace="10s", retention="1h", idle_timeout=window
@@ -36,11 +36,9 @@ def counting(
         async for click in stream:
             counts[click.user] += 1
 
-    if closes:
-
-        @counts.on_close
-        async def note(key: str, window: ms.Window, value: int) -> None:
-            closed.append((key, (window.start - T2013) // 1_000, value))
+    @counts.on_close
+    async def note(key: str, window: ms.Window, value: int) -> None:
+        closed.append((key, (window.start - T2013) // 1_000, value))
 
     return app, clicks, counts, closed
 
@@ -48,7 +46,8 @@ def counting(
 @pytest.mark.parametrize("where", ["topic", "window"])
 async def test_the_last_window_closes(where: str) -> None:
     """Silence closes the last window, by the time that has passed and not by the wall clock's date."""
-    app, clicks, _, closed = counting(**{where: "20s"})
+    options: dict[str, Any] = {where: "20s"}
+    app, clicks, _, closed = counting(**options)
     async with TestApp(app) as t:
         await t.send(clicks, Click("ada", T2013 + 5_000))
         await t.advance("59s")  # at 5 + 40

@@ -70,7 +70,7 @@ async def test_max_wait_keeps_the_order(concurrency: int) -> None:
 
 
 async def test_max_wait_is_over() -> None:
-    """After the wait the others go on, and do not wait again before the topic had records."""
+    """After the wait the others go on, for as long as they have records."""
     app, (a, b), seen = reading("0s", "2s")
     async with TestApp(app) as t:
         await t.send(a, Tick("a", 10))

@@ -236,12 +236,12 @@ class AlignedPart(WindowedPart):
                 yield self.windows.window(at), value
 
     def of_shard(
-        self, start: int | None, end: int | None, scope: Scope
+        self, start: int | None, end: int | None, scope: Scope, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Window, Any]]:
         self.seen(scope)
         first = b"\x02" + _pack(max(start or 0, 0))
         after = b"\x03" if end is None else b"\x02" + _pack(max(end, 0))
-        for entry in self.keys(first, after):
+        for entry in self.keys(first, after, reverse=reverse):
             if self.windows.expires_at(entry[0]) > self.stream_time:
                 yield entry[1], self.windows.window(entry[0]), entry
 

@@ -448,10 +448,10 @@ class KeyedPart(WindowedPart):
                     yield Window(at_start, at_end), value
 
     def of_shard(
-        self, start: int | None, end: int | None, scope: Scope
+        self, start: int | None, end: int | None, scope: Scope, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Window, Any]]:
         self.seen(scope)
-        for entry in self.keys(b"\x03", b"\x04"):
+        for entry in self.keys(b"\x03", b"\x04", reverse=reverse):
             key, at_end, at_start = entry
             wanted = (start is None or at_start >= start) and (end is None or at_start < end)
             if wanted and self._expires_at(at_end, at_start) > self.stream_time:

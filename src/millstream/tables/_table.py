@@ -314,16 +314,40 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         for key in list(self):
             del self[key]
 
-    def keys(  # type: ignore[override]
-        self, *, start: K | None = None, end: K | None = None, prefix: Any = None
-    ) -> Iterator[K]:
-        """Keys of this shard in key order, with ``start <= key < end``."""
-        scope = require_scope(f"table {self.name!r}")
-        return self._part(scope).keys(*self._bounds(start, end, prefix))
+    def __reversed__(self) -> Iterator[K]:
+        return self.keys(reverse=True)
 
-    def values(self) -> Iterator[V]:  # type: ignore[override]
-        """Values of this shard in key order."""
-        return (value for _, value in self.items())
+    def keys(  # type: ignore[override]
+        self,
+        *,
+        start: K | None = None,
+        end: K | None = None,
+        prefix: Any = None,
+        reverse: bool = False,
+    ) -> Iterator[K]:
+        """Keys of this shard in key order, with ``start <= key < end``, or below ``prefix``.
+
+        Args:
+            prefix: text, bytes, or the first elements of tuples.
+            reverse: from the last one to the first one, which is as quick.
+
+        Raises:
+            TypeError: there is a prefix and a bound.
+        """
+        scope = require_scope(f"table {self.name!r}")
+        return self._part(scope).keys(*self._bounds(start, end, prefix), reverse=reverse)
+
+    def values(  # type: ignore[override]
+        self,
+        *,
+        start: K | None = None,
+        end: K | None = None,
+        prefix: Any = None,
+        reverse: bool = False,
+    ) -> Iterator[V]:
+        """Values of this shard in the order of their keys; bounds as for `keys`."""
+        found = self.items(start=start, end=end, prefix=prefix, reverse=reverse)
+        return (value for _, value in found)
 
     def items(  # type: ignore[override]
         self,
@@ -333,12 +357,14 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         prefix: Any = None,
         reverse: bool = False,
     ) -> Iterator[tuple[K, V]]:
-        """Entries of this shard in key order, with ``start <= key < end``, or below ``prefix``."""
+        """Entries of this shard in key order; bounds as for `keys`."""
         scope = require_scope(f"table {self.name!r}")
         return self._part(scope).items(*self._bounds(start, end, prefix), scope, reverse=reverse)
 
     def _bounds(self, start: K | None, end: K | None, prefix: Any) -> tuple[bytes, bytes | None]:
         if prefix is not None:
+            if start is not None or end is not None:
+                raise TypeError(f"table {self.name!r}: give prefix, or start and end, not both")
             return self.layout.prefix(prefix)
         return (
             b"\x01" if start is None else self.layout.encode(start),

@@ -119,14 +119,20 @@ class View(Generic[K, V]):
         return self._value(page.entries[0].key, page.entries[0].value) if page.entries else default
 
     async def windows(
-        self, key: K, *, start: Moment | None = None, end: Moment | None = None
+        self,
+        key: K,
+        *,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        reverse: bool = False,
     ) -> AsyncIterator[tuple[Window, V]]:
-        """The windows of a key that begin in ``start <= time < end``, the oldest first."""
+        """The windows of a key that begin in ``start <= time < end``, the oldest first, or the latest."""
         read = Read(
             table=self.name,
             key=self._info.layout.encode(key),
             from_=None if start is None else timestamp_ms(start),
             to=None if end is None else timestamp_ms(end),
+            reverse=reverse,
             limit=PAGE_ENTRIES,
             stale_ms=self._stale_ms,
         )
@@ -137,11 +143,16 @@ class View(Generic[K, V]):
                 yield entry.window, self._value(entry.key, entry.value)
 
     async def items(
-        self, *, start: K | None = None, end: K | None = None, prefix: Any = None
+        self,
+        *,
+        start: K | None = None,
+        end: K | None = None,
+        prefix: Any = None,
+        reverse: bool = False,
     ) -> AsyncIterator[tuple[K, V]]:
         """Entries of all shards, with ``start <= key < end``, or with keys that begin with ``prefix``.
 
-        They come in key order. In a windowed table the key is a pair of key and `Window`; tumbling, hopping
+        They come in key order, or with ``reverse`` in the opposite one. In a windowed table the key is a pair of key and `Window`; tumbling, hopping
         and calendar windows come in order of their start. Entries that are written while iterating may be
         in or not.
         """
@@ -158,6 +169,7 @@ class View(Generic[K, V]):
             start=first,
             end=last,
             prefix=prefix,
+            reverse=reverse,
             limit=PAGE_ENTRIES,
             stale_ms=self._stale_ms,
         )

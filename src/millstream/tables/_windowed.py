@@ -224,14 +224,22 @@ class WindowView(Generic[K, V]):
         return self._or_default(part.at(self._key, moment, scope), part)
 
     def windows(
-        self, *, start: datetime | float | None = None, end: datetime | float | None = None
+        self,
+        *,
+        start: datetime | float | None = None,
+        end: datetime | float | None = None,
+        reverse: bool = False,
     ) -> Iterator[tuple[Window, V]]:
         """The key's windows that have a value, in order of time, with ``start <= window.start < end``.
 
         Aligned windows are looked up one by one, over all of the retention unless ``start`` says less.
+
+        Args:
+            reverse: the latest first.
         """
         scope, part = self._table.enter()
-        return iter(list(part.of_key(self._key, _bound(start), _bound(end), scope)))
+        found = list(part.of_key(self._key, _bound(start), _bound(end), scope))
+        return reversed(found) if reverse else iter(found)
 
     def _or_default(self, value: Any, part: WindowedPart) -> V:
         return cast("V", self._table.initial(self._key, part) if value is MISSING else value)
@@ -422,31 +430,51 @@ class WindowedTable(Generic[K, V]):
     def __bool__(self) -> bool:
         return any(True for _ in self.keys())
 
+    def __reversed__(self) -> Iterator[tuple[K, Window]]:
+        return self.keys(reverse=True)
+
     def keys(
-        self, *, start: datetime | float | None = None, end: datetime | float | None = None
+        self,
+        *,
+        start: datetime | float | None = None,
+        end: datetime | float | None = None,
+        reverse: bool = False,
     ) -> Iterator[tuple[K, Window]]:
         """Keys and windows of this shard, with ``start <= window.start < end``; ordered as `items`."""
         scope, part = self.enter()
-        for key, window, _ in part.of_shard(_bound(start), _bound(end), scope):
-            yield key, window
+        found = part.of_shard(_bound(start), _bound(end), scope, reverse=reverse)
+        return ((key, window) for key, window, _ in found)
 
     def items(
-        self, *, start: datetime | float | None = None, end: datetime | float | None = None
+        self,
+        *,
+        start: datetime | float | None = None,
+        end: datetime | float | None = None,
+        reverse: bool = False,
     ) -> Iterator[tuple[tuple[K, Window], V]]:
         """``(key, window), value`` of this shard, with ``start <= window.start < end``.
 
         Aligned windows come in order of time, then key; sliding windows and sessions in order of key, then
         time. Changes to the values are not kept.
+
+        Args:
+            reverse: from the last one to the first one.
         """
         scope, part = self.enter()
-        for key, window, entry in part.of_shard(_bound(start), _bound(end), scope):
+        for key, window, entry in part.of_shard(_bound(start), _bound(end), scope, reverse=reverse):
             value = part.read(entry, scope)
             if value is not MISSING:
                 yield (key, window), value
 
-    def values(self) -> Iterator[V]:
-        """Values of this shard, ordered as `items`."""
-        return (value for _, value in self.items())
+    def values(
+        self,
+        *,
+        start: datetime | float | None = None,
+        end: datetime | float | None = None,
+        reverse: bool = False,
+    ) -> Iterator[V]:
+        """Values of this shard, as `items` has them."""
+        return (value for _, value in self.items(start=start, end=end, reverse=reverse))
 
     @property
     def late_records(self) -> int:

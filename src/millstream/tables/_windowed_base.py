@@ -247,7 +247,7 @@ class WindowedPart(TimedPart):
 
     @abstractmethod
     def of_shard(
-        self, start: int | None, end: int | None, scope: Scope
+        self, start: int | None, end: int | None, scope: Scope, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Window, Any]]:
         """Keys, windows and entries of the shard with ``start <= window.start < end``."""
 
