@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import millstream as ms
-from millstream.errors import ConfigurationError, PartitionCountError, ProgramError, TopologyError
+from millstream.errors import (
+    AgentError,
+    ConfigurationError,
+    PartitionCountError,
+    ProgramError,
+    TopologyError,
+)
 from millstream.testing import TestApp
 from tests.kit import Order, counting
 
@@ -120,6 +126,50 @@ async def test_on_shards() -> None:
         await t.rebalance()
     both = [(2, 0), (2, 1)]
     assert seen == [("come", both), ("go", both), ("come", both)]
+
+
+async def test_on_state(caplog: pytest.LogCaptureFixture) -> None:
+    """Hooks are told of each state of the worker, in order; what they raise is logged."""
+    app, orders, _ = counting(partitions=2)
+    seen: list[str] = []
+
+    @app.on_state
+    async def note(state: str) -> None:
+        seen.append(state)
+
+    @app.on_state
+    def fail(state: str) -> None:
+        if state == "running":
+            raise ValueError("not now")
+
+    async with TestApp(app) as t:
+        assert seen == ["joining", "recovering", "running"]
+        await t.rebalance()
+        assert seen[3:] == ["recovering", "running"]
+        seen.clear()
+        await t.crash()  # which nobody is told of
+        assert seen == ["joining", "recovering", "running"]
+        t.worker.shards[2, 1].rewind()
+        await t.settle()
+        assert seen[3:] == ["recovering", "running"]
+        seen.clear()
+    assert seen == ["stopping", "stopped"]
+    assert "on_state, which was told 'running'" in caplog.text
+    seen.clear()
+    with pytest.raises(AgentError):
+        async with TestApp(app) as t:
+            await t.send(orders, Order("ada", -1.0))
+    assert (seen[-2:], set(seen[:-2])) == (["running", "failed"], {"joining", "recovering"})
+
+
+async def test_on_state_without_shards() -> None:
+    """A worker with nothing but tasks runs at once."""
+    app = ms.App("tasks")
+    seen: list[str] = []
+    app.on_state(seen.append)
+    async with TestApp(app):
+        assert seen == ["joining", "running"]
+    assert seen[2:] == ["stopping", "stopped"]
 
 
 async def test_lifespan() -> None:

@@ -90,6 +90,7 @@ class App:
         self.mounts: dict[str, Any] = {}
         self.assigned_hooks: list[Callable[..., Any]] = []
         self.revoked_hooks: list[Callable[..., Any]] = []
+        self.state_hooks: list[Callable[..., Any]] = []
         self.runtime: Runtime | None = None
         """What runs it, inside `running`."""
         self._autodiscover = tuple(autodiscover)
@@ -507,6 +508,17 @@ class App:
             return function
 
         return declare
+
+    def on_state(self, function: F) -> F:
+        """Call the function, which may be async, with each state of this process's worker, as text.
+
+        The states: ``joining`` (the group has given it no shards yet), ``recovering`` (tables of some of its
+        shards are being brought up to date), ``running`` (all of them process records), ``stopping``, and at the
+        end ``stopped`` or ``failed``. Each is told in its turn, also one that is over by then; what the function
+        raises is logged.
+        """
+        self.state_hooks.append(function)
+        return function
 
     # as a whole -----------------------------------------------------------------------------------
 

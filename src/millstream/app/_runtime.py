@@ -154,6 +154,7 @@ class Runtime:
                             )
                             self.worker.assigned += [_hook(h) for h in self.app.assigned_hooks]
                             self.worker.revoked += [_hook(h) for h in self.app.revoked_hooks]
+                            self.worker.states.listeners += [_hook(h) for h in self.app.state_hooks]
                         inner.push_async_callback(self._close_questions)
                         if self.worker is not None:
                             self.worker.committer.listeners += change_listeners(
@@ -545,9 +546,9 @@ def _timer(timer: Any, clock: Clock) -> Callable[[], Awaitable[None]]:
     return run
 
 
-def _hook(function: Callable[..., Any]) -> Callable[[list[Any]], Awaitable[None]]:
-    async def call(shards: list[Any]) -> None:
-        result = function(shards)
+def _hook(function: Callable[..., Any]) -> Callable[[Any], Awaitable[None]]:
+    async def call(what: Any) -> None:
+        result = function(what)
         if inspect.isawaitable(result):
             await result
 

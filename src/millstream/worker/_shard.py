@@ -244,6 +244,7 @@ class Shard:
             if task is not None and task.cancelling():
                 # a task group that ends with an error swallows a cancellation that comes meanwhile
                 raise asyncio.CancelledError
+            self.wake()
 
     @property
     def _id(self) -> tuple[int, int]:
@@ -653,9 +654,10 @@ class Shard:
                 self._condemned[spec.agent.name, run.tp, record.offset] = failure.error
             self.rewind()
             await asyncio.Event().wait()
-        deadline = self.clock.monotonic() + STOP_WAIT_S
+        loop = asyncio.get_running_loop()  # real time: a clock that is moved by hand stands still
+        deadline = loop.time() + STOP_WAIT_S
         lane = self.lanes[spec.agent.name]
-        while lane.position(tp) < offset and self.clock.monotonic() < deadline:  # noqa: ASYNC110
+        while lane.position(tp) < offset and loop.time() < deadline:  # noqa: ASYNC110
             # with concurrency, events before it may be in progress, and nobody says when the last one ends
             await asyncio.sleep(0.005)
         await self.commit()

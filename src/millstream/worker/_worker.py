@@ -26,6 +26,7 @@ from millstream.worker._assign import (
 from millstream.worker._commit import Committer
 from millstream.worker._fetch import Fetcher
 from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
+from millstream.worker._state import StateLog, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -103,6 +104,7 @@ class Worker:
         self.assignment: Assignment | None = None
         self.assigned: list[Callable[[list[ShardId]], Awaitable[None]]] = []
         self.revoked: list[Callable[[list[ShardId]], Awaitable[None]]] = []
+        self.states = StateLog()
         self._transport = transport
         self._state = state
         self._clock = clock
@@ -152,8 +154,13 @@ class Worker:
         self.committer.stirred.set()
         for fetcher in self.fetchers.values():
             fetcher.stir()
-        if self.assignment is not None and all(s.ready.is_set() for s in self.shards.values()):
+        if self.assignment is None or self.states.is_ending:
+            return
+        if all(s.ready.is_set() for s in self.shards.values()):
             self.ready.set()
+            self.states.move(WorkerState.RUNNING)
+        else:
+            self.states.move(WorkerState.RECOVERING)
 
     # life -----------------------------------------------------------------------------------------
 
@@ -167,11 +174,26 @@ class Worker:
             AgentError: a record stopped the worker.
             TopologyError: the running group has another topology.
         """
+        end = WorkerState.STOPPED
+        try:
+            await self._run(commits)
+        except Exception:
+            end = WorkerState.FAILED
+            raise
+        finally:
+            self.states.move(end)
+            if not self._abandoned:
+                await self.states.tell()
+
+    async def _run(self, commits: bool) -> None:
         async with self._joined():
             try:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
+                    if not self.plan.counts:
+                        self.states.move(WorkerState.RUNNING)
                     serving = [
+                        tasks.create_task(self.states.tell_for_ever(), name="on_state"),
                         tasks.create_task(self._follow_group(), name="group"),
                         tasks.create_task(self._tell_alive(), name="alive"),
                         tasks.create_task(self._maintain(), name="maintenance"),
@@ -188,6 +210,7 @@ class Worker:
                     if commits:
                         serving.append(tasks.create_task(self.committer.run(), name="committer"))
                     await self._stopping.wait()
+                    self.states.move(WorkerState.STOPPING)
                     await self._finish()
                     for task in [*serving, *self._leading, *self._running.values()]:
                         task.cancel()
