@@ -19,17 +19,15 @@ import httpx
 import msgspec
 
 from millstream.clock import duration_ms
+from millstream.errors import BadQueryError, UnavailableError, UnknownTableError
 from millstream.serialization import KeyLayout, codec_for, key_layout, partitioner
 from millstream.tables._query import (
-    BadQueryError,
     Change,
     Changes,
     Entry,
     Page,
     Read,
     TableInfo,
-    UnavailableError,
-    UnknownTableError,
 )
 from millstream.tables._view import View
 from millstream.windows import Window

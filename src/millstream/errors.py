@@ -25,6 +25,11 @@
     │   ├── LogUnavailableError      no answer, locked, full, read-only: nothing was written
     │   ├── OutcomeUnknownError      a commit that was sent and whose answer never came
     │   └── LogDamagedError          the log's own bytes are wrong
+    ├── QueryError               a question about a table, from outside of events
+    │   ├── UnknownTableError        the app has no such table
+    │   ├── BadQueryError            the question itself is wrong
+    │   ├── UnavailableError         nobody can answer at the moment
+    │   └── NotHereError             the worker that was asked does not own the shard
     ├── StateError               the local state of a shard
     └── InternalError            a bug of ours; please report it
 
@@ -34,10 +39,16 @@ partition or table, and what to do next.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "AddressInUseError",
     "AgentError",
     "AskError",
+    "BadQueryError",
     "ConfigurationError",
     "DecodeError",
     "EncodeError",
@@ -47,17 +58,21 @@ __all__ = [
     "LogDamagedError",
     "LogUnavailableError",
     "MillstreamError",
+    "NotHereError",
     "OffsetOutOfRangeError",
     "OutcomeUnknownError",
     "OutsideEventError",
     "PartitionCountError",
     "ProgramError",
+    "QueryError",
     "RecordTooLargeError",
     "SettingError",
     "StateError",
     "TopologyError",
     "TransportError",
+    "UnavailableError",
     "UnknownMemberError",
+    "UnknownTableError",
     "UnknownTopicError",
     "WrongShardError",
 ]
@@ -246,6 +261,35 @@ class OutcomeUnknownError(TransportError):
 
 class LogDamagedError(TransportError):
     """The log holds bytes that are not what was once written there."""
+
+
+# -- questions about tables -----------------------------------------------------------------------
+
+
+class QueryError(MillstreamError):
+    """A question that cannot be answered."""
+
+
+class UnknownTableError(QueryError):
+    """The app has no such table."""
+
+    def __init__(self, table: str, known: Iterable[str] = ()) -> None:
+        self.table = table
+        listed = ", ".join(sorted(known))
+        has = f"it has {listed}" if listed else "it has none"
+        super().__init__(f"There is no table {table!r} in this app: {has}.")
+
+
+class BadQueryError(QueryError):
+    """The question itself is wrong; asking again does not help."""
+
+
+class UnavailableError(QueryError):
+    """Nobody can answer at the moment; ask again."""
+
+
+class NotHereError(QueryError):
+    """The worker that was asked does not own the shard, or does not any more."""
 
 
 # -- state, and ourselves -------------------------------------------------------------------------

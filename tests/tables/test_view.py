@@ -12,14 +12,11 @@ import httpx
 import pytest
 
 from millstream.client import Client
-from millstream.errors import DecodeError
+from millstream.errors import BadQueryError, DecodeError, UnavailableError, UnknownTableError
 from millstream.records import Position
 from millstream.tables._query import (
-    BadQueryError,
     Entry,
     Page,
-    UnavailableError,
-    UnknownTableError,
     merge_pages,
 )
 from millstream.tables._view import View, ViewChange

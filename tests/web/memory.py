@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from millstream.errors import NotHereError
 from millstream.serialization import codec_for, key_codec_for, key_layout, partitioner
 from millstream.state.memory import MemoryBackend
 from millstream.tables._query import (
     Change,
     Changes,
-    NotHereError,
     Page,
     Peer,
     Read,

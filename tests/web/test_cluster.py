@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from millstream.tables._query import (
+from millstream.errors import (
     BadQueryError,
     NotHereError,
-    Page,
-    Peer,
     QueryError,
-    Read,
     UnavailableError,
     UnknownTableError,
+)
+from millstream.tables._query import (
+    Page,
+    Peer,
+    Read,
 )
 from millstream.tables._view import View
 from millstream.web import Cluster, build_web

@@ -10,17 +10,14 @@ import pytest
 
 from millstream.app._app import App
 from millstream.app._runtime import Runtime
+from millstream.errors import BadQueryError, NotHereError, UnavailableError, UnknownTableError
 from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend
 from millstream.tables._query import (
-    BadQueryError,
     Changes,
-    NotHereError,
     Page,
     Read,
     TableInfo,
-    UnavailableError,
-    UnknownTableError,
 )
 from millstream.transports.memory import MemoryTransport
 from millstream.worker import Worker

@@ -1,5 +1,12 @@
 """Tables: partitioned maps whose truth is a changelog and whose cache is the local store."""
 
+from millstream.errors import (
+    BadQueryError,
+    NotHereError,
+    QueryError,
+    UnavailableError,
+    UnknownTableError,
+)
 from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._position import (
     POSITION_KEY,
@@ -9,15 +16,7 @@ from millstream.tables._position import (
     encode_position,
     plan_recovery,
 )
-from millstream.tables._query import (
-    BadQueryError,
-    NotHereError,
-    Queries,
-    QueryError,
-    TableInfo,
-    UnavailableError,
-    UnknownTableError,
-)
+from millstream.tables._query import Queries, TableInfo
 from millstream.tables._stamped import StampedPart, stamp
 from millstream.tables._table import NO_DEFAULT, SetTable, Table, require_scope
 from millstream.tables._timed_part import NEVER, Due, TimedPart

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from millstream.errors import MillstreamError
+from millstream.errors import BadQueryError
 from millstream.windows import Session, Sliding, Window
 
 if TYPE_CHECKING:
@@ -30,19 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LIMIT_MAX",
-    "BadQueryError",
     "Change",
     "Changes",
     "Entry",
-    "NotHereError",
     "Page",
     "Peer",
     "Queries",
-    "QueryError",
     "Read",
     "TableInfo",
-    "UnavailableError",
-    "UnknownTableError",
     "merge_pages",
 ]
 
@@ -55,32 +50,6 @@ _BOUNDS = struct.Struct(">QQ")
 _TIME_BYTES = 8
 """A sliding window's value begins with the timestamp of its newest record, so do those of tables that streams
 make, and an entry's with a time to live with the stream time of its last write."""
-
-
-class QueryError(MillstreamError):
-    """A question that cannot be answered."""
-
-
-class UnknownTableError(QueryError):
-    """The app has no such table."""
-
-    def __init__(self, table: str, known: Iterable[str] = ()) -> None:
-        self.table = table
-        listed = ", ".join(sorted(known))
-        has = f"it has {listed}" if listed else "it has none"
-        super().__init__(f"There is no table {table!r} in this app: {has}.")
-
-
-class BadQueryError(QueryError):
-    """The question itself is wrong; asking again does not help."""
-
-
-class UnavailableError(QueryError):
-    """Nobody can answer at the moment; ask again."""
-
-
-class NotHereError(QueryError):
-    """The worker that was asked does not own the shard, or does not any more."""
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

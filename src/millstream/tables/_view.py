@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overl
 import msgspec
 
 from millstream.clock import timestamp_ms
-from millstream.errors import DecodeError
+from millstream.errors import BadQueryError, DecodeError
 from millstream.records import Position
-from millstream.tables._query import BadQueryError, Read
+from millstream.tables._query import (
+    Read,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable

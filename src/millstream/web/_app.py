@@ -14,8 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from millstream.errors import MillstreamError, TopologyError
-from millstream.tables._query import BadQueryError, QueryError
+from millstream.errors import BadQueryError, MillstreamError, QueryError, TopologyError
 from millstream.topology import draw_mermaid, draw_svg, draw_text
 from millstream.web import _pages
 from millstream.web._guard import OriginGuard

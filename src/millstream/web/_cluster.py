@@ -10,13 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import httpx
 import msgspec
 
+from millstream.errors import NotHereError, QueryError, UnavailableError, UnknownTableError
 from millstream.tables._query import (
     Changes,
-    NotHereError,
     Page,
-    QueryError,
-    UnavailableError,
-    UnknownTableError,
     merge_pages,
 )
 from millstream.web._wire import (

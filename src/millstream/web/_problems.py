@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import Response
 
-from millstream.errors import MillstreamError, TransportError
-from millstream.tables._query import (
+from millstream.errors import (
     BadQueryError,
+    MillstreamError,
     NotHereError,
     QueryError,
+    TransportError,
     UnavailableError,
     UnknownTableError,
 )

@@ -11,9 +11,12 @@ import msgspec
 from starlette.responses import Response
 
 from millstream.clock import duration_ms, timestamp_ms
-from millstream.errors import ConfigurationError
+from millstream.errors import BadQueryError, ConfigurationError, UnknownTableError
 from millstream.records import Position
-from millstream.tables._query import LIMIT_MAX, BadQueryError, Read, UnknownTableError
+from millstream.tables._query import (
+    LIMIT_MAX,
+    Read,
+)
 from millstream.web._problems import Problem
 
 if TYPE_CHECKING:

@@ -13,15 +13,17 @@ import msgspec
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from millstream.tables._query import (
+from millstream.errors import (
     BadQueryError,
-    Changes,
     NotHereError,
-    Page,
     QueryError,
-    Read,
     UnavailableError,
     UnknownTableError,
+)
+from millstream.tables._query import (
+    Changes,
+    Page,
+    Read,
 )
 from millstream.web._streams import Closing, LiveResponse, beating
 

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from millstream.errors import BadQueryError, NotHereError, UnavailableError, UnknownTableError
 from millstream.records import Position, TopicPartition
 from millstream.tables._query import (
-    BadQueryError,
     Change,
     Changes,
-    NotHereError,
     Page,
     Peer,
-    UnavailableError,
-    UnknownTableError,
     merge_pages,
 )
 from millstream.worker._assign import MemberMetadata, assign_shards, decode_assignment
