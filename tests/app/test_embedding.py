@@ -12,7 +12,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 
 import millstream as ms
 from millstream.errors import AgentError, ProgramError
@@ -71,7 +71,7 @@ async def test_with_a_worker() -> None:
         assert running is app
         await orders.send(Order("ada", 1.0))
         assert await seen.get() == Order("ada", 1.0)
-    with pytest.raises(ProgramError, match="is not running here"):
+    with pytest.raises(ProgramError, match=r"does not run here any more\. It has stopped\."):
         await orders.send(Order("ada", 1.0))
 
 
@@ -167,6 +167,61 @@ async def test_lifespan_of_a_web_server() -> None:
         answer = (await client.post("/order")).json()
         assert answer["position"].startswith("orders/")
     assert app.runtime is None
+
+
+async def test_web_part_of_an_app_that_does_not_run() -> None:
+    """Before, after, and after an error, the mounted pages answer 503 and say which of them it is."""
+    app, orders, _ = shop()
+    web = Starlette(routes=[Mount("/ms", app.asgi)])
+    transport = httpx.ASGITransport(web)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+        async def asked() -> str:
+            answer = await client.get("/ms/tables")
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            problem = answer.json()
+            assert problem["type"] == "urn:millstream:unavailable"
+            return str(problem["detail"])
+
+        assert "put it into the lifespan" in await asked()
+        async with app.running():
+            assert (await client.get("/ms/tables")).status_code == 200
+        assert await asked() == "App 'shop' does not run here any more. It has stopped."
+        with pytest.raises(AgentError):  # noqa: PT012
+            async with app.running():
+                await orders.send(Order("ada", -1.0))
+                await asyncio.Event().wait()
+        assert (
+            "It has ended with AgentError: agent 'note' raised ValueError: negative"
+            in await asked()
+        )
+        page = await client.get("/ms/tables", headers={"Accept": "text/html"})
+        assert page.status_code == 503
+        assert "agent &#x27;note&#x27; raised ValueError" in page.text
+        with pytest.raises(ProgramError, match="has ended with AgentError"):
+            await orders.send(Order("ada", 1.0))
+        async with app.running():
+            assert (await client.get("/ms/tables")).status_code == 200
+
+
+async def test_web_sockets_of_an_app_that_does_not_run() -> None:
+    """A WebSocket is refused; other protocols are not the web part's business."""
+    app, _, _ = shop()
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    await app.asgi({"type": "websocket", "headers": []}, receive, send)
+    assert sent == [
+        {"type": "websocket.close", "code": 1008, "reason": "Nobody can answer right now"}
+    ]
+    with pytest.raises(ProgramError, match="put it into the lifespan"):
+        await app.asgi({"type": "lifespan"}, receive, send)
 
 
 async def test_lifespan_beside_others() -> None:

@@ -93,6 +93,8 @@ class App:
         self.state_hooks: list[Callable[..., Any]] = []
         self.runtime: Runtime | None = None
         """What runs it, inside `running`."""
+        self.ended: str | None = None
+        """How it ended when it ran last; None where it never did."""
         self._autodiscover = tuple(autodiscover)
         self._discovered = False
 
@@ -574,8 +576,19 @@ class App:
         async with Runtime(self, worker=worker, web=web).running():
             yield result  # not the app in a lifespan, where it would become the server's state
 
+    def why_not_running(self) -> str:
+        """How the app came to be not running here."""
+        if self.ended is None:
+            return (
+                f"App {self.id!r} is not running here: put it into the lifespan of the application that it"
+                f" is mounted in, for example FastAPI(lifespan=app.running)."
+            )
+        return f"App {self.id!r} does not run here any more. {self.ended}"
+
     def view(self, table: str, *, stale: Duration | None = None) -> Any:
         """A table as everything outside of events reads it, by name; see `Table.view`."""
+        if self.runtime is None and self.ended is not None:
+            raise ProgramError(f"table {table!r}: {self.why_not_running()}")
         if self.runtime is None:
             raise ProgramError(
                 f"table {table!r}: app {self.id!r} is not running here; read inside"

@@ -133,7 +133,7 @@ class Runtime:
             await self._prepare()
             if self.app.lifespan is not None:
                 await stack.enter_async_context(self.app.lifespan(self.app))
-            self.app.runtime = self
+            self.app.runtime, self.app.ended = self, "It has stopped."
             stack.callback(self._forget)
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -177,6 +177,7 @@ class Runtime:
                     self._cancel_rest()
             except BaseExceptionGroup as group:
                 error = _single(group)
+                self.app.ended = f"It has ended with {type(error).__name__}: {error}"
                 raise error from error.__cause__
 
     def failed(self) -> bool:

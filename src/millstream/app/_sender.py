@@ -26,6 +26,8 @@ class AppSender:
     def _runtime(self) -> Runtime:
         runtime = self._app.runtime
         if runtime is None:
+            if self._app.ended is not None:
+                raise ProgramError(self._app.why_not_running())
             raise ProgramError(
                 f"app {self._app.id!r} is not running here: send and ask inside"
                 f" `async with app.running(worker=False):`, in an agent, or in a page"

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from millstream.clock import Duration, duration_ms
 from millstream.errors import ConfigurationError, ProgramError
 from millstream.tables import View
-from millstream.web import Cluster, build_web, serve
+from millstream.web import Cluster, Problem, build_web, refuse, serve
 from millstream.worker import GroupQueries, LocalQueries, WorkerReport
 
 if TYPE_CHECKING:
@@ -93,16 +93,17 @@ def _reachable(serving: Serving) -> str:
 
 
 class LazyWeb:
-    """The web part of an app as an ASGI application: it answers while the app runs."""
+    """The web part of an app as an ASGI application: it answers while the app runs, and else says why it does not."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         runtime = self._app.runtime
-        if runtime is None:
-            raise ProgramError(
-                f"app {self._app.id!r} is not running: put it into the lifespan of the application that"
-                f" it is mounted in, for example FastAPI(lifespan=app.running)"
-            )
-        await runtime.questions().web(scope, receive, send)
+        if runtime is not None:
+            await runtime.questions().web(scope, receive, send)
+            return
+        why = self._app.why_not_running()
+        if scope["type"] not in ("http", "websocket"):
+            raise ProgramError(why)  # `lifespan`: running the app is not this one's business
+        await refuse(scope, receive, send, Problem("unavailable", 503, why))

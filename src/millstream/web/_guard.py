@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-__all__ = ["HostGuard", "OriginGuard", "is_loopback"]
+__all__ = ["HostGuard", "OriginGuard", "is_loopback", "refuse"]
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -60,7 +60,7 @@ class HostGuard:
                     f"{host!r} is not a name of this server, which listens on the loopback interface."
                     f" Ask localhost, or allow the name with web_hosts."
                 )
-                await _refuse(scope, receive, send, Problem("wrong-host", 421, detail))
+                await refuse(scope, receive, send, Problem("wrong-host", 421, detail))
                 return
         await self._app(scope, receive, send)
 
@@ -77,12 +77,13 @@ class OriginGuard:
             origin = headers.get("origin")
             if origin is not None and urlsplit(origin).netloc != headers.get("host", ""):
                 detail = f"A page of {origin} may not open WebSockets here."
-                await _refuse(scope, receive, send, Problem("", 403, detail))
+                await refuse(scope, receive, send, Problem("", 403, detail))
                 return
         await self._app(scope, receive, send)
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
+async def refuse(scope: Scope, receive: Receive, send: Send, problem: Problem) -> None:
+    """Answer a request, or a WebSocket that wants to be opened, with a problem."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": problem.title})
         return
