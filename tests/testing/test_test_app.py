@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import AsyncIterator  # noqa: TC003 - agents' annotations are read at run time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import millstream as ms
 from millstream.clock import SystemClock
-from millstream.errors import AgentError, ProgramError
+from millstream.errors import AgentError, AskError, ConfigurationError, ProgramError
 from millstream.records import Position
 from millstream.testing import TestApp
 from tests.kit import Order, counting
@@ -112,6 +113,119 @@ async def test_sent() -> None:
         await t.send(orders, None, key="bob")
         assert t.sent(orders) == [Order("ada", 1.0), None]
         assert t.records(orders) == [("ada", Order("ada", 1.0)), ("bob", None)]
+
+
+async def test_records() -> None:
+    """A record equals the pair of its key and value, and has the rest of it as attributes."""
+    app = ms.App("sent", partitions=2)
+    orders = app.topic("orders", value=Order, key_from="account")
+    async with TestApp(app) as t:
+        sent = await t.send(orders, Order("ada", 1.0), timestamp=5, headers={"a": "b"})
+        (record,) = t.records(orders)
+        key, value = record
+        assert (record.key, record.value) == (key, value) == ("ada", Order("ada", 1.0))
+        assert record.headers == [("a", b"b")]
+        assert record.timestamp == 5
+        assert Position(record.topic, record.partition, record.offset) == sent
+        assert t.records(orders) == [("ada", Order("ada", 1.0))]
+        unknown = ms.App("other").topic("elsewhere")
+        with pytest.raises(ConfigurationError, match="no topic 'elsewhere' in the log"):
+            t.records(unknown)
+
+
+async def test_ask() -> None:
+    """A question is answered without further ado, and what follows from it is committed by then."""
+    app = ms.App("ask", partitions=1)
+    out = app.topic("out", value=int)
+    asked = app.table("asked", key=str, value=int, default=0)
+
+    @app.agent(sink=out)
+    async def double(stream: ms.Stream[int]) -> AsyncIterator[int]:
+        async for key, number in stream.items():
+            asked[key] += 1
+            yield number * 2
+
+    @app.agent
+    async def outer(stream: ms.Stream[int]) -> AsyncIterator[int]:
+        async for number in stream:
+            yield await double.ask(number, key="inner") + 1
+
+    async with TestApp(app) as t:
+        assert await double.ask(21, key="a") == 42
+        assert t.sent(out) == [42]
+        assert t.table(asked) == {"a": 1}
+        assert await double.join([1, 2, 3], key="b") == [2, 4, 6]
+        assert sorted([result async for result in double.map([4, 5], key="c")]) == [8, 10]
+        assert await outer.ask(10, key="d") == 21
+        await t.crash()
+        assert await double.ask(1, key="a") == 2
+        assert t.table(asked)["a"] == 2
+
+
+async def test_ask_and_move_the_clock() -> None:
+    """An agent that sleeps answers when the clock has been moved, and a question is given up when its time is over."""
+    app = ms.App("ask", partitions=1)
+
+    @app.agent
+    async def slow(stream: ms.Stream[int]) -> AsyncIterator[int]:
+        async for number in stream:
+            await app.clock.sleep(number)
+            yield number
+
+    async with TestApp(app) as t:
+        asking = asyncio.create_task(slow.ask(10, key="a"))
+        await t.advance("9s")
+        assert not asking.done()
+        await t.advance("1s")
+        assert await asking == 10
+        asking = asyncio.create_task(slow.ask(10, key="a", timeout="5s"))
+        await t.advance("6s")
+        with pytest.raises(AskError, match=r"no reply through 'ask-slow' within 5 s"):
+            await asking
+
+
+async def test_ask_that_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no answer can come a question says so, and does not wait for ever."""
+    monkeypatch.setattr("millstream.testing._test_app.REAL_WAIT_S", 0.05)
+    app = ms.App("ask", partitions=1, on_error="skip")
+
+    @app.agent
+    async def picky(stream: ms.Stream[int]) -> AsyncIterator[int]:
+        async for number in stream:
+            if number < 0:
+                raise ValueError("below zero")
+            if number:
+                yield number
+
+    async with TestApp(app):
+        with pytest.raises(AskError, match="none will come while the clock stands still"):
+            await picky.ask(0, key="a")
+        with pytest.raises(AskError, match="ValueError: below zero"):
+            await picky.ask(-1, key="a")
+        assert await picky.ask(1, key="a") == 1
+
+
+async def test_ask_that_stops_the_worker() -> None:
+    """What stops the worker comes out of the question, and out of every use after it."""
+    app = ms.App("ask", partitions=1)
+
+    @app.agent
+    async def wrong(stream: ms.Stream[int]) -> AsyncIterator[int]:
+        async for number in stream:
+            yield 1 // number
+
+    with pytest.raises(AgentError, match="ZeroDivisionError"):
+        async with TestApp(app) as t:
+            with pytest.raises(AgentError, match="ZeroDivisionError"):
+                await wrong.ask(0, key="a")
+            await t.settle()
+
+
+async def test_not_entered() -> None:
+    """Outside of its block nothing works, and the message says what to do."""
+    app, orders, _ = counting()
+    with pytest.raises(ProgramError, match="use it inside `async with TestApp"):
+        TestApp(app).sent(orders)
 
 
 async def test_stopped_worker() -> None:

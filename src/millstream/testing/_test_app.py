@@ -51,7 +51,10 @@ class TestClock(ManualClock):
 
 
 class TestRuntime(Runtime):
-    """A running app that follows up on a question by itself, as nobody else commits in a test."""
+    """A running app that follows up on a question by itself, as nobody else commits in a test.
+
+    Except where an agent asks: whoever let the app process its event goes on until that is finished.
+    """
 
     __test__ = False
 
@@ -65,9 +68,7 @@ class TestRuntime(Runtime):
         asking = asyncio.ensure_future(super().ask(topic, value, key=key, timeout_s=timeout_s))
         try:
             scope = current.get(None)
-            if (
-                scope is None or not scope.open
-            ):  # else whoever lets the app process the event goes on
+            if scope is None or not scope.open:
                 await self._settle()
                 await asyncio.wait([asking], timeout=REAL_WAIT_S)
                 if not asking.done():
@@ -208,6 +209,7 @@ class TestApp:
 
         The clock stops at each moment for which somebody waits, in order.
         """
+        await self.settle()  # what tasks of the test have begun happens before
         target = self.clock.now() + duration_ms(wall, what="advance")
         while (due := self.clock.next_due()) is not None and due <= target:
             self.clock.move_to(due)
