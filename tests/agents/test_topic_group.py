@@ -191,3 +191,38 @@ async def test_steps_over_several() -> None:
         await t.send(orders.named("eu"), Order("ada", 1.0))
         await t.send(orders.named("us"), Order("ada", 2.0))
         assert t.table(large) == {"ada": 1}
+
+
+async def test_streams_over_a_pattern() -> None:
+    """Operators take what a pattern matches, also later; what they keep has a name of its own."""
+    app = ms.App("shop", partitions=2)
+    orders = app.topic(pattern="orders-.*", value=Order, key_from="account")
+    app.stream(orders).group_by().sum("amount", name="sums")
+    totals = app.stream(orders).group_by("account", name="by-account").sum("amount", name="totals")
+    seen = app.table("seen", key=str, value=int, default=0)
+
+    @app.agent(app.stream(orders).filter(lambda order: order.amount > 1))
+    async def count(stream: ms.Stream[Order]) -> None:
+        async for order in stream:
+            seen[order.account] += 1
+
+    async with TestApp(app) as t:
+        for region in ("eu", "us"):
+            await t.create_topic(f"orders-{region}")
+            await t.advance("5s")
+            await t.send(orders.named(f"orders-{region}"), Order("ada", 1.0))
+            await t.send(orders.named(f"orders-{region}"), Order("ada", 2.0))
+        assert t.table(totals) == {"ada": 6.0}
+        assert t.table(app.tables["sums"].table) == {"ada": 6.0}
+        assert t.table(seen) == {"ada": 2}
+
+
+def test_streams_to_several() -> None:
+    """A stream goes to one topic, and what it keeps has a name."""
+    app = ms.App("shop")
+    orders = app.topic(pattern="orders-.*", value=Order)
+    with pytest.raises(TopologyError, match=r"comes from a pattern.*group_by\(\.\.\., name="):
+        app.stream(orders).group_by("account")
+    both = app.topic("a", "b", value=str)
+    with pytest.raises(TopologyError, match="'c' is to go to 'a, b'"):
+        app.stream(app.topic("c", value=str)).to(both)

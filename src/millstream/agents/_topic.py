@@ -138,6 +138,11 @@ class Topic(Generic[V, K]):
     def __repr__(self) -> str:
         return f"<Topic {self.name!r}>"
 
+    @property
+    def members(self) -> tuple[Topic[V, K], ...]:
+        """The topics that it stands for, one by one, as far as they are known by name."""
+        return (self,)
+
     def reads(self, name: str) -> bool:
         """Whether an agent over it reads the topic of that name."""
         return name == self.name

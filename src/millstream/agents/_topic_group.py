@@ -49,6 +49,11 @@ class TopicGroup(Topic[V, K], Generic[V, K]):
             self._made[name] = Topic(name, **described)
         self.names = tuple(names) if pattern is None else (self.name,)
 
+    @property
+    def members(self) -> tuple[Topic[V, K], ...]:
+        """The topics of a list; a pattern stands for itself."""
+        return (self,) if self._pattern is not None else tuple(map(self.named, self.names))
+
     def reads(self, name: str) -> bool:
         """Whether the topic of that name is one of them."""
         if self._pattern is None:

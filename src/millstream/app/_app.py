@@ -189,7 +189,8 @@ class App:
             raise TopologyError("app.stream() needs the topics that it is to read")
         for topic in topics:
             self.topics.check_own(topic, "stream")
-        return DeclaredStream(self.streams.plan.source(topics), self.streams)
+        members = [member for topic in topics for member in topic.members]
+        return DeclaredStream(self.streams.plan.source(members), self.streams)
 
     # agents ---------------------------------------------------------------------------------------
 

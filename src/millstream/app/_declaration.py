@@ -382,6 +382,6 @@ class DeclaredTable(Generic[K, V]):
             type_name=self.codec.type_name,
         )
         if self.operator is not None and self.app.settings.compat == "kafka-streams":
-            made.store_retention_ms = store_retention_ms(self.windows)  # type: ignore[attr-defined]
+            made.store_retention_ms = store_retention_ms(self.windows)
         made.idle_ms = self.idle_timeout_ms
         return made

@@ -61,6 +61,7 @@ class Streams:
         beside: Topic[Any, Any] | None = None,
     ) -> Topic[Any, Any]:
         """Declare the topic ``{id}-{name}-repartition``, which purges itself."""
+        _check_stem(name)
         full = f"{self.id}-{name}-repartition"
         if full in self._app.topics:
             raise TopologyError(
@@ -102,6 +103,7 @@ class Streams:
         help: str = "",
     ) -> Any:
         """Declare a table that an operator writes, and agents only read."""
+        _check_stem(name)
         declared: DeclaredTable[Any, Any] = DeclaredTable(
             self._app,
             name,
@@ -185,6 +187,14 @@ class Streams:
         for pipeline in self.plan.pipelines():
             agent = pipeline_agent(pipeline, lambda: self._app.clock)
             self._agents.append(self._app.agents.add(agent).name)
+
+
+def _check_stem(name: str) -> None:
+    if "~" in name:  # the mark of a pattern
+        raise TopologyError(
+            f"what streams keep is named after their topics, and {name!r} comes from a pattern, which is"
+            f" no name: give the operator one, for example group_by(..., name='by-account')"
+        )
 
 
 class AnyKeyCodec:

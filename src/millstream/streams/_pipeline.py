@@ -43,14 +43,13 @@ class Binding:
             self._inputs[operator] = inputs
         return inputs
 
-    def by_topic(self) -> dict[str, Callable[..., Done]]:
-        """What takes the records of each topic."""
-        takers: dict[str, list[Callable[..., Done]]] = {}
+    def taker(self, topic: str) -> Callable[..., Done]:
+        """What takes the records of a topic."""
+        takers: list[Callable[..., Done]] = []
         for source in self._pipeline.sources:
-            (take,) = self._inputs_of(source)
-            for topic in source.topics:
-                takers.setdefault(topic.name, []).append(take)
-        return {topic: fan_out(found) for topic, found in takers.items()}
+            if any(read.reads(topic) for read in source.topics):
+                takers += self._inputs_of(source)
+        return fan_out(takers)
 
 
 def bound(pipeline: Pipeline, scope: Scope, clock: Clock) -> Binding:
@@ -69,15 +68,16 @@ def pipeline_agent(pipeline: Pipeline, clock: Callable[[], Clock]) -> Agent[Any,
     async def run(stream: Stream[Any]) -> None:
         context: Context | None = None
         takers: dict[str, Callable[..., Done]] = {}
-        decoders = stream.key_decoders
         async for value in stream:
             scope = stream.scope
             if context is None:
                 binding = Binding(pipeline, scope, clock())
-                context, takers = binding.context, binding.by_topic()
+                context = binding.context
             context.scope = scope
             topic = scope.tp.topic  # type: ignore[union-attr]
             key = scope.record.key  # type: ignore[union-attr]
+            if topic not in takers:  # patterns may match further ones
+                decoders, takers[topic] = stream.key_decoders, binding.taker(topic)
             if key is not None:
                 key = decoders[topic](key)
             done = takers[topic](key, value, scope.timestamp)

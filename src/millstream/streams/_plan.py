@@ -89,7 +89,7 @@ class Plan:
         """The operator that reads these topics; one for all who read the same."""
         names = tuple(topic.name for topic in topics)
         if names not in self._sources:
-            source = SourceOperator(topics, name="+".join(names))
+            source = SourceOperator(topics, name="-".join(names))
             self._sources[names] = source
             self.add(source)
         return self._sources[names]

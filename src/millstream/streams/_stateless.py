@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from millstream.errors import ProgramError
+from millstream.agents import TopicGroup
+from millstream.errors import ProgramError, TopologyError
 from millstream.streams._operator import Context, Done, Operator, each, is_async
 
 if TYPE_CHECKING:
@@ -321,6 +322,11 @@ class ToTopic(Operator):
             send: puts one record into a topic.
             grouped: whether records without a key are dropped: nothing that is grouped takes them.
         """
+        if isinstance(topic, TopicGroup):
+            raise TopologyError(
+                f"the stream {parent.name!r} is to go to {topic.name!r}, which stands for several topics:"
+                f" name one of them, for example with topic.named(...)"
+            )
         super().__init__(parent, name=name)
         self.topic = topic
         self.send = send

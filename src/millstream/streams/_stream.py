@@ -137,7 +137,7 @@ class DeclaredStream(Generic[V, K]):
     def merge(self, *others: DeclaredStream[W, K]) -> DeclaredStream[V | W, K]:
         """The records of this stream and of others, as they come."""
         operators = [self.operator, *(other.operator for other in others)]
-        name = "+".join(dict.fromkeys(operator.name for operator in operators))
+        name = "-".join(dict.fromkeys(operator.name for operator in operators))
         return self._then(Merge(*operators, name=name))
 
     def split(

@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from millstream.agents import Topic
+    from millstream.clock import Duration
     from millstream.streams._grouped import Emit
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
     from millstream.streams._suppress import Suppress
-    from millstream.windows import Window
+    from millstream.windows import CalendarUnit, Window
 
 __all__ = ["DerivedTable", "GroupedTable", "Table", "TableStream", "WindowedTable"]
 
@@ -355,6 +356,58 @@ class Table(tables.Table[K, V]):
 
     See `millstream.tables.Table` for its use inside of agents.
     """
+
+    if TYPE_CHECKING:  # what it gives is one of ours as well
+
+        def tumbling(
+            self,
+            size: Duration,
+            *,
+            grace: Duration = 0,
+            retention: Duration | None = None,
+            offset: Duration = 0,
+            idle_timeout: Duration | None = None,
+        ) -> WindowedTable[K, V]: ...
+
+        def hopping(
+            self,
+            size: Duration,
+            advance: Duration,
+            *,
+            grace: Duration = 0,
+            retention: Duration | None = None,
+            offset: Duration = 0,
+            idle_timeout: Duration | None = None,
+        ) -> WindowedTable[K, V]: ...
+
+        def sliding(
+            self,
+            width: Duration,
+            *,
+            grace: Duration = 0,
+            retention: Duration | None = None,
+            idle_timeout: Duration | None = None,
+        ) -> WindowedTable[K, V]: ...
+
+        def session(
+            self,
+            gap: Duration,
+            *,
+            grace: Duration = 0,
+            retention: Duration | None = None,
+            merge: Callable[[V, V], V] | None = None,
+            idle_timeout: Duration | None = None,
+        ) -> WindowedTable[K, V]: ...
+
+        def calendar(
+            self,
+            unit: CalendarUnit,
+            *,
+            timezone: str,
+            grace: Duration = 0,
+            retention: Duration | None = None,
+            idle_timeout: Duration | None = None,
+        ) -> WindowedTable[K, V]: ...
 
     def _flow(self) -> TableStream[K, V]:
         flow: Any = self._home()

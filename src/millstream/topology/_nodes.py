@@ -144,7 +144,16 @@ class Topology:
                     partitions=next((count for count in expected if count is not None), None),
                 )
             agents[agent.name] = agent
-        return replace(self, topics=topics, agents=agents)
+        first = {label: next(iter(listed), None) for label, listed in found.items()}
+        topics = {
+            name: replace(t, beside=first[t.beside]) if t.beside in first else t
+            for name, t in topics.items()
+        }
+        tables = {
+            name: replace(t, like=first[t.like]) if t.like in first else t
+            for name, t in self.tables.items()
+        }
+        return replace(self, topics=topics, agents=agents, tables=tables)
 
     def resolved(self, existing: Mapping[str, int], default: int) -> Topology:
         """The same topology with a partition count for every topic and table.
