@@ -225,3 +225,22 @@ def test_wrong_values() -> None:
         app.table("t").tumbling("1m", idle_timeout=0)
     with pytest.raises(ConfigurationError, match="table 'u': idle_timeout: 'late'"):
         app.table("u").session("1m", idle_timeout="late")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+async def test_streams(restart: bool) -> None:
+    """Final results of streams come out over a silence of their topics, also after a restart."""
+    app = ms.App("clicks", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at", idle_timeout="20s")
+    out = app.topic("out", value=int)
+    counted = app.stream(clicks).group_by().tumbling("1m", grace="10s").count(emit="final")
+    counted.changes().to(out)
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+        await t.advance("20s")
+        if restart:
+            await t.crash(lose_state=True)
+        await t.advance("40s")
+        assert t.sent(out) == []
+        await t.advance("20s")
+        assert t.sent(out) == [1]
