@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,37 @@ async def test_openapi_names_every_address(http: httpx.AsyncClient) -> None:
         assert path in page
         if "{" not in path:
             assert (await http.get(path)).status_code == 200
+
+
+async def test_openapi_is_well_formed(http: httpx.AsyncClient) -> None:
+    """Every parameter has a place and a schema, those of a path stand in it, and every reference leads somewhere."""
+    described = (await http.get("/openapi.json")).json()
+    for path, methods in described["paths"].items():
+        for operation in methods.values():
+            listed = operation["parameters"]
+            assert all({"name", "in", "schema", "description"} <= set(p) for p in listed)
+            named = [(p["name"], p["in"]) for p in listed]
+            assert len(named) == len(set(named))
+            in_path = {p["name"] for p in listed if p["in"] == "path"}
+            assert in_path == set(re.findall(r"{(\w+)}", path))
+            assert all(p["required"] for p in listed if p["in"] == "path")
+            assert "200" in operation["responses"]
+    for reference in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(described)):
+        assert reference in described["components"]["schemas"]
+
+
+async def test_openapi_has_every_parameter(http: httpx.AsyncClient) -> None:
+    """What an address takes, as it says itself when it is asked for something else, is described."""
+    described = (await http.get("/openapi.json")).json()["paths"]
+    for path, asked in [
+        ("/tables/{name}", "/tables/hourly"),
+        ("/tables/{name}/keys/{key}", "/tables/hourly/keys/EWR"),
+        ("/tables/{name}/changes", "/tables/hourly/changes"),
+    ]:
+        refused = (await http.get(f"{asked}?nonsense=1")).json()["detail"]
+        taken = refused.removeprefix("nonsense= means nothing here; there is ").rstrip(".")
+        listed = described[path]["get"]["parameters"]
+        assert {p["name"] for p in listed if p["in"] == "query"} == set(taken.split(", "))
 
 
 async def test_index(http: httpx.AsyncClient) -> None:

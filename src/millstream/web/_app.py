@@ -212,7 +212,7 @@ class _Endpoints:
         read = msgspec.structs.replace(read, limit=1, reverse=info.windows is not None)
         answer = await self._queries.read(read)
         if not answer.entries:
-            raise missing_key(info, text)
+            raise missing_key(info, text, read.at)
         stale = {} if answer.stale_ms is None else {"stale_ms": answer.stale_ms}
         return {**row_json(info, answer.entries[0]), "position": answer.position, **stale}
 

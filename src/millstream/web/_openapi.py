@@ -23,13 +23,27 @@ _PARAMETERS = {
     "key": "Only the changes of this key.",
     "format": "json, mermaid, svg or text.",
 }
-_NAME = {"name": "name", "in": "path", "required": True, "description": "The table."}
+_TEXT = {"type": "string"}
+_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "The table.",
+    "schema": _TEXT,
+}
 _KEY = {
     "name": "key",
     "in": "path",
     "required": True,
     "description": "The key, percent-encoded, as its type is written: text as it is, tuples as JSON.",
+    "schema": _TEXT,
 }
+_SCHEMAS = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": LIMIT_MAX, "default": 100},
+    "reverse": {"type": "string", "enum": ["1", "true"]},
+    "format": {"type": "string", "enum": ["json", "mermaid", "svg", "text"]},
+}
+"""Of parameters that are more than text."""
 _ROW = {
     "type": "object",
     "properties": {
@@ -157,7 +171,7 @@ def _get(
                 "name": parameter,
                 "in": "query",
                 "description": _PARAMETERS[parameter],
-                "schema": {"type": "string"},
+                "schema": _SCHEMAS.get(parameter, _TEXT),
             }
             for parameter in parameters
         ],

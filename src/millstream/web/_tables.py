@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from starlette.responses import Response
 
-from millstream.clock import duration_ms, timestamp_ms
+from millstream.clock import duration_ms, format_timestamp, timestamp_ms
 from millstream.errors import BadQueryError, ConfigurationError, UnknownTableError
 from millstream.records import Position
 from millstream.tables._query import (
@@ -283,12 +283,13 @@ def change_json(info: TableInfo, change: Change) -> dict[str, Any]:
     return row_json(info, Entry(change.key, change.window, change.value))
 
 
-def missing_key(info: TableInfo, text: str) -> Problem:
-    """The table is there, and the key is not."""
+def missing_key(info: TableInfo, text: str, at: int | None = None) -> Problem:
+    """The table is there, and the key is not, or not in the window that was asked for."""
+    what = f"key {text!r}" if at is None else f"window of key {text!r} at {format_timestamp(at)}"
     return Problem(
         "no-such-key",
         404,
-        f"Table {info.name!r} has no key {text!r}.",
+        f"Table {info.name!r} has no {what}.",
         table=info.name,
         key=text,
     )
