@@ -30,7 +30,15 @@ def test_mypy(tmp_path: Path) -> None:
         "[mypy-croniter.*,aiokafka.*,rocksdict.*]\nignore_missing_imports = true\n"
     )
     ran = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", str(config), str(CHECKS), str(STREAM_CHECKS)],
+        [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--config-file",
+            str(config),
+            str(CHECKS),
+            str(STREAM_CHECKS),
+        ],
         capture_output=True,
         text=True,
         check=False,

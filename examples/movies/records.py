@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-import millstream as ms
+if TYPE_CHECKING:
+    import millstream as ms
 
 __all__ = ["Average", "Movie", "Rated", "Rating", "Topics"]
 

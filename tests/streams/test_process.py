@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 import millstream as ms
 from millstream.errors import ConfigurationError, ProgramError
-from millstream.streams import ProcessContext
 from millstream.testing import TestApp
+
+if TYPE_CHECKING:
+    from millstream.streams import ProcessContext
 
 
 class Quiet:
