@@ -14,6 +14,8 @@ block                          what happens
 anything else                  Is for reading.
 =============================  ======================================================================
 
+Commands that begin with ``python -m examples.`` run where the project is.
+
 ``<!-- not run: reason -->`` on the line before leaves a block out. In a console ``millstream worker`` runs beside
 what follows, on a free port that takes the place of 6066; it ends with the page, or by the command in `KILL`.
 """
@@ -154,7 +156,9 @@ class Console:
             if command.partition(" ")[0] == "curl" and shutil.which("curl") is None:
                 continue
             wanted = self._here(expected)
-            if command == KILL:
+            if command.startswith("python -m examples."):
+                self._compare(f"cd {DOCS.parent} && {command}", wanted, block)
+            elif command == KILL:
                 self._kill()
             elif command.startswith("millstream worker"):
                 self._start(command, wanted, block)
