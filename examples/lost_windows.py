@@ -21,7 +21,8 @@ __all__ = ["events", "finals"]
 def events(count: int = 400, seed: int = 7) -> list[int]:
     """Moments of events, in seconds: a few close together, then a gap of up to three minutes."""
     dice = random.Random(seed)
-    moments, at = [], 0
+    moments: list[int] = []
+    at = 0
     while len(moments) < count:
         for _ in range(dice.randint(1, 5)):
             at += dice.randint(0, 10)
