@@ -475,3 +475,22 @@ def test_topics_that_do_not_exist_yet() -> None:
     plan = plan_reset(TWO, existing={"orders"}, named=[], keep_tables=False)
     assert (plan.read, plan.passed, plan.deleted) == (("orders",), (), ())
     assert plan.tables == ("totals", "visits")
+
+
+def test_orphans(project: Path, call: Callable[..., Result]) -> None:
+    """What a table that is gone has kept is named before the first event, and deleted when one says so."""
+    call("send", "orders", GOOD)
+    process_everything(project)
+    source = (project / "app.py").read_text()
+    (project / "app.py").write_text(source.replace('app.table("totals"', 'app.table("sums"'))
+    with pytest.raises(ConfigurationError, match=r"table 'totals' \(\d+ records? in shop-totals"):
+        process_everything(project)
+    assert (
+        "shop-totals-changelog is deleted, with" in call("reset", "--orphans", "--dry-run").output
+    )
+    assert "shop-totals-changelog" in _topics(project)
+    result = call("reset", "--orphans", "--yes", "--json")
+    assert list(json.loads(result.output)["deleted"]) == ["shop-totals-changelog"]
+    assert "shop-totals-changelog" not in _topics(project)
+    process_everything(project)
+    assert "nothing is left" in call("reset", "--orphans").output

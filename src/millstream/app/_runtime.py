@@ -27,7 +27,7 @@ from millstream.app._timers import run_shard_timer, run_timer
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
-from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics
+from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics, refuse_orphans
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -214,6 +214,8 @@ class Runtime:
             partitions=settings.partitions,
             replication=settings.replication,
         )
+        if self._with_worker:
+            await refuse_orphans(self.topology, self.transport, self.infos)
         if any(agent.declared for agent in self.topology.agents.values()):
             self._patterns = Patterns(declared, self.topology)
         self.partitions = {name: info.partitions for name, info in self.infos.items()}

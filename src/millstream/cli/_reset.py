@@ -26,6 +26,7 @@ from millstream.cli._session import Session, command
 from millstream.errors import FencedError, TransportError
 from millstream.records import TopicPartition
 from millstream.transports.base import OffsetAndMetadata
+from millstream.worker import find_orphans
 from millstream.worker._metadata import unfinished
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ DELETED_S = 30.0
     help="Where agents begin to read; an offset is that of each partition.",
 )
 @click.option("--keep-tables", is_flag=True, help="Change positions only.")
+@click.option(
+    "--orphans",
+    is_flag=True,
+    help="Delete what tables and streams kept that the program does not declare any more; no more.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @yes_option
 @json_option
@@ -65,6 +71,7 @@ def reset(
     topics: tuple[str, ...],
     target: Target,
     keep_tables: bool,
+    orphans: bool,
     dry_run: bool,
     yes: bool,
     as_json: bool,
@@ -77,7 +84,14 @@ def reset(
 
     With TOPICs, only these are read again. With --keep-tables, tables stay as they are, and what is read again is
     counted again.
+
+    With --orphans, nothing is read again: what was kept under names that are gone is deleted.
     """
+    if orphans:
+        if topics or keep_tables:
+            raise click.UsageError("--orphans goes with no topics, and without --keep-tables.")
+        run(_forget(session.app(), dry_run=dry_run, yes=yes, as_json=as_json))
+        return
     if target.offset is not None and not topics:
         raise click.UsageError(
             "An offset goes with the topic that it is of: reset TOPIC --to 5123."
@@ -122,6 +136,27 @@ async def _reset(
         print_json(found.data(plan, done=not dry_run))
     elif not dry_run:
         click.echo(f"{app.id} is reset: the next worker begins there")
+
+
+async def _forget(app: App, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    async with open_log(app) as transport:
+        if not dry_run:
+            await refuse_running(transport, app.id, "delete state of it")
+        infos = await transport.topics()
+        counts = {name: info.partitions for name, info in infos.items()}
+        topology = app.topology.resolved(counts, app.settings.partitions)
+        found = await find_orphans(topology, transport, infos)
+        if not as_json:
+            click.echo(f"in {transport.url}:")
+            for topic, count in found.items():
+                click.echo(f"  {topic} is deleted, with {_records(count)}")
+            if not found:
+                click.echo("  nothing is left of tables or streams that are gone")
+        if found and not dry_run:
+            confirm(f"Delete what {app.id} does not use any more?", yes=yes)
+            await _delete(transport, list(found))
+    if as_json:
+        print_json({"deleted": found, "done": not dry_run})
 
 
 def _plan(

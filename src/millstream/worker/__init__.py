@@ -3,6 +3,7 @@
 from millstream.worker._assign import MemberMetadata, ShardId, assign_shards, decode_assignment
 from millstream.worker._commit import CommitStats, Committer
 from millstream.worker._garbage import tune_garbage_collector
+from millstream.worker._orphans import find_orphans, refuse_orphans
 from millstream.worker._prepare import prepare_topics
 from millstream.worker._queries import GroupQueries, LocalQueries
 from millstream.worker._recovery import RecoveryProgress
@@ -28,6 +29,8 @@ __all__ = [
     "WorkerReport",
     "assign_shards",
     "decode_assignment",
+    "find_orphans",
     "prepare_topics",
+    "refuse_orphans",
     "tune_garbage_collector",
 ]
