@@ -23,6 +23,7 @@ from millstream.agents import (
 from millstream.app._changes import change_listeners
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timers import run_shard_timer, run_timer
+from millstream.context import watched_tasks
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
@@ -123,6 +124,8 @@ class Runtime:
                 await stack.enter_async_context(self.app.lifespan(self.app))
             self.app.runtime = self
             stack.callback(self._forget)
+            if self._with_worker:
+                stack.enter_context(watched_tasks(asyncio.get_running_loop()))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks

@@ -223,6 +223,7 @@ class Shard:
                 logger.info("shard %s of %s starts over from its last commit", *self._id)
             finally:
                 self.ready.clear()
+                self._close_scopes()
                 self.lanes = {}
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -232,6 +233,12 @@ class Shard:
     @property
     def _id(self) -> tuple[int, int]:
         return self.number, self.count
+
+    def _close_scopes(self) -> None:
+        """Nobody may write for an event that was dropped; only once no cut can take it for finished."""
+        instances = [instance for lane in self.lanes.values() for instance in lane.instances]
+        for scope in (*self._events, *self._callbacks, *(each.scope for each in instances)):
+            scope.open = False
 
     def _reset(self) -> None:
         self.output.clear()
