@@ -254,10 +254,14 @@ async def test_table_value_that_cannot_be_encoded() -> None:
             totals[order.account] = order.amount if order.amount < 5 else object()  # type: ignore[assignment]
 
     t = TestApp(app)
-    with pytest.raises(MillstreamError, match=r"table 'totals', key 'ada': a value of type object"):
+    with pytest.raises(
+        AgentError,
+        match=r"table 'totals', key 'ada': a value of type object .* on record orders/0@1 \(key ada\)",
+    ) as raised:
         async with t:
             await t.send(orders, Order("ada", 1.0))
-            await t.send(orders, Order("ada", 9.0))
+            await t.send_many(orders, [Order("ada", 9.0), Order("bob", 2.0)])
+    assert "millstream skip orders/0@1" in str(raised.value)
     after = ms.App("shop", partitions=1)
     table = after.table("totals", key=str, value=float)
     async with continued(after, t) as t:

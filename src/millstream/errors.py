@@ -141,20 +141,37 @@ class DecodeError(ProgramError):
 
 
 class EncodeError(ProgramError):
-    """A value that its codec cannot write."""
+    """A value that its codec cannot write.
 
-    def __init__(self, where: str, *, value: object, reason: str) -> None:
-        self.where, self.reason = where, reason
+    Attributes:
+        table: the table whose value it is, or None.
+        culprit: for a table's value: the event that wrote it, where another one met it, or None.
+    """
+
+    culprit: object = None
+
+    def __init__(self, where: str, *, value: object, reason: str, table: str | None = None) -> None:
+        self.where, self.reason, self.table = where, reason, table
         super().__init__(
             f"{where}: a value of type {type(value).__name__} cannot be encoded: {reason}"
         )
 
 
 class RecordTooLargeError(ProgramError):
-    """One record, or the output of one event, is larger than its bound, in bytes."""
+    """One record, or the output of one event, is larger than its bound, in bytes.
 
-    def __init__(self, where: str, *, size: int, limit: int, setting: str) -> None:
+    Attributes:
+        table: the table whose value it is, or None.
+        culprit: as for `EncodeError`.
+    """
+
+    culprit: object = None
+
+    def __init__(
+        self, where: str, *, size: int, limit: int, setting: str, table: str | None = None
+    ) -> None:
         self.where, self.size, self.limit, self.setting = where, size, limit, setting
+        self.table = table
         super().__init__(
             f"{where}: {size:,} bytes, more than the {limit:,} that {setting} allows."
             f" Send less at once, or raise {setting}."

@@ -299,7 +299,10 @@ class TablePart:
             data = self.dumps(value)
         except Exception as exc:
             raise EncodeError(
-                f"table {self.name!r}, key {key!r}", value=value, reason=str(exc)
+                f"table {self.name!r}, key {key!r}",
+                value=value,
+                reason=str(exc),
+                table=self.name,
             ) from exc
         if len(data) > self.value_bytes_max:
             raise RecordTooLargeError(
@@ -307,8 +310,19 @@ class TablePart:
                 size=len(data),
                 limit=self.value_bytes_max,
                 setting="record_bytes_max",
+                table=self.name,
             )
         return data
+
+    def check_value(self, key: Any) -> None:
+        """See whether the entry, as it is now, can be committed.
+
+        Raises:
+            EncodeError, RecordTooLargeError: it cannot.
+        """
+        value = self.dirty.get(key, DELETED)
+        if value is not DELETED:
+            self._encode(key, value)
 
     def _is_kept(self, key: Any) -> bool:
         value = self.dirty[key]
@@ -384,7 +398,11 @@ class TablePart:
                 if last is not None:
                     last.depends.add(scope)
             else:
-                journal[self, key] = self._look(key)
+                try:
+                    journal[self, key] = self._look(key)
+                except (EncodeError, RecordTooLargeError) as exc:
+                    exc.culprit = last
+                    raise
         scope.wrote = True
 
     def _look(self, key: Any) -> PreImage:

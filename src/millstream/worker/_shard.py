@@ -12,6 +12,7 @@ from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
 from millstream.errors import (
     AgentError,
+    EncodeError,
     InternalError,
     MillstreamError,
     RecordTooLargeError,
@@ -24,6 +25,7 @@ from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._recovery import RecoveryProgress, Replay, recover
+from millstream.worker._search import BlameSearch, table_value_error
 from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
@@ -161,6 +163,8 @@ class Shard:
         self._failures: dict[tuple[str, TopicPartition, int], tuple[int, BaseException]] = {}
         self._condemned: dict[tuple[str, TopicPartition, int], BaseException] = {}
         """Records that have failed for good, and whose work others had seen: they do not run once more."""
+        self._search: BlameSearch | None = None
+        """While the event is looked for whose value could not be committed."""
         self.gate = asyncio.Event()
         self._closed_by: set[str] = set()
         self.committed: dict[TopicPartition, int] = {}
@@ -483,7 +487,13 @@ class Shard:
         return self._condemned.get((scope.agent, scope.tp, scope.record.offset))
 
     def event_finished(self, scope: Scope) -> None:
-        """A journaled event is finished; one that has written nothing is of no further interest."""
+        """A journaled event is finished; one that has written nothing is of no further interest.
+
+        Raises:
+            EncodeError, RecordTooLargeError: what it has written cannot be committed; it is not finished then.
+        """
+        if self._search is not None:
+            self._search.check(scope)
         if not scope.wrote and not scope.has_times:
             self._events.pop(scope, None)
             self.ahead[scope.agent] -= 1
@@ -538,6 +548,9 @@ class Shard:
         """Apply the policy; see `millstream.agents.InstanceHost`."""
         spec = self._agents[instance.agent.name]
         tp, offset = failure.run.tp, failure.record.offset
+        refused = table_value_error(failure.error)
+        if failure.ran and refused is not None:
+            await self.seek(refused, failure.scope)
         attempts = self._failures.get((spec.agent.name, tp, offset), (0, None))[0] + 1
         policy = spec.policies.get(tp.topic, spec.policy)
         if not failure.ran and (spec.agent.name, tp, offset) in self._condemned:
@@ -583,6 +596,42 @@ class Shard:
             spec.refuse(failure.scope, failure)
         del self._failures[spec.agent.name, tp, offset]
         return False
+
+    def cannot_commit(self, error: EncodeError | RecordTooLargeError) -> None:
+        """Something that an event has written cannot be committed: start over, and find the event.
+
+        Raises:
+            EncodeError, RecordTooLargeError: that has been done, and found nobody to blame.
+        """
+        if self._search is not None:
+            raise error
+        logger.warning("shard %s of %s looks for the event that did this: %s", *self._id, error)
+        self._search = BlameSearch(
+            {
+                (name, tp): lane.position(tp)
+                for name, lane in self.lanes.items()
+                for tp in lane.inboxes
+            },
+            callbacks=bool(self.local_tasks)
+            or any(table.on_close is not None for table in self._tables.values()),
+            quiet_events=QUIET_EVENTS,
+        )
+        self.rewind()
+
+    async def seek(self, error: EncodeError | RecordTooLargeError, scope: Scope) -> None:
+        """An event met a table's value that cannot be encoded: return only if it is the event's own."""
+        if self._search is None:
+            self.cannot_commit(error)
+            await asyncio.Event().wait()
+        assert self._search is not None
+        self._search.found()
+        other = error.culprit
+        if not isinstance(other, Scope) or other is scope:
+            return
+        if other.record is not None and other.tp is not None:
+            self._condemned[other.agent, other.tp, other.record.offset] = error
+            self.rewind()
+            await asyncio.Event().wait()
 
     async def _stop(self, spec: AgentSpec, failure: Failure) -> NoReturn:
         """Commit what comes before the record, so that one can go past it, and stop the worker.
@@ -753,7 +802,7 @@ class Shard:
         return offsets
 
     def _note_quiet(self, taken: Sequence[Scope], excluded: set[Scope]) -> None:
-        if not self.journaled:
+        if not self.journaled or self._search is not None:
             return
         if excluded or any(lane.agent.concurrency > 1 for lane in self.lanes.values()):
             self._suspends = True
@@ -790,6 +839,8 @@ class Shard:
             part.settle()
         for tp, (offset, _) in cut.offsets.items():
             self.committed[tp] = offset
+        if self._search is not None and self._search.is_over(self._cut_positions):
+            self._search = None
         if self._condemned:
             self._condemned = {
                 (agent, tp, offset): error
