@@ -34,6 +34,8 @@ partition or table, and what to do next.
 
 from __future__ import annotations
 
+import shlex
+
 __all__ = [
     "AddressInUseError",
     "AgentError",
@@ -82,7 +84,8 @@ class AgentError(ProgramError):
         record: the record's position as the user writes it, ``orders/3@5123``, or None for a timer.
         key: the record's key as text, or None.
         line: ``file:line`` of the user's code that raised, or None.
-        app: how the user names the app on the command line, for the command in the message.
+        position: what ``millstream skip`` takes to go past it: the record, or a timer's moment, or a window;
+            None where the same does not come again.
     """
 
     def __init__(
@@ -93,16 +96,19 @@ class AgentError(ProgramError):
         record: str | None = None,
         key: str | None = None,
         line: str | None = None,
+        position: str | None = None,
     ) -> None:
         self.where, self.record, self.key, self.line = where, record, key, line
+        self.position = position or record
         at = f" on record {record} (key {key})" if record else ""
         code = f" at {line}" if line else ""
-        onward = (
-            f" Nothing after it was committed. Mend the program and start the worker again, or go"
-            f" past the record with: millstream skip {record}"
-            if record
-            else " Nothing of it was committed."
-        )
+        onward = " Nothing of it was committed."
+        if self.position is not None:
+            kept = "Nothing after it was" if record else "Nothing of it was"
+            onward = (
+                f" {kept} committed. Mend the program and start the worker again, or go past"
+                f" {'the record' if record else 'it'} with: millstream skip {shlex.quote(self.position)}"
+            )
         super().__init__(f"{where} raised {type(cause).__name__}: {cause}{at}{code}.{onward}")
         self.__cause__ = cause
 

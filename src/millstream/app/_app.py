@@ -455,6 +455,7 @@ class App:
         codec: str = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
+        on_error: Any = None,
         partitioner: str | None = None,
         help: str = "",
     ) -> Any:
@@ -471,6 +472,7 @@ class App:
                 changed, once it is committed; the key is (key, window) where the table is windowed. What it
                 raises is logged.
             upgrade: turns stored values of an older form (as plain JSON types) into new ones.
+            on_error: the policy where an ``on_close`` function raises, or a record of ``topic`` cannot be read.
 
         Raises:
             ConfigurationError: a type that cannot be a key, or a contradiction.
@@ -492,6 +494,7 @@ class App:
                 codec=codec,
                 on_change=on_change,
                 upgrade=upgrade,
+                on_error=on_error,
                 partitioner=partitioner,
                 help=help,
             )
@@ -621,13 +624,19 @@ class App:
         *,
         scope: Literal["worker", "shard", "leader"] = "worker",
         time: Literal["wall", "event"] = "wall",
+        on_error: Any = None,
         name: str | None = None,
     ) -> Callable[[F], F]:
         """Run the function every ``interval``: on each worker, for each shard, or on one worker.
 
         A timer of scope ``shard`` is an event of its shard, and may use tables and send; its sends join the
         epoch. Elsewhere a table raises, and sends may repeat after a crash. ``time="event"`` goes by the
-        shard's stream time, aligned to the epoch.
+        shard's stream time, aligned to the epoch. A function with a parameter is given the moment for which
+        it runs, an aware datetime.
+
+        Args:
+            on_error: what follows when it raises: stop, skip, dlq, Dlq(topic) or Retry(...).
+            name: the function's name where left out; what is stored goes by it.
         """
         interval_ms = duration_ms(interval, what="timer")
         if interval_ms < 1:
@@ -640,13 +649,14 @@ class App:
             )
 
         def declare(function: F) -> F:
-            self.timers.append(
+            self._add_timer(
                 Timer(
                     name=name or function.__name__,
                     function=function,
                     interval_ms=interval_ms,
                     scope=scope,
                     time=time,
+                    policy=None if on_error is None else policy_of(on_error),
                 )
             )
             return function
@@ -659,20 +669,58 @@ class App:
         *,
         timezone: str = "UTC",
         scope: Literal["worker", "shard", "leader"] = "leader",
+        missed: Literal["once", "late", "skip"] | None = None,
+        on_error: Any = None,
         name: str | None = None,
     ) -> Callable[[F], F]:
-        """Run the function at the moments that a cron expression names; by default on one worker."""
+        """Run the function at the moments that a cron expression names; by default on one worker.
+
+        A function with a parameter is given the moment for which it runs, a datetime in ``timezone``.
+
+        Args:
+            scope: as for `timer`.
+            missed: what becomes of moments at which no worker was there: ``once`` (the default) runs it for
+                the last of them as soon as one is, ``late`` for each of them in order, a thousand at most,
+                ``skip`` for none. With scope ``worker`` they are always skipped.
+            on_error: what follows when it raises: stop, skip, dlq, Dlq(topic) or Retry(...).
+            name: the function's name where left out; the last run is stored by it.
+
+        Raises:
+            ConfigurationError: no cron expression, no such time zone, or a contradiction.
+        """
         crontab = Crontab(expression, timezone)
+        if scope not in ("worker", "shard", "leader"):
+            raise ConfigurationError(f"crontab: scope {scope!r} is none of worker, shard, leader")
+        if missed not in ("once", "late", "skip", None):
+            raise ConfigurationError(f"crontab: missed={missed!r} is none of once, late, skip")
+        if scope == "worker" and missed in ("once", "late"):
+            raise ConfigurationError(
+                f"crontab: missed={missed!r} does not go with scope='worker': nobody knows what a worker"
+                f" that comes back has missed; use scope='leader' or scope='shard'"
+            )
 
         def declare(function: F) -> F:
-            self.timers.append(
+            self._add_timer(
                 Timer(
-                    name=name or function.__name__, function=function, crontab=crontab, scope=scope
+                    name=name or function.__name__,
+                    function=function,
+                    crontab=crontab,
+                    scope=scope,
+                    missed=missed or ("skip" if scope == "worker" else "once"),
+                    policy=None if on_error is None else policy_of(on_error),
                 )
             )
             return function
 
         return declare
+
+    def _add_timer(self, timer: Timer) -> None:
+        if any(timer.name == other.name for other in self.timers):
+            raise TopologyError(
+                f"two timers are named {timer.name!r}: give one of them name=, as when they ran is"
+                f" stored by it"
+            )
+        self.timers.append(timer)
 
     def task(self, function: F) -> F:
         """Run the async function on each worker, once its first shards are ready."""

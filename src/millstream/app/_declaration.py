@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from millstream.agents import Agent, DeclaredStream
+from millstream.agents import Agent, DeclaredStream, policy_of
+from millstream.app._dead_letters import window_letter
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
+from millstream.records import TopicPartition
 from millstream.serialization import (
     codec_for,
     is_immutable_type,
@@ -31,12 +33,13 @@ from millstream.topology import AgentNode, TableNode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from millstream.agents import Topic
+    from millstream.agents import Policy, Topic
     from millstream.app._app import App
     from millstream.clock import Duration
+    from millstream.context import Scope
     from millstream.state.base import TableStore
-    from millstream.windows import AnyWindows
-    from millstream.worker import TableSpec
+    from millstream.windows import AnyWindows, Window
+    from millstream.worker import Closing, TableSpec
 
 __all__ = ["DeclaredTable"]
 
@@ -62,6 +65,7 @@ class DeclaredTable(Generic[K, V]):
         codec: str = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
+        on_error: Any = None,
         partitioner: str | None = None,
         everywhere: bool = False,
         table_class: type[Table[Any, Any]] = Table,
@@ -81,6 +85,7 @@ class DeclaredTable(Generic[K, V]):
         self.ttl_ms = ttl_ms
         self.on_change = on_change
         self.upgrade = upgrade
+        self.policy = None if on_error is None else policy_of(on_error)
         self.everywhere = everywhere
         self.windows: AnyWindows | None = None
         self.merge: Any = None
@@ -182,6 +187,7 @@ class DeclaredTable(Generic[K, V]):
             name=self.reader_name,
             sources=[DeclaredStream((self.topic,), self.app)],
             topic=None,
+            policy=self.policy,
             internal=True,
         )
 
@@ -196,6 +202,12 @@ class DeclaredTable(Generic[K, V]):
         """
         from millstream.worker import TableSpec
 
+        closes = self.windows is not None and bool(self.table.closing)
+        if self.policy is not None and self.topic is None and not closes:
+            raise TopologyError(
+                f"table {self.name!r}: on_error= is for what comes from a topic and for on_close"
+                f" functions; it has neither. What an agent does with it is up to the agent's on_error="
+            )
         if self._partitioner is not None:
             place = partitioner(self._partitioner)
         elif self.topic is not None:
@@ -211,9 +223,33 @@ class DeclaredTable(Generic[K, V]):
             make=self.make_part,
             place=self.place,
             partitioner=place,
-            on_close=self.table.close if self.windows is not None and self.table.closing else None,
+            on_close=self._closing() if closes else None,
             state_key=None if self.topic is None else self.state_key,
             index_key=self._index_key(),
+        )
+
+    @property
+    def close_policy(self) -> Policy:
+        """What becomes of a window whose ``on_close`` function raises."""
+        return self.app.settings.on_error if self.policy is None else self.policy
+
+    def _closing(self) -> Closing:
+        from millstream.worker import Closing
+
+        policy = self.close_policy
+        tp = TopicPartition(policy.topic or f"{self.app.id}-dlq", 0)
+
+        def set_aside(
+            scope: Scope, key: Any, window: Window, data: bytes | None, error: Exception
+        ) -> None:
+            letter = window_letter(self.name, self.place(key), window, data, error)
+            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+
+        return Closing(
+            call=self.table.close,
+            show_key=self.layout.format,
+            policy=policy,
+            set_aside=set_aside,
         )
 
     def info(self, partitions: int) -> TableInfo:

@@ -20,22 +20,24 @@ from millstream.errors import (
 )
 from millstream.records import Position, TopicPartition
 from millstream.tables import WindowedPart
-from millstream.worker._closing import close_due
+from millstream.worker._closing import Closing, close_due
 from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
+from millstream.worker._notes import NOTES, NotesPart
 from millstream.worker._recovery import RecoveryProgress, Replay, recover
 from millstream.worker._search import BlameSearch, table_value_error
 from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
 
     from millstream.agents import Agent
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, TableStore
     from millstream.tables import TablePart
     from millstream.transports.base import OffsetAndMetadata, Transport
+    from millstream.worker._calls import CallFailure
 
 __all__ = ["AgentSpec", "Shard", "ShardCut", "ShardOptions", "TableSpec"]
 
@@ -67,8 +69,8 @@ class TableSpec:
     place: Callable[[Any], bytes]
     """A key of the table to its bytes in the source topic's key codec."""
     partitioner: Callable[[bytes, int], int]
-    on_close: Callable[[Any, Any, Any], Awaitable[Any]] | None = None
-    """What to call with key, window and value of each final window."""
+    on_close: Closing | None = None
+    """What to do for each final window."""
     state_key: Callable[[bytes], bytes] | None = None
     index_key: Callable[[bytes], bytes | None] | None = None
 
@@ -185,6 +187,10 @@ class Shard:
         self.ahead: Counter[str] = Counter()
         """Journaled events that are not committed, by agent."""
         self._callbacks: set[Scope] = set()
+        self.call_failures: dict[Hashable, CallFailure] = {}
+        """Timers' moments and windows' ends that have failed, and come again."""
+        self.began = options.clock.now()
+        """Since when the shard is here, in ms."""
         self._time_moved = asyncio.Event()
         self._due = asyncio.Event()
         self._room = asyncio.Event()
@@ -263,6 +269,7 @@ class Shard:
 
     def rewind(self) -> None:
         """Drop everything that is not committed and start over."""
+        self.ready.clear()  # at once: no cut may take any of it while the shard's tasks come to their end
         if self._rewind is not None and not self._rewind.done():
             self._rewind.set_result(None)
 
@@ -363,9 +370,9 @@ class Shard:
             await self._due.wait()
             self._due.clear()
             for part in self.own_parts.values():
-                callback = self._tables[part.name].on_close
-                if isinstance(part, WindowedPart) and callback is not None:
-                    await close_due(self, part, callback, pause=self._until_room)
+                closing = self._tables[part.name].on_close
+                if isinstance(part, WindowedPart) and closing is not None:
+                    await close_due(self, part, closing, pause=self._until_room)
             if not self._due.is_set():  # a callback may have made another table due
                 self.open_gate("windows due")
             self.took_run()
@@ -516,10 +523,36 @@ class Shard:
         return scope
 
     def end_callback(self, scope: Scope) -> None:
-        """The event is finished."""
+        """The event is finished; see `millstream.worker._calls.CallHost`."""
+        if self._search is not None:
+            self._search.check(scope)
         scope.open = False
         self._callbacks.discard(scope)
         self.took_run()
+
+    def undo_callback(self, scope: Scope) -> bool:
+        """Make it as if the event had not begun; see `millstream.worker._calls.CallHost`."""
+        if not self._undo(scope):
+            self._suspends = True
+            return False
+        scope.open = False
+        self._events.pop(scope, None)
+        return True
+
+    async def commit_before_stop(self) -> None:
+        """Commit what is finished, once events in progress have ended, as far as they do in time."""
+        self.close_gate("stopping")
+        loop = asyncio.get_running_loop()  # real time: a clock that is moved by hand stands still
+        deadline = loop.time() + STOP_WAIT_S
+        while self.in_progress() and loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # nobody says when the last one ends
+        await self.commit()
+
+    @property
+    def notes(self) -> NotesPart | None:
+        """What the shard remembers besides its tables; None where nothing is to be remembered."""
+        found = self.own_parts.get(NOTES)
+        return found if isinstance(found, NotesPart) else None
 
     def advance_stream_time(self, by: int) -> None:
         """Move event time forward by hand, in ms, everywhere in the shard."""
@@ -761,7 +794,12 @@ class Shard:
         self.epoch_bytes = 0
         self.epoch_bytes_watch = self._options.epoch_bytes_max
         self._note_quiet(taken_events, excluded)
-        return ShardCut(self, self._offsets(limits), outputs, parts)
+        return ShardCut(self, self._offsets(limits) or self._fence(), outputs, parts)
+
+    def _fence(self) -> dict[TopicPartition, tuple[int, str]]:
+        """For a shard that reads nothing, something to commit: a zombie is refused by its offsets alone."""
+        topics = sorted(t.changelog for t in self._tables.values() if t.changelog is not None)
+        return {TopicPartition(topic, self.number): (0, "") for topic in topics[:1]}
 
     def _watch_ties(
         self,
@@ -838,7 +876,8 @@ class Shard:
         for part in cut.parts:
             part.settle()
         for tp, (offset, _) in cut.offsets.items():
-            self.committed[tp] = offset
+            if tp in self.committed:
+                self.committed[tp] = offset
         if self._search is not None and self._search.is_over(self._cut_positions):
             self._search = None
         if self._condemned:
