@@ -225,7 +225,7 @@ class DeclaredTable(Generic[K, V]):
             partitioner=place,
             on_close=self._closing() if closes else None,
             state_key=None if self.topic is None else self.state_key,
-            index_key=self._index_key(),
+            index_key=self.index_key(),
         )
 
     @property
@@ -279,7 +279,8 @@ class DeclaredTable(Generic[K, V]):
         assert self.topic is not None
         return self.layout.encode(self.topic.key_codec.loads(key))
 
-    def _index_key(self) -> Any:
+    def index_key(self) -> Any:
+        """What derives local index entries from the store's keys, or None."""
         if self.windows is None:
             return None
         return index_key_of(self.windows)

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import TopicInfo, Transport
     from millstream.worker import Shard
 
-__all__ = ["Runtime", "open_transport"]
+__all__ = ["Runtime", "counts_with_notes", "open_transport", "shard_groups"]
 
 
 def open_transport(broker: str, clock: Clock) -> Transport:
@@ -80,6 +80,22 @@ def local_path(broker: str) -> Path:
     if not text:
         raise SettingError("broker", "local:// needs a file, for example local://shop.db")
     return Path(text).expanduser().absolute()
+
+
+def shard_groups(app: App, resolved: Topology) -> dict[int, list[str]]:
+    """Agents by the number of their shards."""
+    groups = resolved.shard_counts()
+    if not groups and any(timer.scope != "worker" for timer in app.timers):
+        groups = {1: []}
+    return groups
+
+
+def counts_with_notes(app: App, groups: Mapping[int, object]) -> set[int]:
+    """Numbers of shards for which something is to be remembered besides tables."""
+    noted = {timer.scope for timer in app.timers if timer.noted}
+    if "shard" in noted:
+        return set(groups)
+    return {max(groups)} if noted else set()
 
 
 class Runtime:
@@ -218,7 +234,7 @@ class Runtime:
         existing = {name: info.partitions for name, info in (await self.transport.topics()).items()}
         resolved = self.topology.resolved(existing, self.settings.partitions)
         topics = {}
-        for count in self._counts_with_notes(self._groups(resolved)):
+        for count in counts_with_notes(self.app, shard_groups(self.app, resolved)):
             name = notes_topic(self.app.id, count)
             if name in resolved.topics:
                 raise TopologyError(
@@ -227,20 +243,6 @@ class Runtime:
                 )
             topics[name] = TopicNode(name=name, internal=True, partitions=count, compacted=True)
         return topics
-
-    def _groups(self, resolved: Topology) -> dict[int, list[str]]:
-        """Agents by the number of their shards."""
-        groups = resolved.shard_counts()
-        if not groups and any(timer.scope != "worker" for timer in self.app.timers):
-            groups = {1: []}
-        return groups
-
-    def _counts_with_notes(self, groups: Mapping[int, object]) -> set[int]:
-        """Numbers of shards for which something is to be remembered besides tables."""
-        noted = {timer.scope for timer in self.app.timers if timer.noted}
-        if "shard" in noted:
-            return set(groups)
-        return {max(groups)} if noted else set()
 
     def _dead_letter_topics(self) -> set[str]:
         policies = [self._policy(agent, None) for agent in self.app.agents.values()]
@@ -309,7 +311,7 @@ class Runtime:
 
     def _plan(self) -> WorkerPlan:
         settings = self.settings
-        groups = self._groups(self.topology)
+        groups = shard_groups(self.app, self.topology)
         agents: dict[int, list[AgentSpec]] = {count: [] for count in groups}
         by_name = dict(self.app.agents)
         for declared in self.app.tables.values():
@@ -329,7 +331,7 @@ class Runtime:
                 if topic.name in self.topology.sources and self.partitions[topic.name] == count
             ]
             tables[count].append(declared.spec(count, sources))
-        for count in self._counts_with_notes(groups):
+        for count in counts_with_notes(self.app, groups):
             tables[count].append(notes_table(self.app.id, count))
         return WorkerPlan(
             app=self.app.id,

@@ -1,4 +1,4 @@
-"""``millstream skip``: go past a record that stops the workers."""
+"""``millstream skip``: go past what stops the workers: a record, a window, a timer's moment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import click
 from millstream.cli._log import AgentPositions, agent_positions, open_log
 from millstream.cli._run import run
 from millstream.cli._session import Session, command
-from millstream.errors import ConfigurationError, FencedError, ProgramError, TransportError
+from millstream.cli._skip_call import SkippedTimer, SkippedWindow, check_stopped, running
+from millstream.errors import ConfigurationError, FencedError, ProgramError
 from millstream.records import Position, TopicPartition
 from millstream.transports.base import OffsetAndMetadata
 from millstream.transports.batch import iterate_records
@@ -31,9 +32,28 @@ FETCH_BYTES_MAX = 1 << 20
 def skip(session: Session, record: str) -> None:
     """Go past a record: the agents whose next record it is begin behind it.
 
-    RECORD is written as a stopped worker names it, for example orders/3@5123. Workers have to be stopped.
+    RECORD is written as a stopped worker names it, for example orders/3@5123. So is a window whose on_close
+    function failed (totals@ada@2024-07-01T12:00:00Z), and a timer's moment (timer:report@2024-07-01T12:00:00Z).
+    Workers have to be stopped.
     """
-    run(_skip(session.app(), Position.parse(record)))
+    app, named = session.app(), parse(record)
+    if isinstance(named, Position):
+        run(_skip(app, named))
+    else:
+        click.echo(run(named.skip(app)))
+
+
+def parse(text: str) -> Position | SkippedTimer | SkippedWindow:
+    """Read what is to be skipped.
+
+    Raises:
+        ConfigurationError: it is none of the three.
+    """
+    for form in (SkippedTimer, SkippedWindow):
+        found = form.parse(text.strip())
+        if found is not None:
+            return found
+    return Position.parse(text)
 
 
 async def _skip(app: App, record: Position) -> None:
@@ -48,8 +68,7 @@ async def _skip(app: App, record: Position) -> None:
         if info is None or tp.partition >= info.partitions:
             has = "does not exist" if info is None else f"has {info.partitions} partitions"
             raise ConfigurationError(f"{record}: topic {tp.topic!r} {has}")
-        if (await transport.describe_group(app.id)).members:
-            raise _running(app)
+        await check_stopped(app, transport)
         positions = await agent_positions(app, transport, [tp])
         following = await _next_records(transport, positions, tp)
         moved = past(record, positions, following)
@@ -61,7 +80,7 @@ async def _skip(app: App, record: Position) -> None:
         try:
             await transport.set_committed(app.id, {tp: OffsetAndMetadata(offset, metadata)})
         except FencedError as exc:
-            raise _running(app) from exc
+            raise running(app) from exc
     names = ", ".join(sorted(moved))
     click.echo(f"skipped {record} for {names}, which goes on with {tp}@{record.offset + 1}")
 
@@ -117,9 +136,3 @@ async def _next_record(transport: Transport, tp: TopicPartition, at: int, end: i
         return end
     finally:
         await reader.close()
-
-
-def _running(app: App) -> TransportError:
-    return TransportError(
-        f"workers of app {app.id!r} are running: stop them first (Ctrl-C), then skip the record"
-    )
