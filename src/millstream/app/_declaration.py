@@ -17,6 +17,7 @@ from millstream.serialization import (
     key_codec_for,
     key_layout,
     partitioner,
+    value_schema,
 )
 from millstream.tables import (
     DELETED,
@@ -220,6 +221,7 @@ class DeclaredTable(Generic[K, V]):
             partitions=partitions,
             changelog=self.changelog,
             source=None if self.topic is None else self.topic.name,
+            reader=self.reader_name,
             make=self.make_part,
             place=self.place,
             partitioner=place,
@@ -304,6 +306,7 @@ class DeclaredTable(Generic[K, V]):
         """A shard's part of the table."""
         part = self._make_part(store, check)
         part.value_bytes_max = self.app.settings.record_bytes_max
+        part.schema = value_schema(self.codec, self.value_type, self.upgrade)
         return part
 
     def _make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:

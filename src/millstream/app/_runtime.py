@@ -23,7 +23,7 @@ from millstream.agents import (
 from millstream.app._changes import change_listeners
 from millstream.app._dead_letters import ERROR_HEADERS, error_headers, timer_letter
 from millstream.app._replies import Replies, reply_topic
-from millstream.app._timers import Passing, run_leader_crontab, run_shard_timer, run_timer
+from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
 from millstream.context import watched_tasks
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
@@ -90,12 +90,15 @@ def shard_groups(app: App, resolved: Topology) -> dict[int, list[str]]:
     return groups
 
 
-def counts_with_notes(app: App, groups: Mapping[int, object]) -> set[int]:
-    """Numbers of shards for which something is to be remembered besides tables."""
+def counts_with_notes(app: App, resolved: Topology) -> set[int]:
+    """Numbers of shards that have something to remember besides their tables' entries."""
+    groups = shard_groups(app, resolved)
     noted = {timer.scope for timer in app.timers if timer.noted}
     if "shard" in noted:
         return set(groups)
-    return {max(groups)} if noted else set()
+    read = [t for t in resolved.tables.values() if t.source is not None and not t.everywhere]
+    counts = {table.partitions or 1 for table in read}
+    return counts | {max(groups)} if noted else counts
 
 
 class Runtime:
@@ -234,7 +237,7 @@ class Runtime:
         existing = {name: info.partitions for name, info in (await self.transport.topics()).items()}
         resolved = self.topology.resolved(existing, self.settings.partitions)
         topics = {}
-        for count in counts_with_notes(self.app, shard_groups(self.app, resolved)):
+        for count in counts_with_notes(self.app, resolved):
             name = notes_topic(self.app.id, count)
             if name in resolved.topics:
                 raise TopologyError(
@@ -247,6 +250,8 @@ class Runtime:
     def _dead_letter_topics(self) -> set[str]:
         policies = [self._policy(agent, None) for agent in self.app.agents.values()]
         policies += [t.policy for t in self.app.topics.values() if t.policy is not None]
+        readers = [(table.reader(), table.topic) for table in self.app.tables.values()]
+        policies += [self._policy(agent, topic) for agent, topic in readers if agent is not None]
         policies += [self._timer_policy(timer) for timer in self.app.timers]
         policies += [
             table.close_policy
@@ -331,7 +336,7 @@ class Runtime:
                 if topic.name in self.topology.sources and self.partitions[topic.name] == count
             ]
             tables[count].append(declared.spec(count, sources))
-        for count in counts_with_notes(self.app, groups):
+        for count in counts_with_notes(self.app, self.topology):
             tables[count].append(notes_table(self.app.id, count))
         return WorkerPlan(
             app=self.app.id,

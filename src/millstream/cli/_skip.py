@@ -11,16 +11,17 @@ from millstream.cli._run import run
 from millstream.cli._session import Session, command
 from millstream.cli._skip_call import SkippedTimer, SkippedWindow, check_stopped, running
 from millstream.errors import ConfigurationError, FencedError, ProgramError
-from millstream.records import Position, TopicPartition
+from millstream.records import OutgoingRecord, Position, TopicPartition
 from millstream.transports.base import OffsetAndMetadata
 from millstream.transports.batch import iterate_records
+from millstream.worker import encode_note, notes_topic, passed_note
 from millstream.worker._metadata import decode_metadata, encode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from millstream.app import App
-    from millstream.transports.base import Transport
+    from millstream.transports.base import TopicInfo, Transport
 
 __all__ = ["skip"]
 
@@ -77,12 +78,29 @@ async def _skip(app: App, record: Position) -> None:
         offset, metadata = encode_metadata(
             stream_time, {name: moved.get(name, at) for (name, _), at in positions.at.items()}
         )
+        await _note_passed(app, transport, record, info, moved)
         try:
             await transport.set_committed(app.id, {tp: OffsetAndMetadata(offset, metadata)})
         except FencedError as exc:
             raise running(app) from exc
     names = ", ".join(sorted(moved))
     click.echo(f"skipped {record} for {names}, which goes on with {tp}@{record.offset + 1}")
+
+
+async def _note_passed(
+    app: App, transport: Transport, record: Position, info: TopicInfo, moved: Mapping[str, int]
+) -> None:
+    """Where the record would have been a table's entry, it is to stay out of it."""
+    tables = [table.name for table in app.tables.values() if table.reader_name in moved]
+    notes = [
+        OutgoingRecord(
+            app.clock.now(), *encode_note(passed_note(name, record.offset), info.topic_id), []
+        )
+        for name in tables
+    ]
+    topic = notes_topic(app.id, info.partitions)
+    if notes and topic in await transport.topics():  # no worker has begun where there is none
+        await transport.append({TopicPartition(topic, record.partition): notes})
 
 
 def past(

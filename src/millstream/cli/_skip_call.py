@@ -192,11 +192,13 @@ class SkippedTimer:
         async with open_log(app) as transport:
             await check_stopped(app, transport)
             infos = await transport.topics()
-            groups = shard_groups(app, resolved_topology(app, infos))
-            count, number = (max(groups), 0) if self.shard is None else self.shard
+            topology = resolved_topology(app, infos)
+            count, number = (
+                (max(shard_groups(app, topology)), 0) if self.shard is None else self.shard
+            )
             tp = TopicPartition(notes_topic(app.id, count), number)
             info = infos.get(tp.topic)
-            if count not in counts_with_notes(app, groups) or number >= count or info is None:
+            if count not in counts_with_notes(app, topology) or number >= count or info is None:
                 raise ConfigurationError(
                     f"timer {self.name!r} has not run in a shard {count}-{number}"
                 )

@@ -11,6 +11,7 @@ from millstream.worker._notes import (
     encode_note,
     notes_table,
     notes_topic,
+    passed_note,
     timer_note,
 )
 from millstream.worker._prepare import prepare_topics
@@ -47,6 +48,7 @@ __all__ = [
     "log_passed",
     "notes_table",
     "notes_topic",
+    "passed_note",
     "prepare_topics",
     "run_call",
     "timer_note",

@@ -4,9 +4,12 @@ Notes are entries of a table part like others, with a changelog of their own: on
 So a note is committed with the event that makes it, and is where the shard is. No table of a program has the part's
 name, and nobody can ask for it.
 
-=================  =============================================================
-``timer:NAME``     the moment (ms since the epoch) for which the timer ran last
-=================  =============================================================
+=======================  =======================================================================================
+``timer:NAME``           the moment (ms since the epoch) for which the timer ran last
+``schema:TABLE``         of a table that is read from a topic: with which type its values can be read
+``passed:TABLE@OFFSET``  of such a table: a record that could not be read, and that a policy let pass, or a user;
+                         the id of the topic. Replayed by bytes, it would be part of the table after a recovery
+=======================  =======================================================================================
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ if TYPE_CHECKING:
     from millstream.state.base import TableStore
     from millstream.worker._shard import TableSpec
 
-__all__ = ["NOTES", "NotesPart", "encode_note", "notes_table", "notes_topic", "timer_note"]
+__all__ = [
+    "NOTES",
+    "NotesPart",
+    "encode_note",
+    "notes_table",
+    "notes_topic",
+    "passed_note",
+    "timer_note",
+]
 
 NOTES = ":notes"
 """The part's name in a shard."""
@@ -41,6 +52,11 @@ def notes_topic(app: str, count: int) -> str:
 def timer_note(name: str) -> str:
     """Where the last moment of a timer is."""
     return f"timer:{name}"
+
+
+def passed_note(table: str, offset: int) -> str:
+    """Where it stands that a record is no part of a table."""
+    return f"passed:{table}@{offset}"
 
 
 def notes_table(app: str, count: int) -> TableSpec:
@@ -89,6 +105,28 @@ class NotesPart(TablePart):
     def write(self, name: str, value: int | str, scope: Scope) -> None:
         """Make a note, as part of an event."""
         self.set(name, value, scope)
+
+    def put(self, name: str, value: int | str | None) -> None:
+        """Make a note with the next cut, as part of no event; None deletes it."""
+        self.changed_system[_layout.encode(name)] = None if value is None else self.dumps(value)
+
+    def passed(self, table: str, *, topic_id: str, start: int, end: int) -> set[int]:
+        """Offsets of the records that are no part of a table; what is of no use any more is deleted.
+
+        Args:
+            start: where the partition begins.
+            end: up to where it is read. Records behind that are read again, and then it may be otherwise.
+        """
+        first, after = _layout.prefix(f"passed:{table}@")
+        found = set()
+        for key, data in self.store.items(first, after):
+            name = _layout.decode(key)
+            offset = int(name.rpartition("@")[2])
+            if start <= offset < end and self.loads(data) == topic_id:
+                found.add(offset)
+            else:
+                self.put(name, None)
+        return found
 
     def is_committed(self, name: str, value: int | str) -> bool:
         """Whether the note is there for good."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from millstream.agents import Failure, Instance, Policy, Source, user_line
@@ -24,13 +25,21 @@ from millstream.worker._closing import Closing, close_due
 from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
-from millstream.worker._notes import NOTES, NotesPart
-from millstream.worker._recovery import RecoveryProgress, Replay, recover
+from millstream.worker._notes import NOTES, NotesPart, passed_note
+from millstream.worker._recovery import RecoveryProgress, Replay, check_stored, recover
 from millstream.worker._search import BlameSearch, table_value_error
 from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Collection,
+        Coroutine,
+        Hashable,
+        Mapping,
+        Sequence,
+    )
 
     from millstream.agents import Agent
     from millstream.clock import Clock
@@ -65,6 +74,8 @@ class TableSpec:
     partitions: int
     changelog: str | None
     source: str | None = None
+    reader: str = ""
+    """The agent that reads the table from ``source``."""
     make: MakePart
     place: Callable[[Any], bytes]
     """A key of the table to its bytes in the source topic's key codec."""
@@ -300,41 +311,60 @@ class Shard:
             topic = table.changelog or table.source
             assert topic is not None
             tp = TopicPartition(topic, self.number)
-            end = None
-            if table.source is not None:
-                end = min(at for (_, read), at in self._positions.items() if read == tp)
-            replays.append(
-                Replay(
-                    table=table.name,
-                    tp=tp,
-                    topic_id=options.topic_ids[topic],
-                    end=end,
-                    state_key=table.state_key,
-                    index_key=table.index_key,
-                )
+            replay = Replay(
+                table=table.name,
+                tp=tp,
+                topic_id=options.topic_ids[topic],
+                state_key=table.state_key,
+                index_key=table.index_key,
             )
+            if table.source is not None:
+                end = self._positions[table.reader, tp]
+                passed = partial(self._passed, replay, starts[tp], end)
+                replay = replace(replay, end=end, leave_out=passed)
+            replays.append(replay)
         if replays:
             await recover(
                 self.store,
                 replays,
+                first=NOTES,
                 transport=options.transport,
                 app=options.app,
                 clock=options.clock,
                 progress=options.progress,
                 shard=self.name,
             )
-        self.own_parts = {
-            table.name: table.make(self.store.table(table.name), self._check(table))
-            for table in self._tables.values()
-        }
+        for table in self._tables.values():
+            if table.name not in self.own_parts:
+                self.own_parts[table.name] = self._make_part(table)
         self.parts = {**self._options.everywhere, **self.own_parts}
         for part in self.own_parts.values():
             part.recovered()
-            part.check_stored()
+            await check_stored(part, self._known_schema(part), options.progress)
             if isinstance(part, WindowedPart) and self._tables[part.name].on_close is not None:
                 part.on_due = self._windows_due
                 if part.closing_due:
                     self._windows_due()
+
+    def _make_part(self, table: TableSpec) -> TablePart:
+        return table.make(self.store.table(table.name), self._check(table))
+
+    def _passed(self, replay: Replay, start: int, end: int) -> Collection[int]:
+        """Records of a table's source that are no part of it; asked when the notes are whole."""
+        if NOTES not in self.own_parts:
+            self.own_parts[NOTES] = self._make_part(self._tables[NOTES])
+        assert self.notes is not None
+        return self.notes.passed(replay.table, topic_id=replay.topic_id, start=start, end=end)
+
+    def _known_schema(self, part: TablePart) -> str | None:
+        """With which type a table's stored values can be read; one that is read from a topic has a note of it."""
+        if self._tables[part.name].source is None:
+            return part.known_schema()
+        notes, note = self.notes, f"schema:{part.name}"
+        assert notes is not None
+        part.keep_schema = partial(notes.put, note)
+        known = notes.read(note)
+        return known if isinstance(known, str) else None
 
     def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
         for name, spec in self._agents.items():
@@ -625,10 +655,19 @@ class Shard:
         self.counters["events_" + ("dead_lettered" if policy.action == "dlq" else "skipped")] += 1
         if policy.action == "dlq":
             spec.dead_letter(failure.scope, failure)
+        self._note_passed(spec, failure)
         if spec.refuse is not None:
             spec.refuse(failure.scope, failure)
         del self._failures[spec.agent.name, tp, offset]
         return False
+
+    def _note_passed(self, spec: AgentSpec, failure: Failure) -> None:
+        """What a table's reader lets pass is no part of the table: recovery, which decodes nothing, is told."""
+        notes = self.notes
+        for table in self._tables.values():
+            if notes is not None and table.source is not None and table.reader == spec.agent.name:
+                note = passed_note(table.name, failure.record.offset)
+                notes.write(note, self._options.topic_ids[table.source], failure.scope)
 
     def cannot_commit(self, error: EncodeError | RecordTooLargeError) -> None:
         """Something that an event has written cannot be committed: start over, and find the event.
