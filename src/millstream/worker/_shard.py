@@ -675,6 +675,8 @@ class Shard:
         Raises:
             EncodeError, RecordTooLargeError: that has been done, and found nobody to blame.
         """
+        if not self.ready.is_set():
+            return  # an event has met the value before the commit did, and the shard starts over already
         if self._search is not None:
             raise error
         logger.warning("shard %s of %s looks for the event that did this: %s", *self._id, error)
@@ -692,7 +694,7 @@ class Shard:
 
     async def seek(self, error: EncodeError | RecordTooLargeError, scope: Scope) -> None:
         """An event met a table's value that cannot be encoded: return only if it is the event's own."""
-        if self._search is None:
+        if self._search is None or not self.ready.is_set():
             self.cannot_commit(error)
             await asyncio.Event().wait()
         assert self._search is not None

@@ -188,9 +188,10 @@ class Worker:
                 self._tasks = None
                 self.ready.clear()
                 self.shards.clear()
-                for store in self._stores.values():
-                    store.close()
-                self._stores.clear()
+                with contextlib.ExitStack() as closing:  # all of them, whatever one has to say
+                    for store in self._stores.values():
+                        closing.callback(store.close)
+                    self._stores.clear()
 
     def stop(self) -> None:
         """Have `run` come to its end: within a second or two."""
