@@ -254,10 +254,14 @@ async def test_table_value_that_cannot_be_encoded() -> None:
             totals[order.account] = order.amount if order.amount < 5 else object()  # type: ignore[assignment]
 
     t = TestApp(app)
-    with pytest.raises(MillstreamError, match=r"table 'totals', key 'ada': a value of type object"):
+    with pytest.raises(
+        AgentError,
+        match=r"table 'totals', key 'ada': a value of type object .* on record orders/0@1 \(key ada\)",
+    ) as raised:
         async with t:
             await t.send(orders, Order("ada", 1.0))
-            await t.send(orders, Order("ada", 9.0))
+            await t.send_many(orders, [Order("ada", 9.0), Order("bob", 2.0)])
+    assert "millstream skip orders/0@1" in str(raised.value)
     after = ms.App("shop", partitions=1)
     table = after.table("totals", key=str, value=float)
     async with continued(after, t) as t:
@@ -451,31 +455,31 @@ async def test_a_task_that_outlives_its_event(journaled: bool) -> None:
     assert "only until that event is finished: await it in the agent" in str(errors[1])
 
 
-@pytest.mark.parametrize(
-    "journaled",
-    [
-        True,
-        pytest.param(
-            False,
-            marks=pytest.mark.xfail(
-                strict=True, reason="without journals the events of an agent share one scope"
-            ),
-        ),
-    ],
-)
-async def test_a_task_that_outlives_its_event_into_the_next_one(journaled: bool) -> None:
-    """Nor may it write while a later event is in progress."""
+@pytest.mark.parametrize("grandchild", [False, True])
+@pytest.mark.parametrize("journaled", [True, False])
+async def test_a_task_that_outlives_its_event_into_the_next_one(
+    journaled: bool, grandchild: bool
+) -> None:
+    """Nor may it, or a task that it starts, write or send while a later event is in progress."""
     app, orders, totals = counting(partitions=1)
     go, gone = asyncio.Event(), asyncio.Event()
     errors: list[Exception] = []
     tasks: list[asyncio.Task[None]] = []
 
-    async def later() -> None:
-        await go.wait()
+    async def write() -> None:
+        for attempt in (lambda: totals.update(ada=99.0), lambda: totals["ada"]):
+            try:
+                attempt()
+            except OutsideEventError as exc:
+                errors.append(exc)
         try:
-            totals["ada"] = 99.0
+            await orders.send(Order("ada", 99.0))
         except OutsideEventError as exc:
             errors.append(exc)
+
+    async def later() -> None:
+        await go.wait()
+        await (asyncio.ensure_future(write()) if grandchild else write())
         gone.set()
 
     @app.agent(orders)
@@ -495,10 +499,80 @@ async def test_a_task_that_outlives_its_event_into_the_next_one(journaled: bool)
         await t.send(orders, Order("next", 1.0))
         await asyncio.gather(*tasks)
         assert "ada" not in t.table(totals)
+    assert len(errors) == 3
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+async def test_a_task_from_before_the_first_event(journaled: bool) -> None:
+    """A task that an agent starts outside of its events has no event to write in, whatever goes on."""
+    app, orders, totals = counting(partitions=1)
+    go, gone = asyncio.Event(), asyncio.Event()
+    errors: list[Exception] = []
+
+    async def beside() -> None:
+        await go.wait()
+        try:
+            totals["ada"] = 99.0
+        except OutsideEventError as exc:
+            errors.append(exc)
+        gone.set()
+
+    @app.agent(orders)
+    async def start(stream: ms.Stream[Order]) -> None:
+        task = asyncio.ensure_future(beside())
+        async for order in stream:
+            if order.account == "next":
+                go.set()
+                await gone.wait()
+                await task
+
+    async with TestApp(app) as t:
+        if not journaled:
+            await t.send_many(orders, [Order("bob", 0.0)] * 5_000)
+            assert not t.worker.shards[1, 0].journaled
+        await t.send(orders, Order("next", 1.0))
+        assert "ada" not in t.table(totals)
     assert len(errors) == 1
 
 
-async def test_a_task_inside_its_event() -> None:
+async def test_a_task_of_an_event_that_was_dropped() -> None:
+    """When a shard starts over, what tasks of its dropped events send is refused, and not committed."""
+    app, orders, _ = counting(partitions=1)
+    out = app.topic("out", value=int)
+    errors: list[Exception] = []
+    tasks: list[asyncio.Task[None]] = []
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def later() -> None:
+        begun.set()
+        await go.wait()
+        try:
+            await out.send(99)
+        except OutsideEventError as exc:
+            errors.append(exc)
+
+    @app.agent(orders)
+    async def start(stream: ms.Stream[Order]) -> None:
+        async for _ in stream:
+            if not tasks:
+                tasks.append(asyncio.ensure_future(later()))
+                await asyncio.Event().wait()
+            await out.send(1)
+
+    async with TestApp(app) as t:
+        await orders.send(Order("ada", 1.0))
+        await begun.wait()
+        t.worker.shards[1, 0].rewind()
+        await t.settle()
+        go.set()
+        await asyncio.gather(*tasks)
+        await t.settle()
+        assert t.sent(out) == [1]
+    assert len(errors) == 1
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+async def test_a_task_inside_its_event(journaled: bool) -> None:
     """Tasks that the event waits for may use tables and send."""
     app, orders, _ = counting(partitions=1)
     counts = app.table("counts", key=str, value=int, default=0)
@@ -509,14 +583,48 @@ async def test_a_task_inside_its_event() -> None:
             await asyncio.sleep(0)
             counts["all"] += 1
 
-        async for _ in stream:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(3):
-                    tasks.create_task(one())
+        async for order in stream:
+            if order.account == "ada":
+                async with asyncio.TaskGroup() as tasks:
+                    for _ in range(3):
+                        tasks.create_task(one())
 
     async with TestApp(app) as t:
+        if not journaled:
+            await t.send_many(orders, [Order("bob", 0.0)] * 5_000)
+            assert not t.worker.shards[1, 0].journaled
         await t.send(orders, Order("ada", 1.0))
         assert t.table(counts) == {"all": 3}
+
+
+async def test_a_factory_of_the_programs_own() -> None:
+    """A loop's own task factory goes on making the tasks, and is there again in the end."""
+    loop = asyncio.get_running_loop()
+    made: list[str] = []
+
+    def factory(loop: Any, work: Any, **options: Any) -> Any:
+        made.append(work.__name__)
+        return asyncio.Task(work, loop=loop, **options)
+
+    app, orders, totals = counting(partitions=1)
+
+    async def inside() -> None:
+        totals["inside"] = 1.0
+
+    @app.agent(orders)
+    async def start(stream: ms.Stream[Order]) -> None:
+        async for _ in stream:
+            await asyncio.ensure_future(inside())
+
+    loop.set_task_factory(factory)
+    try:
+        async with TestApp(app) as t:
+            await t.send(orders, Order("ada", 1.0))
+            assert t.table(totals)["inside"] == 1.0
+            assert "inside" in made
+        assert loop.get_task_factory() is factory
+    finally:
+        loop.set_task_factory(None)
 
 
 def test_write_outside_an_event() -> None:

@@ -4,19 +4,33 @@ A `Scope` is one event as the tables and topics see it. An agent instance sets `
 scope for all of its events, as long as none of its shard's events is ever cut in the middle. In a shard where
 that can happen (see `millstream.worker._cut`) each event gets a scope of its own, which keeps a journal: what
 it touched first and how that looked before, and which other events' unfinished work it has seen.
+
+A task inherits the scope of whoever creates it, and may write as long as that event lasts. A scope that
+many events share cannot tell: so a task that is created under one gets a `TaskScope`, which knows its event
+(`watched_tasks`). That costs something where a task is created, and nothing for an event that creates none.
 """
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from millstream.records import Headers, TopicPartition
 
-__all__ = ["IncomingRecord", "Output", "PreImage", "Scope", "current"]
+__all__ = [
+    "IncomingRecord",
+    "Output",
+    "PreImage",
+    "Scope",
+    "TaskScope",
+    "current",
+    "watched_tasks",
+]
 
 
 class IncomingRecord(Protocol):
@@ -136,3 +150,85 @@ class Scope:
 
 
 current: ContextVar[Scope] = ContextVar("millstream_scope")
+
+
+class TaskScope(Scope):
+    """One event of a scope that many share, as a task sees it that the event has started."""
+
+    __slots__ = ("_shared",)
+
+    def __init__(self, shared: Scope) -> None:
+        super().__init__(
+            shard=shared.shard,
+            agent=shared.agent,
+            parts=shared.parts,
+            output=shared.output,
+            journaled=False,
+        )
+        self._shared = shared
+        # a task from outside of any event: there is no record that could ever be the one at hand
+        self.record = shared.record if shared.open else None
+        self.tp = shared.tp
+        self.timestamp = shared.timestamp
+        self.stream = shared.stream
+
+    @property
+    def open(self) -> bool:
+        """Whether the event that has started the task is in progress."""
+        shared = self._shared
+        return shared.open and self.record is not None and shared.record is self.record
+
+    @open.setter
+    def open(self, value: bool) -> None:
+        """Whoever runs the event says so to the shared scope."""
+
+
+def _scope_for_task() -> Scope | None:
+    """The scope that a task has to be given which is created here; None where it inherits the right one."""
+    scope = current.get(None)
+    if scope is None or scope.journal is not None or type(scope) is TaskScope:
+        return None
+    return TaskScope(scope)
+
+
+def _plain(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+    """Create a task as a loop without a factory does."""
+    return asyncio.Task(work, loop=loop, **options)
+
+
+class _Factory:
+    """Creates tasks as the loop's own factory does, under the scope that is theirs."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+        self.users = 0
+        self._create = _plain if before is None else before
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, work: Any, /, **options: Any) -> Any:
+        scope = _scope_for_task()
+        if scope is None:
+            return self._create(loop, work, **options)
+        token = current.set(scope)
+        try:
+            return self._create(loop, work, **options)
+        finally:
+            current.reset(token)
+
+
+@contextmanager
+def watched_tasks(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Have tasks that events create in ``loop`` know their event, for the length of the block.
+
+    Several may overlap. A task that is created with a ``context`` of its own has the scope of that.
+    """
+    found = loop.get_task_factory()
+    factory = found if isinstance(found, _Factory) else _Factory(found)
+    installed: Any = factory
+    loop.set_task_factory(installed)
+    factory.users += 1
+    try:
+        yield
+    finally:
+        factory.users -= 1
+        if factory.users == 0 and loop.get_task_factory() is installed:
+            loop.set_task_factory(factory.before)

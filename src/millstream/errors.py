@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+import shlex
 
 __all__ = [
     "AddressInUseError",
@@ -97,7 +98,8 @@ class AgentError(ProgramError):
         record: the record's position as the user writes it, ``orders/3@5123``, or None for a timer.
         key: the record's key as text, or None.
         line: ``file:line`` of the user's code that raised, or None.
-        app: how the user names the app on the command line, for the command in the message.
+        position: what ``millstream skip`` takes to go past it: the record, or a timer's moment, or a window;
+            None where the same does not come again.
     """
 
     def __init__(
@@ -108,16 +110,19 @@ class AgentError(ProgramError):
         record: str | None = None,
         key: str | None = None,
         line: str | None = None,
+        position: str | None = None,
     ) -> None:
         self.where, self.record, self.key, self.line = where, record, key, line
+        self.position = position or record
         at = f" on record {record} (key {key})" if record else ""
         code = f" at {line}" if line else ""
-        onward = (
-            f" Nothing after it was committed. Mend the program and start the worker again, or go"
-            f" past the record with: millstream skip {record}"
-            if record
-            else " Nothing of it was committed."
-        )
+        onward = " Nothing of it was committed."
+        if self.position is not None:
+            kept = "Nothing after it was" if record else "Nothing of it was"
+            onward = (
+                f" {kept} committed. Mend the program and start the worker again, or go past"
+                f" {'the record' if record else 'it'} with: millstream skip {shlex.quote(self.position)}"
+            )
         super().__init__(f"{where} raised {type(cause).__name__}: {cause}{at}{code}.{onward}")
         self.__cause__ = cause
 
@@ -156,20 +161,37 @@ class DecodeError(ProgramError):
 
 
 class EncodeError(ProgramError):
-    """A value that its codec cannot write."""
+    """A value that its codec cannot write.
 
-    def __init__(self, where: str, *, value: object, reason: str) -> None:
-        self.where, self.reason = where, reason
+    Attributes:
+        table: the table whose value it is, or None.
+        culprit: for a table's value: the event that wrote it, where another one met it, or None.
+    """
+
+    culprit: object = None
+
+    def __init__(self, where: str, *, value: object, reason: str, table: str | None = None) -> None:
+        self.where, self.reason, self.table = where, reason, table
         super().__init__(
             f"{where}: a value of type {type(value).__name__} cannot be encoded: {reason}"
         )
 
 
 class RecordTooLargeError(ProgramError):
-    """One record, or the output of one event, is larger than its bound, in bytes."""
+    """One record, or the output of one event, is larger than its bound, in bytes.
 
-    def __init__(self, where: str, *, size: int, limit: int, setting: str) -> None:
+    Attributes:
+        table: the table whose value it is, or None.
+        culprit: as for `EncodeError`.
+    """
+
+    culprit: object = None
+
+    def __init__(
+        self, where: str, *, size: int, limit: int, setting: str, table: str | None = None
+    ) -> None:
         self.where, self.size, self.limit, self.setting = where, size, limit, setting
+        self.table = table
         super().__init__(
             f"{where}: {size:,} bytes, more than the {limit:,} that {setting} allows."
             f" Send less at once, or raise {setting}."

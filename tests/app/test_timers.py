@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+import asyncio
+import contextlib
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
 
 import millstream as ms
+from millstream.app import _timers
 from millstream.app._timers import Crontab, Timer
-from millstream.errors import AgentError, ConfigurationError, OutsideEventError
+from millstream.errors import AgentError, ConfigurationError, OutsideEventError, TopologyError
 from millstream.testing import TestApp
-from tests.kit import Order, continued
+from tests.kit import Order, continued, second_worker
 
 if TYPE_CHECKING:
     from millstream.clock import Duration
@@ -253,27 +256,274 @@ async def test_a_run_missed_while_running_is_run_once() -> None:
     assert at == [1, 4, 5]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the last run of a cron job is not kept: what is missed while down is skipped",
+MINUTE = 60_000
+START = int(datetime(2024, 7, 1, 12, 29, 40, tzinfo=BERLIN).timestamp() * 1_000)
+
+
+def every_minute(
+    ran: list[str], *, scope: Any = "leader", partitions: int = 2, **options: Any
+) -> ms.App:
+    """A job at each full minute, which tells for which one it ran."""
+    app, _ = reading(partitions)
+
+    @app.crontab("* * * * *", timezone="Europe/Berlin", scope=scope, **options)
+    async def job(moment: datetime) -> None:
+        ran.append(moment.strftime("%H:%M"))
+
+    return app
+
+
+@pytest.mark.parametrize("lose_state", [False, True])
+@pytest.mark.parametrize("scope", ["leader", "shard"])
+@pytest.mark.parametrize(
+    ("options", "late"),
+    [
+        ({}, ["12:35"]),  # the default
+        ({"missed": "once"}, ["12:35"]),
+        ({"missed": "late"}, ["12:31", "12:32", "12:33", "12:34", "12:35"]),
+        ({"missed": "skip"}, []),
+    ],
 )
-async def test_a_run_missed_while_down_is_run_once() -> None:
-    """A job whose moment passed while no worker ran is run once at the start."""
-    calls: list[int] = []
-
-    def program() -> ms.App:
-        app, _ = reading()
-        app.crontab("0 * * * *")(lambda: calls.append(1))
-        return app
-
-    first = TestApp(program())
+async def test_runs_missed_while_down(
+    options: Any, late: list[str], scope: Any, lose_state: bool
+) -> None:
+    """Moments that passed while no worker ran: one run for the last, each of them in order, or none."""
+    ran: list[str] = []
+    first = TestApp(every_minute(ran, scope=scope, partitions=1, **options), start=START)
     async with first as t:
-        await t.advance("1h")
-        assert len(calls) == 1
-    first.clock.advance("5h")
-    async with continued(program(), first) as t:
+        await t.advance("1m")
+        assert ran == ["12:30"]
+    first.clock.advance("5m")
+    if lose_state:
+        for shard in first._state.shards():
+            first._state.destroy(shard)
+    second = continued(every_minute(ran, scope=scope, partitions=1, **options), first)
+    async with second as t:
         await t.settle()
-    assert len(calls) == 2
+        assert ran == ["12:30", *late]
+        await t.advance("1m")
+        assert ran == ["12:30", *late, "12:36"]
+    async with continued(every_minute(ran, scope=scope, partitions=1, **options), second) as t:
+        await t.settle()
+        assert ran == ["12:30", *late, "12:36"]
+
+
+async def test_a_run_missed_before_the_first_one() -> None:
+    """What counts begins when the job is first there, not when it first ran."""
+    ran: list[str] = []
+    first = TestApp(every_minute(ran), start=START)
+    async with first as t:
+        await t.advance("5s")
+    assert ran == []
+    first.clock.advance("90s")
+    async with continued(every_minute(ran), first) as t:
+        await t.settle()
+    assert ran == ["12:31"]
+
+
+async def test_scope_worker_makes_up_for_nothing() -> None:
+    """Nobody knows what a worker has missed."""
+    ran: list[str] = []
+    first = TestApp(every_minute(ran, scope="worker"), start=START)
+    async with first as t:
+        await t.advance("1m")
+    first.clock.advance("5m")
+    async with continued(every_minute(ran, scope="worker"), first) as t:
+        await t.settle()
+    assert ran == ["12:30"]
+
+
+async def test_the_next_leader_goes_on() -> None:
+    """Where leadership moves, what has run is not repeated, and what was missed in between is run."""
+    ran: list[str] = []
+    others: list[str] = []
+    first = TestApp(every_minute(ran), start=START)
+    async with contextlib.AsyncExitStack() as stack:
+        t = await stack.enter_async_context(first)
+        other = await stack.enter_async_context(second_worker(every_minute(others), t))
+        assert other.worker is not None
+        await t.settle()
+        await t.advance("1m")
+        assert (ran, others) == (["12:30"], [])
+        assert (2, 0) in t.worker.shards
+        t.clock._now += MINUTE  # the leader sleeps on, as a suspended machine does
+        t.worker.abandon()
+        await t._stop()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert (ran, others) == (["12:30"], ["12:31"])
+        assert (2, 0) in other.worker.shards
+
+
+async def test_late_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of very many missed moments, the latest are made up for."""
+    monkeypatch.setattr(_timers, "LATE_RUNS_MAX", 3)
+    ran: list[str] = []
+    first = TestApp(every_minute(ran, missed="late"), start=START)
+    async with first:
+        pass
+    first.clock.advance("1000d")
+    async with continued(every_minute(ran, missed="late"), first) as t:
+        await t.settle()
+    assert ran == ["12:27", "12:28", "12:29"]
+
+
+@pytest.mark.parametrize(
+    ("expression", "last", "now", "expected"),
+    [
+        # nothing has passed
+        ("0 9 * * *", datetime(2024, 6, 1, 9), datetime(2024, 6, 2, 8, 59), []),
+        # exactly now counts
+        ("0 9 * * *", datetime(2024, 6, 1, 9), datetime(2024, 6, 2, 9), ["02 09:00 CEST"]),
+        # the latest three
+        (
+            "0 9 * * *",
+            datetime(2024, 1, 1, 9),
+            datetime(2024, 6, 9, 10),
+            ["07 09:00 CEST", "08 09:00 CEST", "09 09:00 CEST"],
+        ),
+        # a time that the clock skips
+        (
+            "30 2 * * *",
+            datetime(2024, 3, 29, 3),
+            datetime(2024, 4, 1, 3),
+            ["30 02:30 CET", "31 03:00 CEST", "01 02:30 CEST"],
+        ),
+        # a time that comes twice is run once
+        (
+            "30 2 * * *",
+            datetime(2024, 10, 25, 3),
+            datetime(2024, 10, 28, 3),
+            ["26 02:30 CEST", "27 02:30 CEST", "28 02:30 CET"],
+        ),
+        # twice a year, and the last one long ago
+        (
+            "0 0 1 1,7 *",
+            datetime(2023, 1, 2),
+            datetime(2024, 8, 1),
+            ["01 00:00 CEST", "01 00:00 CET", "01 00:00 CEST"],
+        ),
+    ],
+)
+def test_moments_between(
+    expression: str, last: datetime, now: datetime, expected: list[str]
+) -> None:
+    """The latest moments of a stretch of time are those that would have come one after the other."""
+    begin, end = (int(m.replace(tzinfo=BERLIN).timestamp() * 1_000) for m in (last, now))
+    crontab = Crontab(expression, "Europe/Berlin")
+    found = crontab.between(begin, end, 3)
+    shown = [datetime.fromtimestamp(m / 1_000, BERLIN).strftime("%d %H:%M %Z") for m in found]
+    assert shown == expected
+    one_by_one, moment = [], crontab.after(begin)
+    while moment <= end:
+        one_by_one.append(moment)
+        moment = crontab.after(moment)
+    assert found == one_by_one[-3:]
+
+
+async def test_a_run_that_was_lost_comes_again() -> None:
+    """A shard's job and what it wrote are one event: a crash before the commit repeats both, one after it none."""
+    app, _ = reading(partitions=1)
+    counts = app.table("counts", key=str, value=int, default=0)
+    ran: list[str] = []
+
+    @app.crontab("* * * * *", scope="shard", missed="skip")
+    async def job(moment: datetime) -> None:
+        ran.append(moment.strftime("%H:%M"))
+        counts["runs"] += 1
+
+    @app.timer("1m", scope="shard")
+    def tick(moment: datetime) -> None:
+        ran.append(moment.strftime("tick %H:%M"))
+        counts["ticks"] += 1
+
+    async with TestApp(app, start=START) as t:
+        shard = t.worker.shards[1, 0]
+        t.clock.move_to(t.clock.now() + MINUTE)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert sorted(ran) == ["10:30", "tick 10:30"]
+        shard.rewind()  # before anything was committed
+        await t.settle()
+        assert sorted(ran) == ["10:30", "10:30", "tick 10:30", "tick 10:30"]
+        assert t.table(counts) == {"runs": 1, "ticks": 1}
+        shard.rewind()
+        await t.settle()
+        assert t.table(counts) == {"runs": 1, "ticks": 1}
+
+
+async def test_event_time_after_a_restart() -> None:
+    """The moment of a timer by event time is part of the state: none is lost or repeated."""
+    ran: list[int] = []
+
+    def program() -> tuple[ms.App, ms.Topic[Order]]:
+        app, orders = reading(partitions=1)
+
+        @app.timer("1m", scope="shard", time="event")
+        async def tick(moment: datetime) -> None:
+            ran.append(int(moment.timestamp()) // 60)
+
+        return app, orders
+
+    app, orders = program()
+    async with TestApp(app) as t:
+        await t.send(orders, Order("a", 1.0), timestamp=100 * 60_000 + 5)
+        await t.crash(lose_state=True)
+        assert ran == [100]
+        await t.send(orders, Order("a", 1.0), timestamp=100 * 60_000 + 6)
+        assert ran == [100]
+        await t.send(orders, Order("a", 1.0), timestamp=102 * 60_000)
+        assert ran == [100, 102]
+
+
+async def test_what_a_timer_is_given() -> None:
+    """A function with a parameter is given its moment; defaults are the function's own affair."""
+    app, _ = reading(partitions=1)
+    seen: list[Any] = []
+
+    @app.timer("1s")
+    def with_default(number: int = 7) -> None:
+        seen.append(number)
+
+    @app.timer("1s", scope="leader")
+    async def with_moment(moment: datetime) -> None:
+        seen.append(moment)
+
+    async with TestApp(app, start=1_700_000_000_000) as t:
+        await t.advance("1s")
+    assert sorted(seen, key=str) == [datetime(2023, 11, 14, 22, 13, 21, tzinfo=UTC), 7]
+
+
+def test_two_timers_of_one_name() -> None:
+    """What is stored goes by the name, so there is one of each."""
+    app, _ = reading()
+    app.timer("1s", name="tick")(print)
+    with pytest.raises(TopologyError, match="two timers are named 'tick': give one of them name="):
+        app.crontab("0 9 * * *", name="tick")(print)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"missed": "twice"}, "missed='twice' is none of once, late, skip"),
+        ({"missed": "late", "scope": "worker"}, "does not go with scope='worker': nobody knows"),
+        ({"scope": "cluster"}, "'cluster' is none of worker, shard, leader"),
+        ({"on_error": "ignore"}, "'ignore' is none of \"stop\""),
+    ],
+)
+def test_wrong_crontab_options(options: Any, says: str) -> None:
+    """A wrong option is refused at the declaration."""
+    with pytest.raises(ConfigurationError, match=says):
+        ms.App("wrong").crontab("0 9 * * *", **options)(print)
+
+
+async def test_a_topic_where_the_notes_are() -> None:
+    """A topic of the program that has the name of ours is an error before the first event."""
+    app = every_minute([])
+    app.topic("timers-notes-of-2-changelog", value=int)
+    with pytest.raises(TopologyError, match="is Millstream's own, for what shards remember"):
+        async with TestApp(app):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -326,7 +576,8 @@ async def test_exceptions(scope: Any) -> None:
 
     t = TestApp(app)
     with pytest.raises(
-        AgentError, match=r"timer 'tick' raised ValueError: broken clock at .*test_timers"
+        AgentError,
+        match=r"timer 'tick' of \S+ raised ValueError: broken clock at .*test_timers.* Nothing of it was",
     ):
         async with t:
             await t.send(orders, Order("ada", 1.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from millstream.cli._log import AgentPositions, open_log
 from millstream.cli._skip import past
 from millstream.errors import ProgramError
-from millstream.records import Position, TopicPartition
+from millstream.records import OutgoingRecord, Position, TopicPartition
 from millstream.transports.base import OffsetAndMetadata
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from tests.cli.conftest import forget
@@ -157,3 +158,49 @@ def test_while_a_worker_runs(call: Callable[..., Result], terminal: Terminal) ->
     assert "workers of app 'shop' are running: stop them first" in result.stderr
     assert worker.end()[0] == 0
     assert json.loads(call("agents", "--json").stdout)[0]["lag"] == 0
+
+
+READS = """
+import millstream as ms
+
+app = ms.App("shop", web=False, partitions=1)
+names = app.topic("names", key=str, value=str)
+by_key = app.table("by-key", topic=names)
+"""
+
+
+def _append(project: Path, tp: TopicPartition, *records: tuple[bytes, bytes]) -> None:
+    """Put bytes into a topic, as another program might."""
+    from millstream.cli._find import find_app
+
+    async def append() -> None:
+        async with open_log(find_app(None, project)) as transport:
+            listed = [OutgoingRecord(0, key, value, []) for key, value in records]
+            await transport.append({tp: listed})
+
+    forget(project)
+    asyncio.run(append())
+
+
+def test_a_record_of_a_tables_topic(
+    project: Path, call: Callable[..., Result], terminal: Terminal
+) -> None:
+    """What was skipped is no entry of the table, also when it is built anew from the topic."""
+    (project / "app.py").write_text(READS)
+    assert call("send", "names", '"Ada"', "--key", "a").exit_code == 0
+    _append(project, TopicPartition("names", 0), (b"a", b"7"), (b"b", b'"Bob"'))
+    stopped = terminal.run("worker")
+    assert stopped.returncode == 1
+    assert (
+        "agent 'table:by-key' raised DecodeError: names/0@1: the value is not str" in stopped.stderr
+    )
+    result = call("skip", "names/0@1")
+    assert result.output == "skipped names/0@1 for table:by-key, which goes on with names/0@2\n"
+    for _ in range(2):
+        process_everything(project)
+        assert call("table", "by-key", "a").stdout == "Ada\n"
+        assert call("table", "by-key", "b").stdout == "Bob\n"
+        worker = terminal.start("worker", "--log-level", "info")
+        worker.until("ready in")
+        assert worker.end()[0] == 0
+        shutil.rmtree(project / ".millstream")

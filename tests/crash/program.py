@@ -25,6 +25,7 @@ import millstream as ms
 from millstream.hooks import observe
 from millstream.records import TopicPartition
 from millstream.serialization import partitioner
+from millstream.worker import NOTES, notes_topic
 from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "Program",
     "Violation",
     "build",
+    "changelog",
 ]
 
 APP = "crash"
@@ -62,7 +64,9 @@ class Event(msgspec.Struct):
     note: int = -1
     slow: int = 0
     fails: int = 0
-    """How often agents fail in it, in the middle; they are tried twice more, and then go on without it."""
+    """How often agents fail in it, in the middle; they are tried twice more, and then go on without it.
+
+    Below 0 they do not raise, and write a value that cannot be committed."""
 
 
 class Numbered(msgspec.Struct):
@@ -128,6 +132,7 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
     shared = app.table("shared", key=str, value=int, default=0)
     shared_notes = app.table("shared_notes", key=str, value=dict[str, int], default=dict)
     runs = app.table("runs", key=str, value=int, default=0)
+    unfit = app.table("unfit", key=str, value=dict[str, Any], default=dict)
     ticks = app.table("ticks", key=str, value=int, default=0)
     windows = app.table("windows", key=str, value=int, default=0).tumbling(WINDOW_MS / 1_000)
 
@@ -140,6 +145,8 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
     def fail(agent: str, event: Event) -> None:
         if event.fails:
             failed[agent, event.id] += 1
+            if event.fails < 0 and failed[agent, event.id] <= -event.fails:
+                unfit[event.key][f"{agent}-{event.id}"] = object()
             if failed[agent, event.id] <= event.fails:
                 raise Failing(f"{agent}: event {event.id}, time {failed[agent, event.id]}")
 
@@ -275,8 +282,8 @@ class LogView:
 
 
 def changelog(table: str) -> str:
-    """The changelog's name."""
-    return f"{APP}-{table}-changelog"
+    """The changelog's name, also that of the shards' notes."""
+    return notes_topic(APP, PARTITIONS) if table == NOTES else f"{APP}-{table}-changelog"
 
 
 GROUP_TOPIC = f"{APP}-events-by-group"
@@ -353,18 +360,19 @@ class Checker:
         wanted = []
         for entry in view.done("count", "events", partition):
             event = _event.decode(entry.value or b"")
-            if event.fails == ALWAYS:
+            if abs(event.fails) == ALWAYS:
                 continue
             counts[event.key] += 1
             wanted.append(Numbered(event.id, event.key, counts[event.key]))
         _require(self._table(view, "counts", partition), dict(counts), f"counts/{partition}")
+        _require(self._table(view, "unfit", partition), {}, f"unfit/{partition}")
         found = [_numbered.decode(e.value or b"") for e in view.of("numbered", partition)]
         _require(found, wanted, f"numbered/{partition}")
         notes: dict[str, dict[str, int]] = defaultdict(dict)
         members: dict[str, set[int]] = defaultdict(set)
         for entry in view.done("note", "events", partition):
             event = _event.decode(entry.value or b"")
-            if event.id % 7 == 0 or event.fails == ALWAYS:
+            if event.id % 7 == 0 or abs(event.fails) == ALWAYS:
                 continue
             for name in ("begun", "ended"):
                 notes[event.key][name] = notes[event.key].get(name, 0) + 1
@@ -388,7 +396,7 @@ class Checker:
         wanted: dict[str, list[Numbered]] = defaultdict(list)
         for entry in view.done("slow", "events", partition):
             event = _event.decode(entry.value or b"")
-            if event.fails == ALWAYS:
+            if abs(event.fails) == ALWAYS:
                 continue
             runs[event.key] += 1
             shared[names[event.id % 3]] += 1

@@ -39,6 +39,7 @@ from tests.crash.program import (
     LogView,
     Violation,
     build,
+    changelog,
 )
 from tests.crash.world import check_store
 
@@ -314,7 +315,7 @@ class Run:
                     for table in store.tables():
                         rows = dict(store.table(table).items())
                         position = decode_position(rows.get(POSITION_KEY))
-                        log = view.of(f"{APP}-{table}-changelog", partition)
+                        log = view.of(changelog(table), partition)
                         if position is not None and log and position.offset > log[-1].offset:
                             check_store(view, table, partition, rows)
                             checked += 1

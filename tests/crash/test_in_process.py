@@ -112,6 +112,16 @@ async def test_failed_events_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     await run_seeds(range(800, 815), monkeypatch, schedule)
 
 
+@pytest.mark.parametrize("concurrency", [0, 20])
+async def test_values_that_cannot_be_committed(
+    concurrency: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that is found to be wrong at the commit only: its event leaves no trace, or counts once."""
+    fails = (*(0,) * 40, 1, ALWAYS, -1, -ALWAYS, -ALWAYS)
+    schedule = Schedule(fails=fails, concurrency=concurrency, steps=60)
+    await run_seeds(range(900, 905), monkeypatch, schedule)
+
+
 async def test_ties_do_not_hold_commits_up_for_ever() -> None:
     """Where events on shared keys overlap without end, intake stops now and then, so that they are committed."""
     world = World(3, Schedule(workers=1, concurrency=50, steps=0))

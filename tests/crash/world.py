@@ -33,6 +33,7 @@ from tests.crash.program import (
     Program,
     Violation,
     build,
+    changelog,
 )
 
 if TYPE_CHECKING:
@@ -542,7 +543,7 @@ def check_store(view: LogView, table: str, partition: int, rows: Mapping[bytes, 
     position = decode_position(rows.get(POSITION_KEY))
     offset = 0 if position is None else position.offset
     wanted: dict[bytes, bytes] = {}
-    for entry in view.of(f"{APP}-{table}-changelog", partition):
+    for entry in view.of(changelog(table), partition):
         if entry.offset < offset and entry.key is not None:
             if entry.value is None:
                 wanted.pop(entry.key, None)

@@ -6,9 +6,11 @@ log: the changelog is a dict. And the most naive windowed aggregation there is, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from millstream.clock import Clock, ManualClock
 from millstream.context import Output, Scope, current
 from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend, MemoryStore
@@ -16,6 +18,9 @@ from millstream.tables import TablePart
 from millstream.tables._windowed_part import WindowedPart, index_key
 from millstream.windows import AnyWindows, Session, Sliding, Window
 from millstream.worker._cut import before_excluded, choose_excluded
+
+if TYPE_CHECKING:
+    from millstream.worker._calls import CallFailure
 
 MakePart = Callable[[Any, Callable[[Any], None]], TablePart]
 
@@ -53,6 +58,9 @@ class Shard:
         """Every event of a commit, in the order in which they began."""
         self.checked: list[Any] = []
         self.output: list[Output] = []
+        self.clock: Clock = ManualClock()
+        self.counters: Counter[str] = Counter()
+        self.call_failures: dict[Hashable, CallFailure] = {}
         self._backend = MemoryBackend()
         self._store: MemoryStore | None = None
         self.start()
@@ -68,6 +76,7 @@ class Shard:
         self.events: list[Scope] = []
         self.done: set[int] = set()
         self.given_back: list[Scope] = []
+        self.call_failures.clear()
         self.next_offset = self.committed_offset
         self._store = self._backend.open("shard")
         self.parts: dict[str, Any] = {}
@@ -113,6 +122,19 @@ class Shard:
 
     def end_callback(self, scope: Scope) -> None:
         scope.open = False
+
+    def undo_callback(self, scope: Scope) -> bool:
+        """Whoever lets a call fail here starts the shard anew after that."""
+        return True
+
+    async def seek(self, error: Exception, scope: Scope) -> None:
+        raise error
+
+    def rewind(self) -> None:
+        raise AssertionError("undo_callback() has done all that there is to do")
+
+    async def commit_before_stop(self) -> None:
+        """A crash may come at any moment, also before this."""
 
     def undo(self, scope: Scope) -> bool:
         """As if the event had not run; False where only a new start can do that."""

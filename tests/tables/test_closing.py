@@ -14,7 +14,7 @@ from millstream.errors import AgentError
 from millstream.tables import MISSING
 from millstream.tables._windowed_part import TIME_KEY, AlignedPart, KeyedPart, WindowedPart
 from millstream.windows import AnyWindows, Hopping, Session, Sliding, Tumbling, Window
-from millstream.worker._closing import close_due
+from millstream.worker._closing import Closing, close_due
 from tests.tables.shards import Model
 from tests.tables.test_windowed import KINDS, added, declared, listed, shard_of
 
@@ -70,7 +70,7 @@ class Closings:
     async def close(self) -> int:
         if not self.part.closing_due:
             return 0
-        return await close_due(self.shard, self.part, self.table.close)
+        return await close_due(self.shard, self.part, Closing(call=self.table.close))
 
     def committed(self) -> list[Closed]:
         return [self.said[e] for e in self.shard.committed_events if e in self.said]
@@ -271,7 +271,8 @@ async def test_many_windows_close(windows: AnyWindows, committed: bool) -> None:
         closings.shard.commit_all()
 
     part = closings.part
-    assert await close_due(closings.shard, part, closings.table.close, pause=pause) == 2_500
+    closing = Closing(call=closings.table.close)
+    assert await close_due(closings.shard, part, closing, pause=pause) == 2_500
     assert pauses == 3
     assert [key for key, _, _ in closings.said.values()] == [f"k{n:04}" for n in range(2_500)]
 

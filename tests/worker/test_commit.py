@@ -251,6 +251,10 @@ async def test_statistics() -> None:
     """Each commit leaves its times and counts, and its number goes up."""
     app, orders, _ = counting(partitions=1)
     async with TestApp(app) as t:
+        await t.send(
+            orders, Order("ada", 1.0)
+        )  # with the mark that tells the type of what is stored
+        assert t.worker.committer.stats[-1].records == 2
         before = t.worker.committer.epochs
         await t.send(orders, Order("ada", 1.0))
         committer = t.worker.committer

@@ -80,6 +80,17 @@ class Failure(NamedTuple):
     """Of a batch: the records that came before ``record``, which share its fate."""
 
 
+class EventRefused(BaseException):
+    """Ends an agent function whose event is undone although the function is through with it.
+
+    No `Exception`, as it is none of the function's business.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class InstanceHost(Protocol):
     """The running shard, as an instance needs it."""
 
@@ -108,7 +119,11 @@ class InstanceHost(Protocol):
         ...
 
     def event_finished(self, scope: Scope) -> None:
-        """A journaled event is finished."""
+        """A journaled event is finished.
+
+        Raises:
+            ProgramError: it is not, as what it has written cannot be committed.
+        """
         ...
 
     def time_reached(self, timestamp: int) -> None:
@@ -226,8 +241,12 @@ class Instance:
                         await self._emit(self.scope, output)
                 else:
                     await result
+                if self.scope.open:
+                    self.finish()
             except asyncio.CancelledError:
                 raise
+            except EventRefused as refused:
+                await self._failed(refused.error)
             except Exception as exc:
                 if self._fatal is None:
                     await self._failed(exc)
@@ -324,11 +343,14 @@ class Instance:
         return scope
 
     def finish(self) -> None:
-        """The event at hand is finished."""
+        """The event at hand is finished; raises `EventRefused` where it cannot be committed."""
         scope = self.scope
-        scope.open = False
         if scope.journal is not None:
-            self._host.event_finished(scope)
+            try:
+                self._host.event_finished(scope)
+            except ProgramError as exc:
+                raise EventRefused(exc) from exc
+        scope.open = False
 
     def tombstone_or_error(self, record: IncomingRecord, exc: Exception) -> Any:
         """None where the record has no value; else `SKIP`, and `undecodable` decides."""
@@ -411,7 +433,7 @@ class Instance:
                 self.scope.open = True
                 batch, values = values, []
                 yield batch
-                self.scope.open = False
+                self.finish()
                 self.held.clear()
                 self._batch.clear()
 

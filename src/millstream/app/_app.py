@@ -329,6 +329,7 @@ class App:
         codec: str = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
+        on_error: Any = None,
         partitioner: str | None = None,
         help: str = "",
     ) -> Any:
@@ -345,6 +346,7 @@ class App:
                 changed, once it is committed; the key is (key, window) where the table is windowed. What it
                 raises is logged.
             upgrade: turns stored values of an older form (as plain JSON types) into new ones.
+            on_error: the policy where an ``on_close`` function raises, or a record of ``topic`` cannot be read.
 
         Raises:
             ConfigurationError: a type that cannot be a key, or a contradiction.
@@ -361,6 +363,7 @@ class App:
             codec=codec,
             on_change=on_change,
             upgrade=upgrade,
+            on_error=on_error,
             partitioner=partitioner,
             help=help,
         )
@@ -449,15 +452,21 @@ class App:
         *,
         scope: Literal["worker", "shard", "leader"] = "worker",
         time: Literal["wall", "event"] = "wall",
+        on_error: Any = None,
         name: str | None = None,
     ) -> Callable[[F], F]:
         """Run the function every ``interval``: on each worker, for each shard, or on one worker.
 
         A timer of scope ``shard`` is an event of its shard, and may use tables and send; its sends join the
         epoch. Elsewhere a table raises, and sends may repeat after a crash. ``time="event"`` goes by the
-        shard's stream time, aligned to the epoch.
+        shard's stream time, aligned to the epoch. A function with a parameter is given the moment for which
+        it runs, an aware datetime.
+
+        Args:
+            on_error: what follows when it raises: stop, skip, dlq, Dlq(topic) or Retry(...).
+            name: the function's name where left out; what is stored goes by it.
         """
-        return self._schedule.timer(interval, scope=scope, time=time, name=name)
+        return self._schedule.timer(interval, scope=scope, time=time, on_error=on_error, name=name)
 
     def crontab(
         self,
@@ -465,10 +474,28 @@ class App:
         *,
         timezone: str = "UTC",
         scope: Literal["worker", "shard", "leader"] = "leader",
+        missed: Literal["once", "late", "skip"] | None = None,
+        on_error: Any = None,
         name: str | None = None,
     ) -> Callable[[F], F]:
-        """Run the function at the moments that a cron expression names; by default on one worker."""
-        return self._schedule.crontab(expression, timezone=timezone, scope=scope, name=name)
+        """Run the function at the moments that a cron expression names; by default on one worker.
+
+        A function with a parameter is given the moment for which it runs, a datetime in ``timezone``.
+
+        Args:
+            scope: as for `timer`.
+            missed: what becomes of moments at which no worker was there: ``once`` (the default) runs it for
+                the last of them as soon as one is, ``late`` for each of them in order, a thousand at most,
+                ``skip`` for none. With scope ``worker`` they are always skipped.
+            on_error: what follows when it raises: stop, skip, dlq, Dlq(topic) or Retry(...).
+            name: the function's name where left out; the last run is stored by it.
+
+        Raises:
+            ConfigurationError: no cron expression, no such time zone, or a contradiction.
+        """
+        return self._schedule.crontab(
+            expression, timezone=timezone, scope=scope, missed=missed, on_error=on_error, name=name
+        )
 
     def task(self, function: F) -> F:
         """Run the async function on each worker, once its first shards are ready."""

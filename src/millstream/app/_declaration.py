@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgspec
 
-from millstream.agents import Agent, AgentSource
+from millstream.agents import Agent, AgentSource, policy_of
+from millstream.app._dead_letters import window_letter
 from millstream.clock import duration_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
+from millstream.records import TopicPartition
 from millstream.serialization import (
     codec_for,
     is_immutable_type,
     key_codec_for,
     key_layout,
     partitioner,
+    value_schema,
 )
 from millstream.streams import DerivedTable, Table, WindowedTable, store_retention_ms
 from millstream.tables import (
@@ -36,15 +39,15 @@ from millstream.windows import Session
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from millstream.agents import Topic
+    from millstream.agents import Policy, Topic
     from millstream.app._app import App
     from millstream.clock import Duration
-    from millstream.context import IncomingRecord
+    from millstream.context import IncomingRecord, Scope
     from millstream.serialization import Codec
     from millstream.state.base import TableStore
     from millstream.streams import Operator
-    from millstream.windows import AnyWindows
-    from millstream.worker import TableSpec
+    from millstream.windows import AnyWindows, Window
+    from millstream.worker import Closing, TableSpec
 
 __all__ = ["DeclaredTable"]
 
@@ -70,6 +73,7 @@ class DeclaredTable(Generic[K, V]):
         codec: str | Codec[Any] = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
+        on_error: Any = None,
         partitioner: str | None = None,
         everywhere: bool = False,
         table_class: type[Any] = Table,
@@ -111,6 +115,7 @@ class DeclaredTable(Generic[K, V]):
         self.ttl_ms = ttl_ms
         self.on_change = on_change
         self.upgrade = upgrade
+        self.policy = None if on_error is None else policy_of(on_error)
         self.everywhere = everywhere
         self.windows: AnyWindows | None = None
         self.idle_timeout_ms: int | None = None
@@ -204,7 +209,8 @@ class DeclaredTable(Generic[K, V]):
     @property
     def reader_name(self) -> str:
         """Name of the agent that reads a table from its topic."""
-        return f"table:{self.name}"
+        pipeline = None if self.operator is None else self.operator.pipeline
+        return f"table:{self.name}" if pipeline is None else pipeline.name
 
     def reader_node(self) -> AgentNode | None:
         """That agent as data; None where there is none."""
@@ -232,6 +238,7 @@ class DeclaredTable(Generic[K, V]):
             name=self.reader_name,
             sources=[AgentSource((self.topic,))],
             topic=None,
+            policy=self.policy,
             internal=True,
         )
 
@@ -246,6 +253,12 @@ class DeclaredTable(Generic[K, V]):
         """
         from millstream.worker import TableSpec
 
+        closes = self.windows is not None and bool(self.table.closing)
+        if self.policy is not None and self.topic is None and not closes:
+            raise TopologyError(
+                f"table {self.name!r}: on_error= is for what comes from a topic and for on_close"
+                f" functions; it has neither. What an agent does with it is up to the agent's on_error="
+            )
         if self._partitioner is not None:
             place = partitioner(self._partitioner)
         elif self.topic is not None:
@@ -258,19 +271,42 @@ class DeclaredTable(Generic[K, V]):
             partitions=partitions,
             changelog=self.changelog,
             source=None if self.topic is None else self.topic.name,
+            reader=self.reader_name,
             make=self.make_part,
             place=self.place,
             partitioner=place,
-            on_close=self._on_close(),
+            on_close=self._closing(),
             state_key=None if self.topic is None else self.state_key,
-            index_key=self._index_key(),
+            index_key=self.index_key(),
             checked=self._checked,
             stored_value=self._stamp if self.topic is not None and self.stamped else None,
         )
 
-    def _on_close(self) -> Callable[..., Awaitable[Any]] | None:
-        closes = self.windows is not None and self.table.closing
-        return self.table.close if closes else self.on_due
+    @property
+    def close_policy(self) -> Policy:
+        """What becomes of a window whose ``on_close`` function raises."""
+        return self.app.settings.on_error if self.policy is None else self.policy
+
+    def _closing(self) -> Closing | None:
+        from millstream.worker import Closing
+
+        if self.windows is None or not self.table.closing:
+            return None if self.on_due is None else Closing(call=self.on_due)
+        policy = self.close_policy
+        tp = TopicPartition(policy.topic or f"{self.app.id}-dlq", 0)
+
+        def set_aside(
+            scope: Scope, key: Any, window: Window, data: bytes | None, error: Exception
+        ) -> None:
+            letter = window_letter(self.name, self.place(key), window, data, error)
+            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+
+        return Closing(
+            call=self.table.close,
+            show_key=self.layout.format,
+            policy=policy,
+            set_aside=set_aside,
+        )
 
     def info(self, partitions: int) -> TableInfo:
         """The table as those who ask need it."""
@@ -300,7 +336,8 @@ class DeclaredTable(Generic[K, V]):
         assert self.topic is not None
         return self.layout.encode(self.topic.key_codec.loads(key))
 
-    def _index_key(self) -> Any:
+    def index_key(self) -> Any:
+        """What derives local index entries from the store's keys, or None."""
         if self.windows is None:
             return None
         return index_key_of(self.windows)
@@ -341,6 +378,7 @@ class DeclaredTable(Generic[K, V]):
         part = self._make_part(store, check)
         part.value_bytes_max = self.app.settings.record_bytes_max
         part.show = self._shown
+        part.schema = value_schema(self.codec, self.value_type, self.upgrade)
         return part
 
     def _make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:

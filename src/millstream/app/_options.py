@@ -61,6 +61,7 @@ class TableOptions(TypedDict, total=False):
     codec: str
     on_change: Callable[..., Any] | None
     upgrade: Callable[[Any], Any] | None
+    on_error: OnError | None
     partitioner: str | None
     help: str
 

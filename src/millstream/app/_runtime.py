@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,30 +21,39 @@ from millstream.agents import (
     user_line,
 )
 from millstream.app._changes import change_listeners
+from millstream.app._dead_letters import ERROR_HEADERS, error_headers, timer_letter
 from millstream.app._patterns import Patterns
 from millstream.app._replies import Replies, reply_topic
-from millstream.app._timers import run_shard_timer, run_timer
+from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
+from millstream.context import watched_tasks
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
 from millstream.records import TopicPartition
 from millstream.topology import TopicNode
-from millstream.worker import AgentSpec, Worker, WorkerPlan, prepare_topics, refuse_orphans
+from millstream.worker import (
+    AgentSpec,
+    Worker,
+    WorkerPlan,
+    notes_table,
+    notes_topic,
+    prepare_topics,
+    refuse_orphans,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 
     from millstream.app._app import App
     from millstream.app._settings import Settings
+    from millstream.app._timers import Timer
     from millstream.app._web import Questions
     from millstream.clock import Clock
     from millstream.context import Scope
     from millstream.state.base import StateBackend
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
+    from millstream.worker import Shard
 
-__all__ = ["Runtime", "open_transport"]
-
-DLQ_HEADERS = "__streams.errors."
-"""Kafka Streams' names for the headers of dead letters."""
+__all__ = ["Runtime", "counts_with_notes", "open_transport", "shard_groups"]
 
 
 def open_transport(broker: str, clock: Clock) -> Transport:
@@ -83,6 +92,25 @@ def state_folder(settings: Settings) -> Path:
     if settings.broker.startswith("local://"):
         return local_path(settings.broker).parent / ".millstream"
     return Path.cwd() / ".millstream"
+
+
+def shard_groups(app: App, resolved: Topology) -> dict[int, list[str]]:
+    """Agents by the number of their shards."""
+    groups = resolved.shard_counts()
+    if not groups and any(timer.scope != "worker" for timer in app.timers):
+        groups = {1: []}
+    return groups
+
+
+def counts_with_notes(app: App, resolved: Topology) -> set[int]:
+    """Numbers of shards that have something to remember besides their tables' entries."""
+    groups = shard_groups(app, resolved)
+    noted = {timer.scope for timer in app.timers if timer.noted}
+    if "shard" in noted:
+        return set(groups)
+    read = [t for t in resolved.tables.values() if t.source is not None and not t.everywhere]
+    counts = {table.partitions or 1 for table in read}
+    return counts | {max(groups)} if noted else counts
 
 
 class Runtime:
@@ -135,6 +163,8 @@ class Runtime:
                 await stack.enter_async_context(self.app.lifespan(self.app))
             self.app.runtime, self.app.ended = self, "It has stopped."
             stack.callback(self._forget)
+            if self._with_worker:
+                stack.enter_context(watched_tasks(asyncio.get_running_loop()))
             try:
                 async with asyncio.TaskGroup() as tasks:
                     self._tasks = tasks
@@ -198,6 +228,7 @@ class Runtime:
         topics = dict(self.topology.topics)
         for name in self._dead_letter_topics():
             topics.setdefault(name, TopicNode(name=name, internal=True, partitions=1))
+        topics |= await self._notes_topics()
         for sink in [sink for agent in app.agents.values() for sink in agent.sinks]:
             known: Mapping[str, Any] | None = None
             if isinstance(sink, (Topic, Agent)):
@@ -220,13 +251,39 @@ class Runtime:
             self._patterns = Patterns(declared, self.topology)
         self.partitions = {name: info.partitions for name, info in self.infos.items()}
 
+    async def _notes_topics(self) -> dict[str, TopicNode]:
+        """Changelogs for what shards remember besides their tables."""
+        existing = {name: info.partitions for name, info in (await self.transport.topics()).items()}
+        resolved = self.topology.resolved(existing, self.settings.partitions)
+        topics = {}
+        for count in counts_with_notes(self.app, resolved):
+            name = notes_topic(self.app.id, count)
+            if name in resolved.topics:
+                raise TopologyError(
+                    f"the topic {name!r} is Millstream's own, for what shards remember: give yours, or"
+                    f" the table whose changelog it would be, another name"
+                )
+            topics[name] = TopicNode(name=name, internal=True, partitions=count, compacted=True)
+        return topics
+
     def _dead_letter_topics(self) -> set[str]:
         policies = [self._policy(agent, None) for agent in self.app.agents.values()]
         policies += [t.policy for t in self.app.topics.all() if t.policy is not None]
+        readers = [(table.reader(), table.topic) for table in self.app.tables.values()]
+        policies += [self._policy(agent, topic) for agent, topic in readers if agent is not None]
+        policies += [self._timer_policy(timer) for timer in self.app.timers]
+        policies += [
+            table.close_policy
+            for table in self.app.tables.values()
+            if table.windows is not None and table.table.closing
+        ]
         return {self._dead_letter_topic(p) for p in policies if p.action == "dlq"}
 
     def _dead_letter_topic(self, policy: Policy) -> str:
         return policy.topic or f"{self.app.id}-dlq"
+
+    def _timer_policy(self, timer: Timer) -> Policy:
+        return self.settings.on_error if timer.policy is None else timer.policy
 
     def _policy(self, agent: Agent[Any, Any], topic: Topic[Any, Any] | None) -> Policy:
         if agent.policy is not None:
@@ -281,9 +338,7 @@ class Runtime:
 
     def _plan(self) -> WorkerPlan:
         settings = self.settings
-        groups = self.topology.shard_counts()
-        if not groups and any(timer.scope != "worker" for timer in self.app.timers):
-            groups = {1: []}
+        groups = shard_groups(self.app, self.topology)
         agents: dict[int, list[AgentSpec]] = {count: [] for count in groups}
         by_name = dict(self.app.agents)
         for declared in self.app.tables.values():
@@ -307,8 +362,8 @@ class Runtime:
                 if self.partitions[topic.name] == count
             ]
             tables[count].append(declared.spec(count, sources))
-        timers = self.app.timers
-        clock = self.app.clock
+        for count in counts_with_notes(self.app, self.topology):
+            tables[count].append(notes_table(self.app.id, count))
         return WorkerPlan(
             app=self.app.id,
             fingerprint=self.topology.fingerprint(),
@@ -321,15 +376,12 @@ class Runtime:
             session_timeout_s=settings.session_timeout / 1_000,
             inbox_bytes_max=settings.inbox_bytes_max,
             epoch_bytes_max=settings.epoch_bytes_max,
-            shard_tasks={
-                count: [run_shard_timer(t, clock) for t in timers if t.scope == "shard"]
-                for count in groups
-            },
+            shard_tasks={count: self._shard_timers() for count in groups},
             worker_tasks=[
                 *(_task(function, self.app) for function in self.app.tasks),
-                *(_timer(t, clock) for t in timers if t.scope == "worker"),
+                *(self._timer(t) for t in self.app.timers if t.scope == "worker"),
             ],
-            leader_tasks=[_timer(t, clock) for t in timers if t.scope == "leader"],
+            leader_tasks=[self._leader_timer(t) for t in self.app.timers if t.scope == "leader"],
             follow=self._follow if self._patterns is not None else None,
         )
 
@@ -345,6 +397,44 @@ class Runtime:
         self.topology = self._patterns.topology
         if self._questions is not None:
             self._questions.report.topology = self.topology
+
+    def _shard_timers(self) -> list[Callable[[Shard], Coroutine[Any, Any, None]]]:
+        def set_aside(scope: Scope, timer: Timer, moment: int, error: Exception) -> None:
+            tp = TopicPartition(self._dead_letter_topic(self._timer_policy(timer)), 0)
+            now = self.app.clock.now()
+            letter = timer_letter(timer.name, moment, scope.shard.name, error, now=now)
+            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+
+        return [
+            run_shard_timer(timer, self.app.clock, self._timer_policy(timer), set_aside)
+            for timer in self.app.timers
+            if timer.scope == "shard"
+        ]
+
+    def _passing(self, timer: Timer) -> Passing:
+        policy = self._timer_policy(timer)
+
+        def count(name: str) -> None:
+            assert self.worker is not None
+            self.worker.counters[name] += 1
+
+        async def set_aside(timer: Timer, moment: int, error: Exception) -> None:
+            tp = TopicPartition(self._dead_letter_topic(policy), 0)
+            letter = timer_letter(timer.name, moment, None, error, now=self.app.clock.now())
+            await self.transport.append({tp: [letter]})
+
+        return Passing(policy=policy, count=count, set_aside=set_aside)
+
+    def _timer(self, timer: Timer) -> Callable[[], Awaitable[None]]:
+        return partial(run_timer, timer, self.app.clock, self._passing(timer))
+
+    def _leader_timer(
+        self, timer: Timer
+    ) -> Callable[[Callable[[], Awaitable[Shard]]], Awaitable[None]]:
+        if timer.noted:
+            return partial(run_leader_crontab, timer, self.app.clock, self._passing(timer))
+        run = self._timer(timer)
+        return lambda leading: run()
 
     def _agent_spec(self, agent: Agent[Any, Any]) -> AgentSpec:
         sources: dict[str, Source] = {}
@@ -419,21 +509,17 @@ class Runtime:
 
     def _dead_letter(self, policies: Mapping[str, Policy]) -> Callable[[Scope, Failure], None]:
         def put(scope: Scope, failure: Failure) -> None:
-            error = failure.error
-            trace = "".join(traceback.format_exception(error))
+            about = error_headers(failure.error)
             journaled = scope.journal is not None
             for run, record in [*failure.before, (failure.run, failure.record)]:
                 tp = run.tp
-                facts = {
-                    "exception": f"{type(error).__module__}.{type(error).__qualname__}",
-                    "message": str(error),
-                    "stacktrace": trace[-4_000:],
+                place = {
                     "topic": tp.topic,
                     "partition": str(tp.partition),
                     "offset": str(record.offset),
                 }
-                headers = list(record.headers or [])
-                headers += [(DLQ_HEADERS + name, text.encode()) for name, text in facts.items()]
+                headers = [*(record.headers or ()), *about]
+                headers += [(ERROR_HEADERS + name, text.encode()) for name, text in place.items()]
                 scope.output.append(
                     (
                         TopicPartition(self._dead_letter_topic(policies[tp.topic]), 0),
@@ -538,13 +624,6 @@ def _task(function: Callable[..., Awaitable[Any]], app: App) -> Callable[[], Awa
         except Exception as exc:
             name = getattr(function, "__name__", repr(function))
             raise AgentError(f"task {name!r}", cause=exc, line=user_line(exc)) from exc
-
-    return run
-
-
-def _timer(timer: Any, clock: Clock) -> Callable[[], Awaitable[None]]:
-    async def run() -> None:
-        await run_timer(timer, clock)
 
     return run
 

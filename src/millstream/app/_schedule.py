@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from millstream.agents import policy_of
 from millstream.app._timers import Crontab, Timer
 from millstream.clock import Duration, duration_ms
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, TopologyError
 from millstream.topology import TimerNode
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Schedule:
         *,
         scope: Literal["worker", "shard", "leader"],
         time: Literal["wall", "event"],
+        on_error: Any = None,
         name: str | None,
     ) -> Callable[[F], F]:
         """See `App.timer`."""
@@ -45,13 +47,14 @@ class Schedule:
             )
 
         def declare(function: F) -> F:
-            self.timers.append(
+            self._add(
                 Timer(
                     name=name or function.__name__,
                     function=function,
                     interval_ms=interval_ms,
                     scope=scope,
                     time=time,
+                    policy=None if on_error is None else policy_of(on_error),
                 )
             )
             return function
@@ -64,20 +67,44 @@ class Schedule:
         *,
         timezone: str,
         scope: Literal["worker", "shard", "leader"],
+        missed: Literal["once", "late", "skip"] | None,
+        on_error: Any,
         name: str | None,
     ) -> Callable[[F], F]:
         """See `App.crontab`."""
         crontab = Crontab(expression, timezone)
+        if scope not in ("worker", "shard", "leader"):
+            raise ConfigurationError(f"crontab: scope {scope!r} is none of worker, shard, leader")
+        if missed not in ("once", "late", "skip", None):
+            raise ConfigurationError(f"crontab: missed={missed!r} is none of once, late, skip")
+        if scope == "worker" and missed in ("once", "late"):
+            raise ConfigurationError(
+                f"crontab: missed={missed!r} does not go with scope='worker': nobody knows what a worker"
+                f" that comes back has missed; use scope='leader' or scope='shard'"
+            )
 
         def declare(function: F) -> F:
-            self.timers.append(
+            self._add(
                 Timer(
-                    name=name or function.__name__, function=function, crontab=crontab, scope=scope
+                    name=name or function.__name__,
+                    function=function,
+                    crontab=crontab,
+                    scope=scope,
+                    missed=missed or ("skip" if scope == "worker" else "once"),
+                    policy=None if on_error is None else policy_of(on_error),
                 )
             )
             return function
 
         return declare
+
+    def _add(self, timer: Timer) -> None:
+        if any(timer.name == other.name for other in self.timers):
+            raise TopologyError(
+                f"two timers are named {timer.name!r}: give one of them name=, as when they ran is"
+                f" stored by it"
+            )
+        self.timers.append(timer)
 
     def task(self, function: F) -> F:
         """See `App.task`."""

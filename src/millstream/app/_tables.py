@@ -43,6 +43,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         codec: str,
         on_change: Callable[..., Any] | None,
         upgrade: Callable[[Any], Any] | None,
+        on_error: Any,
         partitioner: str | None,
         help: str,
     ) -> Any:
@@ -69,6 +70,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
                 codec=codec,
                 on_change=on_change,
                 upgrade=upgrade,
+                on_error=on_error,
                 partitioner=partitioner,
                 help=help,
             )

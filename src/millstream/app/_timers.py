@@ -1,28 +1,29 @@
-"""Timers, cron jobs and tasks: when they run, and as what."""
+"""Timers and cron jobs as programs declare them: when they run."""
 
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from typing import TYPE_CHECKING, Any, Literal
 from zoneinfo import ZoneInfo
 
-from millstream.agents import user_line
-from millstream.clock import format_duration
-from millstream.context import current
-from millstream.errors import AgentError, ConfigurationError
+from millstream.clock import format_duration, format_timestamp
+from millstream.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
 
-    from millstream.clock import Clock
-    from millstream.worker import Shard
+    from millstream.agents import Policy
 
-__all__ = ["Crontab", "Timer", "run_shard_timer", "run_timer"]
+__all__ = ["LATE_RUNS_MAX", "Crontab", "Timer"]
 
+LATE_RUNS_MAX = 1_000
+"""Missed moments that ``missed="late"`` makes up for at once: the latest ones."""
 
 Scope = Literal["worker", "shard", "leader"]
+Missed = Literal["once", "late", "skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,24 @@ class Crontab:
             if every_hour or not datetime.fromtimestamp(moment, zone).fold:
                 return moment * 1_000
 
+    def between(self, last: int, now: int, count: int) -> list[int]:
+        """The latest ``count`` moments after ``last`` and up to ``now``, in ms, in order."""
+        from croniter import croniter
+
+        # a bound from the other end first, as there may be very many; two more for what summer time does
+        backwards = croniter(self.expression, datetime.fromtimestamp(now / 1_000, self.zone()))
+        bound = now
+        for _ in range(count + 2):
+            if bound <= last:
+                break
+            bound = int(backwards.get_prev(datetime).timestamp()) * 1_000
+        moments: deque[int] = deque(maxlen=count)
+        moment = self.after(max(last, bound - 1))
+        while moment <= now:
+            moments.append(moment)
+            moment = self.after(moment)
+        return list(moments)
+
     def __str__(self) -> str:
         return f"{self.expression} {self.timezone}"
 
@@ -79,6 +98,9 @@ class Timer:
     crontab: Crontab | None = None
     scope: Scope = "worker"
     time: Literal["wall", "event"] = "wall"
+    missed: Missed = "skip"
+    """What becomes of moments at which nobody was there to run it."""
+    policy: Policy | None = None
 
     @property
     def schedule(self) -> str:
@@ -87,6 +109,16 @@ class Timer:
             return str(self.crontab)
         assert self.interval_ms is not None
         return f"every {format_duration(self.interval_ms)}"
+
+    @property
+    def noted(self) -> bool:
+        """Whether the last moment is kept in the notes of a shard."""
+        return self.scope == "shard" or (self.scope == "leader" and self.missed != "skip")
+
+    @property
+    def comes_again(self) -> bool:
+        """Whether a moment that was not finished comes again after a restart."""
+        return self.noted and (self.missed != "skip" or self.time == "event")
 
     def after(self, now: int, last: int) -> int:
         """When it runs next: intervals missed while it ran, or while the machine slept, count once."""
@@ -98,61 +130,43 @@ class Timer:
             due = now - (now - last) % self.interval_ms + self.interval_ms
         return due
 
+    def passed(self, last: int, now: int) -> list[int]:
+        """Moments after ``last`` and up to ``now`` that are to be run now, in order."""
+        if self.crontab is not None:
+            return self.crontab.between(last, now, LATE_RUNS_MAX if self.missed == "late" else 1)
+        assert self.interval_ms is not None
+        latest = now - (now - last) % self.interval_ms
+        return [latest] if latest > last else []
 
-async def _call(timer: Timer) -> None:
-    result = timer.function()
-    if inspect.isawaitable(result):
-        await result
+    async def call(self, moment: int) -> None:
+        """Call the function; one with a parameter is given the moment."""
+        result = (
+            self.function(self._shown(moment)) if _takes_one(self.function) else self.function()
+        )
+        if inspect.isawaitable(result):
+            await result
 
+    def _shown(self, moment: int) -> datetime:
+        zone = UTC if self.crontab is None else self.crontab.zone()
+        return datetime.fromtimestamp(moment / 1_000, zone)
 
-def _failed(timer: Timer, exc: Exception) -> AgentError:
-    return AgentError(f"timer {timer.name!r}", cause=exc, line=user_line(exc))
+    def what(self, moment: int) -> str:
+        """For people."""
+        return f"timer {self.name!r} of {format_timestamp(moment)}"
 
-
-async def run_timer(timer: Timer, clock: Clock) -> None:
-    """Run a timer of scope ``worker`` or ``leader`` for ever, outside of any event."""
-    last = clock.now()
-    while True:
-        due = timer.after(clock.now(), last)
-        await clock.sleep((due - clock.now()) / 1_000)
-        last = due
-        try:
-            await _call(timer)
-        except Exception as exc:
-            raise _failed(timer, exc) from exc
-
-
-def run_shard_timer(timer: Timer, clock: Clock) -> Callable[[Shard], Coroutine[Any, Any, None]]:
-    """A timer of scope ``shard``, to run beside the shard's agents: each call is an event."""
-
-    async def run(shard: Shard) -> None:
-        last = shard.stream_time if timer.time == "event" else clock.now()
-        while True:
-            if timer.time == "event":
-                due = await _stream_time(timer, shard, last)
-            else:
-                due = timer.after(clock.now(), last)
-                await clock.sleep((due - clock.now()) / 1_000)
-            last = due
-            await shard.gate.wait()
-            scope = shard.begin_callback(f"timer:{timer.name}", due)
-            current.set(scope)
-            try:
-                await _call(timer)
-            except Exception as exc:
-                raise _failed(timer, exc) from exc
-            shard.end_callback(
-                scope
-            )  # a call that failed or was cut off stays open: nobody commits it
-
-    return run
+    def position(self, moment: int, shard: str | None) -> str | None:
+        """What ``millstream skip`` takes to go past a moment."""
+        if not self.comes_again:
+            return None
+        where = "" if shard is None else f"/{shard}"
+        return f"timer:{self.name}{where}@{format_timestamp(moment)}"
 
 
-async def _stream_time(timer: Timer, shard: Shard, last: int) -> int:
-    """Wait until the shard's stream time passes the timer's next moment, which is aligned to 0."""
-    assert timer.interval_ms is not None
-    while True:
-        now = shard.stream_time
-        if now >= 0 and (last < 0 or now // timer.interval_ms > last // timer.interval_ms):
-            return now // timer.interval_ms * timer.interval_ms
-        await shard.time_moved()
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether the function needs an argument; defaults are its own affair."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin that does not tell
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters)

@@ -165,7 +165,6 @@ class CommittedTable:
         ends: Mapping[TopicPartition, int] | None,
     ) -> AsyncIterator[tuple[TopicPartition, list[tuple[bytes, bytes | None]], int]]:
         """State keys and values as they come, and how far that went; for ever where ``ends`` is None."""
-        state_key = self._declared.state_key if self.info.source is not None else None
         positions = {tp: at for tp, at in starts.items() if ends is None or at < ends[tp]}
         reader = self._transport.reader()
         try:
@@ -176,9 +175,10 @@ class CommittedTable:
                     tp, at = fetched.tp, positions[fetched.tp]
                     end = None if ends is None else ends[tp]
                     records = [
-                        (record.key if state_key is None else state_key(record.key), record.value)
+                        entry
                         for record in iterate_records(fetched.data, where=str(tp), position=at)
                         if record.key is not None and (end is None or record.offset < end)
+                        if (entry := self._entry(record.key, record.value)) is not None
                     ]
                     done = fetched.next_offset if end is None else min(fetched.next_offset, end)
                     yield tp, records, done - at
@@ -187,6 +187,17 @@ class CommittedTable:
                         del positions[tp]
         finally:
             await reader.close()
+
+    def _entry(self, key: bytes, value: bytes | None) -> tuple[bytes, bytes | None] | None:
+        """A record as an entry; None for one of the table's topic that cannot be read, and so is none."""
+        if self.info.source is None:
+            return key, value
+        try:
+            if value is not None:
+                self.info.load(value)
+            return self._declared.state_key(key), value
+        except Exception:  # a worker has met it, and its policy has let it pass
+            return None
 
     async def _stream_times(self, tps: list[TopicPartition]) -> dict[int, int]:
         """Stream time of the table's shards as far as it matters: where entries expire by it."""

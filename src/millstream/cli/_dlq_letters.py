@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from millstream.app._runtime import DLQ_HEADERS
+from millstream.app._dead_letters import ERROR_HEADERS
 from millstream.records import OutgoingRecord, Position, TopicPartition
 from millstream.transports.batch import iterate_records
 
@@ -109,11 +109,11 @@ async def read_letters(
     async for tp, record in _records(transport, topic):
         headers = [(name, bytes(data or b"")) for name, data in record.headers or ()]
         facts = {
-            name.removeprefix(DLQ_HEADERS): data.decode("utf-8", "replace")
+            name.removeprefix(ERROR_HEADERS): data.decode("utf-8", "replace")
             for name, data in headers
-            if name.startswith(DLQ_HEADERS)
+            if name.startswith(ERROR_HEADERS)
         }
-        own = [pair for pair in headers if not pair[0].startswith(DLQ_HEADERS)]
+        own = [pair for pair in headers if not pair[0].startswith(ERROR_HEADERS)]
         digest = _digest(record.timestamp, record.key, record.value, headers)
         yield Letter(
             place=Position(tp.topic, tp.partition, int(record.offset)),

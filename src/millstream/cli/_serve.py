@@ -33,6 +33,7 @@ __all__ = ["SIGNALS", "serve"]
 
 STOP_S_MAX = 1.8
 """Finishing takes no longer; with what comes before and after, a worker ends within 2 s."""
+CHECKING = "reading what is stored, as its type has changed"
 IDLE_S = 2.0
 """A worker that has done nothing for so long says what it waits for."""
 SIGNALS: list[signal.Signals] = [
@@ -124,13 +125,15 @@ class _Serving:
         ready = asyncio.ensure_future(worker.ready.wait())
         stopped = asyncio.ensure_future(self._stop.wait())
         try:
-            with Bar("bringing tables up to date") as bar:
+            with Bar("bringing tables up to date") as bar, Bar(CHECKING, "values") as checking:
                 while not (ready.done() or stopped.done()):
                     await asyncio.wait(
                         (ready, stopped), timeout=0.1, return_when=asyncio.FIRST_COMPLETED
                     )
                     if progress.records_total:
                         bar.update(progress.records_done, progress.records_total)
+                    if progress.values_total:
+                        checking.update(progress.values_done, progress.values_total)
                 shown, rate, took_s = bar.shown, bar.rate, bar.elapsed_s
         finally:
             ready.cancel()

@@ -1,4 +1,4 @@
-"""``millstream skip``: go past a record that stops the workers."""
+"""``millstream skip``: go past what stops the workers: a record, a window, a timer's moment."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ import click
 from millstream.cli._log import AgentPositions, agent_positions, matched_topology, open_log
 from millstream.cli._run import run
 from millstream.cli._session import Session, command
-from millstream.errors import ConfigurationError, FencedError, ProgramError, TransportError
-from millstream.records import Position, TopicPartition
+from millstream.cli._skip_call import SkippedTimer, SkippedWindow, check_stopped, running
+from millstream.errors import ConfigurationError, FencedError, ProgramError
+from millstream.records import OutgoingRecord, Position, TopicPartition
 from millstream.transports.base import OffsetAndMetadata
 from millstream.transports.batch import iterate_records
+from millstream.worker import encode_note, notes_topic, passed_note
 from millstream.worker._metadata import decode_metadata, encode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from millstream.app import App
-    from millstream.transports.base import Transport
+    from millstream.transports.base import TopicInfo, Transport
 
 __all__ = ["skip"]
 
@@ -31,9 +33,28 @@ FETCH_BYTES_MAX = 1 << 20
 def skip(session: Session, record: str) -> None:
     """Go past a record: the agents whose next record it is begin behind it.
 
-    RECORD is written as a stopped worker names it, for example orders/3@5123. Workers have to be stopped.
+    RECORD is written as a stopped worker names it, for example orders/3@5123. So is a window whose on_close
+    function failed (totals@ada@2024-07-01T12:00:00Z), and a timer's moment (timer:report@2024-07-01T12:00:00Z).
+    Workers have to be stopped.
     """
-    run(_skip(session.app(), Position.parse(record)))
+    app, named = session.app(), parse(record)
+    if isinstance(named, Position):
+        run(_skip(app, named))
+    else:
+        click.echo(run(named.skip(app)))
+
+
+def parse(text: str) -> Position | SkippedTimer | SkippedWindow:
+    """Read what is to be skipped.
+
+    Raises:
+        ConfigurationError: it is none of the three.
+    """
+    for form in (SkippedTimer, SkippedWindow):
+        found = form.parse(text.strip())
+        if found is not None:
+            return found
+    return Position.parse(text)
 
 
 async def _skip(app: App, record: Position) -> None:
@@ -50,8 +71,7 @@ async def _skip(app: App, record: Position) -> None:
         if info is None or tp.partition >= info.partitions:
             has = "does not exist" if info is None else f"has {info.partitions} partitions"
             raise ConfigurationError(f"{record}: topic {tp.topic!r} {has}")
-        if (await transport.describe_group(app.id)).members:
-            raise _running(app)
+        await check_stopped(app, transport)
         positions = await agent_positions(app, transport, [tp])
         following = await _next_records(transport, positions, tp)
         moved = past(record, positions, following)
@@ -61,12 +81,29 @@ async def _skip(app: App, record: Position) -> None:
         offset, text = encode_metadata(
             metadata.t, {name: moved.get(name, at) for (name, _), at in positions.at.items()}
         )
+        await _note_passed(app, transport, record, info, moved)
         try:
             await transport.set_committed(app.id, {tp: OffsetAndMetadata(offset, text)})
         except FencedError as exc:
-            raise _running(app) from exc
+            raise running(app) from exc
     names = ", ".join(sorted(moved))
     click.echo(f"skipped {record} for {names}, which goes on with {tp}@{record.offset + 1}")
+
+
+async def _note_passed(
+    app: App, transport: Transport, record: Position, info: TopicInfo, moved: Mapping[str, int]
+) -> None:
+    """Where the record would have been a table's entry, it is to stay out of it."""
+    tables = [table.name for table in app.tables.values() if table.reader_name in moved]
+    notes = [
+        OutgoingRecord(
+            app.clock.now(), *encode_note(passed_note(name, record.offset), info.topic_id), []
+        )
+        for name in tables
+    ]
+    topic = notes_topic(app.id, info.partitions)
+    if notes and topic in await transport.topics():  # no worker has begun where there is none
+        await transport.append({TopicPartition(topic, record.partition): notes})
 
 
 def past(
@@ -120,9 +157,3 @@ async def _next_record(transport: Transport, tp: TopicPartition, at: int, end: i
         return end
     finally:
         await reader.close()
-
-
-def _running(app: App) -> TransportError:
-    return TransportError(
-        f"workers of app {app.id!r} are running: stop them first (Ctrl-C), then skip the record"
-    )

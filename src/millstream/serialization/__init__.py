@@ -10,6 +10,7 @@ from millstream.serialization.registry import (
     key_codec_for,
     register_codec,
 )
+from millstream.serialization.schema import value_schema
 
 __all__ = [
     "Codec",
@@ -24,4 +25,5 @@ __all__ = [
     "murmur2",
     "partitioner",
     "register_codec",
+    "value_schema",
 ]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from millstream.state.base import TableStore
 
-__all__ = ["DELETED", "MISSING", "TablePart"]
+__all__ = ["DELETED", "MISSING", "SCHEMA_KEY", "TablePart"]
 
 
 class _Marker:
@@ -57,8 +57,10 @@ MISSING: Final = _Marker("MISSING")
 DELETED: Final = _Marker("DELETED")
 """The entry is deleted in this epoch or in the one on its way."""
 
-CHECKED_ENTRIES: Final = 100
-"""Stored values that are decoded before the first event."""
+SCHEMA_KEY: Final = b"\x00schema"
+"""Where the text is that tells with which type all of the stored values can be read."""
+CHECK_SLICE: Final = 512
+"""Stored values that are decoded before the event loop turns once."""
 ENCODE_SLICE: Final = 512
 """Entries that are encoded before the event loop turns once."""
 
@@ -71,6 +73,7 @@ class TablePart:
         "_cache_size",
         "_check",
         "_order",
+        "_schema_is_kept",
         "base",
         "cache",
         "changed_system",
@@ -86,10 +89,12 @@ class TablePart:
         "encoded",
         "fresh",
         "gone",
+        "keep_schema",
         "last_toucher",
         "loads",
         "mutable",
         "name",
+        "schema",
         "show",
         "store",
         "type_name",
@@ -132,6 +137,11 @@ class TablePart:
         """The largest value, in bytes; set by whoever makes the part."""
         self.show: Callable[[Any], Any] | None = None
         """Makes what programs see of a kept value, where they see another one; set by whoever makes the part."""
+        self.schema = ""
+        """What `millstream.serialization.value_schema` says of the values; set likewise, empty for none."""
+        self.keep_schema: Callable[[str], None] = self._keep_schema
+        """Store `schema` with the next cut: in the changelog, or wherever those put it who have none."""
+        self._schema_is_kept = True
         self.dirty: dict[Any, Any] = {}
         self.base: dict[Any, bytes] = {}
         self.fresh: set[Any] = set()
@@ -284,14 +294,42 @@ class TablePart:
                 reason=f"{exc}. Convert it with upgrade=, or reset the table",
             ) from exc
 
-    def check_stored(self) -> None:
-        """Decode some of what is stored, so that values of an older form are met before the first event.
+    def known_schema(self) -> str | None:
+        """The `schema` with which all of the stored values can be read, as far as the changelog tells."""
+        found = self.store.get(SCHEMA_KEY)
+        return None if found is None else found.decode()
+
+    def check_stored(self, known: str | None) -> Iterator[int]:
+        """Decode what is stored, so that values of an older form are met before the first event.
+
+        Nothing is decoded where the stored values are known to be of the present type. That they are is kept with the
+        next cut; where nothing is stored yet, with the first that has something.
+
+        Args:
+            known: the `schema` with which they can be read.
+
+        Yields:
+            How many values were decoded in a slice, after which the event loop should turn.
 
         Raises:
             DecodeError: names table, key and field.
         """
-        for data, value in itertools.islice(self.stored(), CHECKED_ENTRIES):
-            self.decode(self.decode_key(data), value)
+        if not self.schema or known == self.schema:
+            return
+        self._schema_is_kept = False
+        stored = self.stored()
+        any_stored = False
+        while slice_ := list(itertools.islice(stored, CHECK_SLICE)):
+            any_stored = True
+            for data, value in slice_:
+                self.decode(self.decode_key(data), value)
+            yield len(slice_)
+        if any_stored:
+            self.keep_schema(self.schema)
+            self._schema_is_kept = True
+
+    def _keep_schema(self, schema: str) -> None:
+        self.changed_system[SCHEMA_KEY] = schema.encode()
 
     def stored(self) -> Iterator[tuple[bytes, bytes]]:
         """Entries of the store as it has them, without what the part keeps for itself."""
@@ -302,7 +340,10 @@ class TablePart:
             data = self.dumps(value)
         except Exception as exc:
             raise EncodeError(
-                f"table {self.name!r}, key {key!r}", value=value, reason=str(exc)
+                f"table {self.name!r}, key {key!r}",
+                value=value,
+                reason=str(exc),
+                table=self.name,
             ) from exc
         if len(data) > self.value_bytes_max:
             raise RecordTooLargeError(
@@ -310,8 +351,19 @@ class TablePart:
                 size=len(data),
                 limit=self.value_bytes_max,
                 setting="record_bytes_max",
+                table=self.name,
             )
         return data
+
+    def check_value(self, key: Any) -> None:
+        """See whether the entry, as it is now, can be committed.
+
+        Raises:
+            EncodeError, RecordTooLargeError: it cannot.
+        """
+        value = self.dirty.get(key, DELETED)
+        if value is not DELETED:
+            self._encode(key, value)
 
     def _is_kept(self, key: Any) -> bool:
         value = self.dirty[key]
@@ -387,7 +439,11 @@ class TablePart:
                 if last is not None:
                     last.depends.add(scope)
             else:
-                journal[self, key] = self._look(key)
+                try:
+                    journal[self, key] = self._look(key)
+                except (EncodeError, RecordTooLargeError) as exc:
+                    exc.culprit = last
+                    raise
         scope.wrote = True
 
     def _look(self, key: Any) -> PreImage:
@@ -461,6 +517,9 @@ class TablePart:
             excluded: for entries that an event outside the cut has touched: how they looked before the
                 first such event. Those stay dirty; what goes is how they looked.
         """
+        if not self._schema_is_kept and self.dirty:
+            self.keep_schema(self.schema)
+            self._schema_is_kept = True
         self.committing, self.dirty = self.dirty, {}
         self.committing_base, self.base = self.base, {}
         self.committing_system, self.changed_system = self.changed_system, {}

@@ -152,6 +152,11 @@ class TimedPart(TablePart):
         """Take one of it, in an event: its value, or `MISSING` if it is gone."""
         return MISSING
 
+    def close_unread(self, due: Due, scope: Scope) -> bytes | None:
+        """Go past it although what was to be done cannot be; the value's bytes, where they can be had."""
+        self.close(due, scope)
+        return None
+
     # the commit -----------------------------------------------------------------------------------
 
     def recovered(self) -> None:

@@ -293,6 +293,8 @@ class TestApp:
 
     async def _caught_up(self) -> bool:
         for shard in self.worker.shards.values():
+            if not shard.ready.is_set():  # it starts over
+                return False
             for lane in shard.lanes.values():
                 ends = await self._running.transport.end_offsets(list(lane.inboxes))
                 if any(lane.position(tp) < end for tp, end in ends.items()):

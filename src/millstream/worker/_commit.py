@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from millstream import hooks
 from millstream.errors import (
+    EncodeError,
     FencedError,
     IllegalGenerationError,
     LogUnavailableError,
     OutcomeUnknownError,
+    RecordTooLargeError,
 )
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.tables import POSITION_KEY, StorePosition, encode_position
@@ -147,8 +149,16 @@ class Committer:
         member_id, generation = self.member_id, self.generation
         now = self._clock.now()
         records: dict[TopicPartition, list[OutgoingRecord]] = {}
-        for cut in cuts:
-            await self._encode(cut, records, now)
+        for cut in cuts.copy():
+            try:
+                await self._encode(cut, records, now)
+            except (EncodeError, RecordTooLargeError) as exc:
+                # nobody knows which event has done it: the shard finds out, and the others go on.
+                # What a broker refuses comes here, too, once a bisection has found the shard
+                cuts.remove(cut)
+                cut.shard.cannot_commit(exc)
+        if not cuts:
+            return 0
         hooks.reached("commit.encoded")
         epoch = Epoch(
             group=self._group,
@@ -188,11 +198,7 @@ class Committer:
     async def _encode(
         self, cut: ShardCut, records: dict[TopicPartition, list[OutgoingRecord]], now: int
     ) -> None:
-        for output in cut.outputs:
-            found = records.get(output[0])
-            if found is None:
-                found = records[output[0]] = []
-            found.append(output[1:5])  # type: ignore[arg-type]
+        changelogs: dict[TopicPartition, list[OutgoingRecord]] = {}
         for part in cut.parts:
             slices = cut.changes[part.name] = []
             topic = cut.shard.changelog(part.name)
@@ -204,7 +210,14 @@ class Committer:
                 listed += [(now, key, data, []) for key, data in slice_.items()]  # type: ignore[misc]
                 await asyncio.sleep(0)
             if topic is not None and listed:
-                records[TopicPartition(topic, cut.shard.number)] = listed
+                changelogs[TopicPartition(topic, cut.shard.number)] = listed
+        # only now, as a value that cannot be encoded keeps all of the cut out of the epoch
+        for output in cut.outputs:
+            found = records.get(output[0])
+            if found is None:
+                found = records[output[0]] = []
+            found.append(output[1:5])  # type: ignore[arg-type]
+        records.update(changelogs)
 
     async def _send(self, epoch: Epoch) -> CommitResult:
         attempt = 0

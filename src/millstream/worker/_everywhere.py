@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from millstream.records import TopicPartition
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from millstream.transports.base import Transport
 
 __all__ = ["EverywhereTables", "ReadOnlyPart"]
+
+logger = logging.getLogger("millstream.worker")
 
 FETCH_BYTES_MAX = 1 << 20
 
@@ -108,7 +112,7 @@ class EverywhereTables:
                             tp=tp,
                             topic_id=self._topic_ids[topic],
                             end=end,
-                            state_key=table.state_key,
+                            state_key=partial(self._state_key, table, tp),
                             position_key=position,
                             keep_on_rebuild=number > 0,
                         )
@@ -121,6 +125,15 @@ class EverywhereTables:
                 )
                 self._positions[tp] = end
         self._make_parts()
+
+    @staticmethod
+    def _state_key(table: Declared, tp: TopicPartition, key: bytes) -> bytes | None:
+        """The store's key; None for one that nobody could ask for, as it is not of the table's type."""
+        try:
+            return table.state_key(key)
+        except (TypeError, ValueError) as exc:
+            logger.error("global table %r leaves out key %r of %s: %s", table.name, key, tp, exc)
+            return None
 
     @staticmethod
     def _position_table(name: str, number: int) -> bytes:
@@ -147,8 +160,9 @@ class EverywhereTables:
     def _take(self, table: Declared, tp: TopicPartition, data: bytes, next_offset: int) -> None:
         changes: dict[bytes, bytes | None] = {}
         for record in iterate_records(data, where=str(tp), position=self._positions[tp]):
-            if record.key is not None:
-                changes[table.state_key(record.key)] = record.value
+            key = None if record.key is None else self._state_key(table, tp, record.key)
+            if key is not None:
+                changes[key] = record.value
         position = StorePosition(
             next_offset, self._topic_ids[tp.topic], self._clock.now(), self._app
         )

@@ -69,7 +69,7 @@ class WorkerReport:
         self._commits_seen = 0
         self._counted: Counter[str] = Counter()
         self._late: Counter[str] = Counter()
-        self._seen: WeakKeyDictionary[Shard, Counter[str]] = WeakKeyDictionary()
+        self._seen: WeakKeyDictionary[Shard | Worker, Counter[str]] = WeakKeyDictionary()
         self._late_seen: dict[tuple[str, str], tuple[Any, int]] = {}
         if worker is not None:
             worker.committer.listeners.append(self._committed)
@@ -313,10 +313,12 @@ class WorkerReport:
     def _tally(self) -> None:
         assert self._worker is not None
         self._note_commits()
+        counting: list[Shard | Worker] = [self._worker, *self._worker.shards.values()]
+        for of in counting:
+            seen = self._seen.get(of, Counter())
+            self._counted.update({n: c - seen[n] for n, c in of.counters.items()})
+            self._seen[of] = Counter(of.counters)
         for shard in self._worker.shards.values():
-            seen = self._seen.get(shard, Counter())
-            self._counted.update({n: c - seen[n] for n, c in shard.counters.items()})
-            self._seen[shard] = Counter(shard.counters)
             for table, part in shard.own_parts.items():
                 late = getattr(part, "late_records", None)  # windowed parts count them
                 if late is not None:

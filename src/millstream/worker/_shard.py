@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
 from millstream.errors import (
     AgentError,
+    EncodeError,
     InternalError,
     MillstreamError,
     RecordTooLargeError,
@@ -19,16 +21,26 @@ from millstream.errors import (
 )
 from millstream.records import Position, TopicPartition
 from millstream.tables import TimedPart
-from millstream.worker._closing import close_due
+from millstream.worker._closing import Closing, close_due
 from millstream.worker._cut import before_excluded, choose_excluded
 from millstream.worker._idle import follow_silence
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
-from millstream.worker._recovery import RecoveryProgress, Replay, recover
+from millstream.worker._notes import NOTES, NotesPart, passed_note
+from millstream.worker._recovery import RecoveryProgress, Replay, check_stored, recover
+from millstream.worker._search import BlameSearch, table_value_error
 from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Collection,
+        Coroutine,
+        Hashable,
+        Mapping,
+        Sequence,
+    )
 
     from millstream.agents import Agent
     from millstream.clock import Clock
@@ -36,6 +48,7 @@ if TYPE_CHECKING:
     from millstream.state.base import ShardStore, TableStore
     from millstream.tables import TablePart
     from millstream.transports.base import OffsetAndMetadata, Transport
+    from millstream.worker._calls import CallFailure
 
 __all__ = ["AgentSpec", "Shard", "ShardCut", "ShardOptions", "TableSpec"]
 
@@ -63,12 +76,14 @@ class TableSpec:
     partitions: int
     changelog: str | None
     source: str | None = None
+    reader: str = ""
+    """The agent that reads the table from ``source``."""
     make: MakePart
     place: Callable[[Any], bytes]
     """A key of the table to its bytes in the source topic's key codec."""
     partitioner: Callable[[bytes, int], int]
-    on_close: Callable[[Any, Any, Any], Awaitable[Any]] | None = None
-    """What to call with key, window and value of each final window."""
+    on_close: Closing | None = None
+    """What to do for each final window."""
     state_key: Callable[[bytes], bytes] | None = None
     index_key: Callable[[bytes], bytes | None] | None = None
     checked: bool = True
@@ -175,6 +190,8 @@ class Shard:
         self._failures: dict[tuple[str, TopicPartition, int], tuple[int, BaseException]] = {}
         self._condemned: dict[tuple[str, TopicPartition, int], BaseException] = {}
         """Records that have failed for good, and whose work others had seen: they do not run once more."""
+        self._search: BlameSearch | None = None
+        """While the event is looked for whose value could not be committed."""
         self.gate = asyncio.Event()
         self._closed_by: set[str] = set()
         self.committed: dict[TopicPartition, int] = {}
@@ -195,6 +212,10 @@ class Shard:
         self.ahead: Counter[str] = Counter()
         """Journaled events that are not committed, by agent."""
         self._callbacks: set[Scope] = set()
+        self.call_failures: dict[Hashable, CallFailure] = {}
+        """Timers' moments and windows' ends that have failed, and come again."""
+        self.began = options.clock.now()
+        """Since when the shard is here, in ms."""
         self._time_moved = asyncio.Event()
         self._due = asyncio.Event()
         self._room = asyncio.Event()
@@ -239,6 +260,7 @@ class Shard:
                 logger.info("shard %s of %s starts over from its last commit", *self._id)
             finally:
                 self.ready.clear()
+                self._close_scopes()
                 self.lanes = {}
             task = asyncio.current_task()
             if task is not None and task.cancelling():
@@ -249,6 +271,12 @@ class Shard:
     @property
     def _id(self) -> tuple[int, int]:
         return self.number, self.count
+
+    def _close_scopes(self) -> None:
+        """Nobody may write for an event that was dropped; only once no cut can take it for finished."""
+        instances = [instance for lane in self.lanes.values() for instance in lane.instances]
+        for scope in (*self._events, *self._callbacks, *(each.scope for each in instances)):
+            scope.open = False
 
     def _reset(self) -> None:
         self.output.clear()
@@ -272,6 +300,7 @@ class Shard:
 
     def rewind(self) -> None:
         """Drop everything that is not committed and start over."""
+        self.ready.clear()  # at once: no cut may take any of it while the shard's tasks come to their end
         if self._rewind is not None and not self._rewind.done():
             self._rewind.set_result(None)
 
@@ -296,38 +325,37 @@ class Shard:
             topic = table.changelog or table.source
             assert topic is not None
             tp = TopicPartition(topic, self.number)
-            end = None
-            if table.source is not None:
-                end = min(at for (_, read), at in self._positions.items() if read == tp)
-            replays.append(
-                Replay(
-                    table=table.name,
-                    tp=tp,
-                    topic_id=options.topic_ids[topic],
-                    end=end,
-                    state_key=table.state_key,
-                    index_key=table.index_key,
-                    stored_value=table.stored_value,
-                )
+            replay = Replay(
+                table=table.name,
+                tp=tp,
+                topic_id=options.topic_ids[topic],
+                state_key=table.state_key,
+                index_key=table.index_key,
+                stored_value=table.stored_value,
             )
+            if table.source is not None:
+                end = self._positions[table.reader, tp]
+                passed = partial(self._passed, replay, starts[tp], end)
+                replay = replace(replay, end=end, leave_out=passed)
+            replays.append(replay)
         if replays:
             await recover(
                 self.store,
                 replays,
+                first=NOTES,
                 transport=options.transport,
                 app=options.app,
                 clock=options.clock,
                 progress=options.progress,
                 shard=self.name,
             )
-        self.own_parts = {
-            table.name: table.make(self.store.table(table.name), self._check(table))
-            for table in self._tables.values()
-        }
+        for table in self._tables.values():
+            if table.name not in self.own_parts:
+                self.own_parts[table.name] = self._make_part(table)
         self.parts = {**self._options.everywhere, **self.own_parts}
         for part in self.own_parts.values():
             part.recovered()
-            part.check_stored()
+            await check_stored(part, self._known_schema(part), options.progress)
             if isinstance(part, TimedPart) and self._tables[part.name].on_close is not None:
                 part.on_due = self._windows_due
                 if part.closing_due:
@@ -359,6 +387,26 @@ class Shard:
             for name, lane in lanes.items():
                 if tp.topic in self._agents[name].sources:
                     lane.add_input(tp, self._positions[name, tp])
+
+    def _make_part(self, table: TableSpec) -> TablePart:
+        return table.make(self.store.table(table.name), self._check(table))
+
+    def _passed(self, replay: Replay, start: int, end: int) -> Collection[int]:
+        """Records of a table's source that are no part of it; asked when the notes are whole."""
+        if NOTES not in self.own_parts:
+            self.own_parts[NOTES] = self._make_part(self._tables[NOTES])
+        assert self.notes is not None
+        return self.notes.passed(replay.table, topic_id=replay.topic_id, start=start, end=end)
+
+    def _known_schema(self, part: TablePart) -> str | None:
+        """With which type a table's stored values can be read; one that is read from a topic has a note of it."""
+        if self._tables[part.name].source is None:
+            return part.known_schema()
+        notes, note = self.notes, f"schema:{part.name}"
+        assert notes is not None
+        part.keep_schema = partial(notes.put, note)
+        known = notes.read(note)
+        return known if isinstance(known, str) else None
 
     def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
         for name, spec in self._agents.items():
@@ -394,9 +442,9 @@ class Shard:
             await self._due.wait()
             self._due.clear()
             for part in self.own_parts.values():
-                callback = self._tables[part.name].on_close
-                if isinstance(part, TimedPart) and callback is not None:
-                    await close_due(self, part, callback, pause=self._until_room)
+                closing = self._tables[part.name].on_close
+                if isinstance(part, TimedPart) and closing is not None:
+                    await close_due(self, part, closing, pause=self._until_room)
             if not self._due.is_set():  # a callback may have made another table due
                 self.open_gate("windows due")
             self.took_run()
@@ -526,7 +574,13 @@ class Shard:
         return self._condemned.get((scope.agent, scope.tp, scope.record.offset))
 
     def event_finished(self, scope: Scope) -> None:
-        """A journaled event is finished; one that has written nothing is of no further interest."""
+        """A journaled event is finished; one that has written nothing is of no further interest.
+
+        Raises:
+            EncodeError, RecordTooLargeError: what it has written cannot be committed; it is not finished then.
+        """
+        if self._search is not None:
+            self._search.check(scope)
         if not scope.wrote and not scope.has_times:
             self._events.pop(scope, None)
             self.ahead[scope.agent] -= 1
@@ -549,10 +603,36 @@ class Shard:
         return scope
 
     def end_callback(self, scope: Scope) -> None:
-        """The event is finished."""
+        """The event is finished; see `millstream.worker._calls.CallHost`."""
+        if self._search is not None:
+            self._search.check(scope)
         scope.open = False
         self._callbacks.discard(scope)
         self.took_run()
+
+    def undo_callback(self, scope: Scope) -> bool:
+        """Make it as if the event had not begun; see `millstream.worker._calls.CallHost`."""
+        if not self._undo(scope):
+            self._suspends = True
+            return False
+        scope.open = False
+        self._events.pop(scope, None)
+        return True
+
+    async def commit_before_stop(self) -> None:
+        """Commit what is finished, once events in progress have ended, as far as they do in time."""
+        self.close_gate("stopping")
+        loop = asyncio.get_running_loop()  # real time: a clock that is moved by hand stands still
+        deadline = loop.time() + STOP_WAIT_S
+        while self.in_progress() and loop.time() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # nobody says when the last one ends
+        await self.commit()
+
+    @property
+    def notes(self) -> NotesPart | None:
+        """What the shard remembers besides its tables; None where nothing is to be remembered."""
+        found = self.own_parts.get(NOTES)
+        return found if isinstance(found, NotesPart) else None
 
     def advance_stream_time(self, by: int) -> None:
         """Move event time forward by hand, in ms, everywhere in the shard."""
@@ -594,6 +674,9 @@ class Shard:
         """Apply the policy; see `millstream.agents.InstanceHost`."""
         spec = self._agents[instance.agent.name]
         tp, offset = failure.run.tp, failure.record.offset
+        refused = table_value_error(failure.error)
+        if failure.ran and refused is not None:
+            await self.seek(refused, failure.scope)
         attempts = self._failures.get((spec.agent.name, tp, offset), (0, None))[0] + 1
         policy = spec.policies.get(tp.topic, spec.policy)
         if not failure.ran and (spec.agent.name, tp, offset) in self._condemned:
@@ -635,10 +718,62 @@ class Shard:
         self.counters["events_" + ("dead_lettered" if policy.action == "dlq" else "skipped")] += 1
         if policy.action == "dlq":
             spec.dead_letter(failure.scope, failure)
+        self._note_passed(spec, failure)
         if spec.refuse is not None:
             spec.refuse(failure.scope, failure)
         del self._failures[spec.agent.name, tp, offset]
         return False
+
+    def _note_passed(self, spec: AgentSpec, failure: Failure) -> None:
+        """What a table's reader lets pass is no part of the table: recovery, which decodes nothing, is told."""
+        notes = self.notes
+        for table in self._tables.values():
+            if (
+                notes is not None
+                and table.source is not None
+                and table.source == failure.run.tp.topic
+                and table.reader == spec.agent.name
+            ):
+                note = passed_note(table.name, failure.record.offset)
+                notes.write(note, self._options.topic_ids[table.source], failure.scope)
+
+    def cannot_commit(self, error: EncodeError | RecordTooLargeError) -> None:
+        """Something that an event has written cannot be committed: start over, and find the event.
+
+        Raises:
+            EncodeError, RecordTooLargeError: that has been done, and found nobody to blame.
+        """
+        if not self.ready.is_set():
+            return  # an event has met the value before the commit did, and the shard starts over already
+        if self._search is not None:
+            raise error
+        logger.warning("shard %s of %s looks for the event that did this: %s", *self._id, error)
+        self._search = BlameSearch(
+            {
+                (name, tp): lane.position(tp)
+                for name, lane in self.lanes.items()
+                for tp in lane.inboxes
+            },
+            callbacks=bool(self.local_tasks)
+            or any(table.on_close is not None for table in self._tables.values()),
+            quiet_events=QUIET_EVENTS,
+        )
+        self.rewind()
+
+    async def seek(self, error: EncodeError | RecordTooLargeError, scope: Scope) -> None:
+        """An event met a table's value that cannot be encoded: return only if it is the event's own."""
+        if self._search is None or not self.ready.is_set():
+            self.cannot_commit(error)
+            await asyncio.Event().wait()
+        assert self._search is not None
+        self._search.found()
+        other = error.culprit
+        if not isinstance(other, Scope) or other is scope:
+            return
+        if other.record is not None and other.tp is not None:
+            self._condemned[other.agent, other.tp, other.record.offset] = error
+            self.rewind()
+            await asyncio.Event().wait()
 
     async def _stop(self, spec: AgentSpec, failure: Failure) -> NoReturn:
         """Commit what comes before the record, so that one can go past it, and stop the worker.
@@ -774,7 +909,12 @@ class Shard:
         self.epoch_bytes_watch = self._options.epoch_bytes_max
         self.time_advanced = False
         self._note_quiet(taken_events, excluded)
-        return ShardCut(self, self._offsets(limits), outputs, parts)
+        return ShardCut(self, self._offsets(limits) or self._fence(), outputs, parts)
+
+    def _fence(self) -> dict[TopicPartition, tuple[int, str]]:
+        """For a shard that reads nothing, something to commit: a zombie is refused by its offsets alone."""
+        topics = sorted(t.changelog for t in self._tables.values() if t.changelog is not None)
+        return {TopicPartition(topic, self.number): (0, "") for topic in topics[:1]}
 
     def _watch_ties(
         self,
@@ -815,7 +955,7 @@ class Shard:
         return offsets
 
     def _note_quiet(self, taken: Sequence[Scope], excluded: set[Scope]) -> None:
-        if not self.journaled:
+        if not self.journaled or self._search is not None:
             return
         if excluded or any(lane.agent.concurrency > 1 for lane in self.lanes.values()):
             self._suspends = True
@@ -851,7 +991,10 @@ class Shard:
         for part in cut.parts:
             part.settle()
         for tp, (offset, _) in cut.offsets.items():
-            self.committed[tp] = offset
+            if tp in self.committed:
+                self.committed[tp] = offset
+        if self._search is not None and self._search.is_over(self._cut_positions):
+            self._search = None
         if self._condemned:
             self._condemned = {
                 (agent, tp, offset): error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -69,10 +71,10 @@ class WorkerPlan:
     """Timers of scope ``shard``, by partition count."""
     worker_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
     """The user's tasks, and timers of scope ``worker``: run once the first shards are ready."""
-    leader_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
-    """Run where the first shard of the largest group is."""
     follow: Callable[[Mapping[str, TopicInfo]], None] | None = None
     """Takes those of the log's topics that match a pattern into the agents' sources."""
+    leader_tasks: Sequence[Callable[[Callable[[], Awaitable[Shard]]], Awaitable[None]]] = ()
+    """Run where the first shard of the largest group is; given what waits until it is ready."""
 
     @property
     def counts(self) -> list[int]:
@@ -114,6 +116,8 @@ class Worker:
         self._stopping = asyncio.Event()
         self._abandoned = False
         self._leading: list[asyncio.Task[Any]] = []
+        self.counters: Counter[str] = Counter()
+        """What happened outside of shards, under the names of `Shard.counters`."""
         self.options = ShardOptions(
             app=plan.app,
             group=plan.app,
@@ -220,9 +224,10 @@ class Worker:
                 self._tasks = None
                 self.ready.clear()
                 self.shards.clear()
-                for store in self._stores.values():
-                    store.close()
-                self._stores.clear()
+                with contextlib.ExitStack() as closing:  # all of them, whatever one has to say
+                    for store in self._stores.values():
+                        closing.callback(store.close)
+                    self._stores.clear()
 
     def stop(self) -> None:
         """Have `run` come to its end: within a second or two."""
@@ -399,12 +404,25 @@ class Worker:
         if leads and not self._leading:
             assert self._tasks is not None
             self._leading = [
-                self._tasks.create_task(self._when_ready(task)) for task in self.plan.leader_tasks
+                self._tasks.create_task(self._when_ready(partial(task, self._leading_shard)))
+                for task in self.plan.leader_tasks
             ]
         elif not leads:
             for task in self._leading:
                 task.cancel()
             self._leading = []
+
+    async def _leading_shard(self) -> Shard:
+        """The shard that makes this worker the leader, once it is ready."""
+        while True:
+            await self.ready.wait()
+            shard = self.shards.get((max(self.plan.counts), 0))
+            if shard is None:  # it has been taken away, and whoever waits here is about to be ended
+                await asyncio.Event().wait()
+            assert shard is not None
+            if shard.ready.is_set():
+                return shard
+            await shard.ready.wait()
 
     def _fenced(self, error: FencedError) -> None:
         """A commit was refused: the next assignment tells what is still ours."""

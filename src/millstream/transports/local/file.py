@@ -171,11 +171,8 @@ class LogFile:
             connection = self._open()
             try:
                 # one transaction, so that a file which another process creates now is seen whole or not at all
-                connection.execute("BEGIN")
-                try:
+                with self.reading(connection):
                     version = self._version(connection)
-                finally:
-                    connection.execute("ROLLBACK")
                 if version == 0:
                     self._create(connection)
                 mode = _one(connection, "PRAGMA journal_mode=WAL")

@@ -1,0 +1,147 @@
+"""What a shard remembers besides its tables: when its timers ran last.
+
+Notes are entries of a table part like others, with a changelog of their own: one for each number of shards, compacted.
+So a note is committed with the event that makes it, and is where the shard is. No table of a program has the part's
+name, and nobody can ask for it.
+
+=======================  =======================================================================================
+``timer:NAME``           the moment (ms since the epoch) for which the timer ran last
+``schema:TABLE``         of a table that is read from a topic: with which type its values can be read
+``passed:TABLE@OFFSET``  of such a table: a record that could not be read, and that a policy let pass, or a user;
+                         the id of the topic. Replayed by bytes, it would be part of the table after a recovery
+=======================  =======================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from millstream.serialization import key_layout
+from millstream.tables import MISSING, TablePart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from millstream.context import Scope
+    from millstream.state.base import TableStore
+    from millstream.worker._shard import TableSpec
+
+__all__ = [
+    "NOTES",
+    "NotesPart",
+    "encode_note",
+    "notes_table",
+    "notes_topic",
+    "passed_note",
+    "timer_note",
+]
+
+NOTES = ":notes"
+"""The part's name in a shard."""
+
+_layout = key_layout(str)
+
+
+def notes_topic(app: str, count: int) -> str:
+    """The changelog of the notes of an app's ``count`` shards."""
+    return f"{app}-notes-of-{count}-changelog"
+
+
+def timer_note(name: str) -> str:
+    """Where the last moment of a timer is."""
+    return f"timer:{name}"
+
+
+def passed_note(table: str, offset: int) -> str:
+    """Where it stands that a record is no part of a table."""
+    return f"passed:{table}@{offset}"
+
+
+def notes_table(app: str, count: int) -> TableSpec:
+    """The notes of an app's ``count`` shards, as a shard needs them."""
+    from millstream.worker._shard import TableSpec
+
+    return TableSpec(
+        name=NOTES,
+        partitions=count,
+        changelog=notes_topic(app, count),
+        make=NotesPart,
+        place=str.encode,
+        partitioner=_anywhere,
+    )
+
+
+class NotesPart(TablePart):
+    """The notes of one shard: from text to what JSON can hold."""
+
+    __slots__ = ()
+
+    def __init__(self, store: TableStore, check: Callable[[Any], None]) -> None:
+        """
+        Args:
+            check: not asked: every shard has its own notes, whatever their keys are.
+        """
+        super().__init__(
+            NOTES,
+            store=store,
+            encode_key=_layout.encode,
+            decode_key=_layout.decode,
+            dumps=msgspec.json.encode,
+            loads=msgspec.json.decode,
+            mutable=False,
+            check=_anything,
+            type_name="note",
+        )
+
+    def read(self, name: str) -> Any:
+        """A note, committed or not; None where there is none."""
+        value = self.dirty.get(name, MISSING)
+        if value is MISSING:
+            value = self.load(name)
+        return value if isinstance(value, (int, str)) else None
+
+    def write(self, name: str, value: int | str, scope: Scope) -> None:
+        """Make a note, as part of an event."""
+        self.set(name, value, scope)
+
+    def put(self, name: str, value: int | str | None) -> None:
+        """Make a note with the next cut, as part of no event; None deletes it."""
+        self.changed_system[_layout.encode(name)] = None if value is None else self.dumps(value)
+
+    def passed(self, table: str, *, topic_id: str, start: int, end: int) -> set[int]:
+        """Offsets of the records that are no part of a table; what is of no use any more is deleted.
+
+        Args:
+            start: where the partition begins.
+            end: up to where it is read. Records behind that are read again, and then it may be otherwise.
+        """
+        first, after = _layout.prefix(f"passed:{table}@")
+        found = set()
+        for key, data in self.store.items(first, after):
+            name = _layout.decode(key)
+            offset = int(name.rpartition("@")[2])
+            if start <= offset < end and self.loads(data) == topic_id:
+                found.add(offset)
+            else:
+                self.put(name, None)
+        return found
+
+    def is_committed(self, name: str, value: int | str) -> bool:
+        """Whether the note is there for good."""
+        return self.store.get(_layout.encode(name)) == self.dumps(value)
+
+
+def encode_note(name: str, value: int | str) -> tuple[bytes, bytes]:
+    """Key and value of a note as its changelog has them, for those who write it without a shard."""
+    return _layout.encode(name), msgspec.json.encode(value)
+
+
+def _anywhere(key: bytes, count: int) -> int:
+    """Every shard has its own notes; nobody asks for the place of one."""
+    return 0
+
+
+def _anything(key: Any) -> None:
+    return None
