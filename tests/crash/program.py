@@ -305,10 +305,9 @@ class Checker:
             for name, declared in program.app.tables.items()
             if name != "windows"
         }
+        program.app.streams.compile()
         self._agents = set(program.app.agents)
-        self.regroup = next(
-            name for name in program.app.agents if "group" in name and name != "group"
-        )
+        self.regroup = "stream:events"
         self.group_topic = next(
             topic.name for topic in program.app.agents["group"].sources[0].topics
         )

@@ -26,7 +26,7 @@ async def test_a_renamed_table() -> None:
         async with continued(program("by-account")[0], before):
             pass
     assert str(raised.value) == (
-        "app 'shop' has left state behind: the log holds table 'per-account' (1 record in"
+        "app 'shop' has left state behind: the log holds table 'per-account' (2 records in"
         " shop-per-account-changelog), which the program does not declare any more. If it has got another"
         " name, give it the old one back: name='per-account'. If it is to go: millstream reset --orphans"
     )
