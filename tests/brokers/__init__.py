@@ -1,0 +1,10 @@
+"""Real brokers for the tests: how they are found, started, hurt and looked at.
+
+The fixtures ``kafka``, ``kafka_cluster`` and so on stand in ``fixtures.py``. To try something by hand,
+``python -m tests.brokers`` starts a broker, prints its address and ends it with the input or on a signal.
+"""
+
+from tests.brokers.cluster import Broker, Cluster, Listener
+from tests.brokers.process import NotStartedError
+
+__all__ = ["Broker", "Cluster", "Listener", "NotStartedError"]
