@@ -4,7 +4,9 @@ The fixtures ``kafka``, ``kafka_cluster`` and so on stand in ``fixtures.py``. To
 ``python -m tests.brokers`` starts a broker, prints its address and ends it with the input or on a signal.
 """
 
-from tests.brokers.cluster import Broker, Cluster, Listener
+from tests.brokers.cluster import Broker, Cluster
+from tests.brokers.kafka import Kafka, Record, unique
+from tests.brokers.listeners import Listener
 from tests.brokers.process import NotStartedError
 
-__all__ = ["Broker", "Cluster", "Listener", "NotStartedError"]
+__all__ = ["Broker", "Cluster", "Kafka", "Listener", "NotStartedError", "Record", "unique"]

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import base64
-import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.brokers.jars import CURRENT, classpath
+from tests.brokers.kafka import Kafka
 from tests.brokers.keeper import keep, let_go
+from tests.brokers.listeners import DIRECT, HOST, PROXIED, Listener, free_ports, listening
 from tests.brokers.process import NotStartedError, Process
 from tests.requirements import java
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
-__all__ = ["DIRECT", "JVM", "PROXIED", "Broker", "Cluster", "Listener", "free_ports", "write"]
+__all__ = ["JVM", "Broker", "Cluster"]
 
-HOST = "127.0.0.1"
 # Quick to start, small, and good enough: C1 only, one collector thread, no warm-up.
 JVM = [
     "-Xmx384m",
@@ -40,13 +38,10 @@ JVM = [
 ]
 _QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
 _FORMAT_S_MAX = 60.0
-_READY = "Kafka Server started"
+READY = "Kafka Server started"
 _SAYS_READY = "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info"
 
 _PROPERTIES: Mapping[str, object] = {
-    "process.roles": "broker,controller",
-    "controller.listener.names": "CONTROLLER",
-    "inter.broker.listener.name": "DIRECT",
     "auto.create.topics.enable": "false",
     # the topics of the broker's own: few partitions, so that they are there soon
     "offsets.topic.num.partitions": 4,
@@ -68,27 +63,6 @@ _PROPERTIES: Mapping[str, object] = {
     "num.replica.fetchers": 1,
     "log.cleaner.threads": 1,
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """A listener of each broker.
-
-    Args:
-        name: Its name, in capitals; what a test asks an address of.
-        protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
-        proxied: Whether the brokers tell clients another port than they listen on, where a proxy is to stand.
-        properties: Its settings, without the prefix ``listener.name.…``.
-    """
-
-    name: str
-    protocol: str = "PLAINTEXT"
-    proxied: bool = False
-    properties: Mapping[str, object] = field(default_factory=dict)
-
-
-DIRECT = Listener(name="DIRECT")
-PROXIED = Listener(name="PROXIED", proxied=True)
 
 
 class Broker(Process):
@@ -119,10 +93,11 @@ class Broker(Process):
         self.advertised = advertised
 
 
-class Cluster:
+class Cluster(Kafka):
     """Brokers that know each other; ``with`` starts and ends them.
 
-    Replication is 3 in a cluster of three, and two of them must have a record.
+    Replication is 3 in a cluster of three, and two of them must have a record. The calls block: a test with an event
+    loop makes the slow ones, ``start`` of a cluster or a broker, in a thread.
 
     Args:
         size: How many brokers.
@@ -142,69 +117,49 @@ class Cluster:
         scram: Mapping[str, str] | None = None,
     ) -> None:
         self._listeners = [DIRECT, *listeners]
+        self._properties = {**_PROPERTIES, **_replication(size), **(properties or {})}
         self._features = features or {}
         self._scram = scram or {}
+        self._prepare()
         self.folder = Path(tempfile.mkdtemp(prefix="millstream-kafka-"))
         keep(folder=self.folder)
-        self._java = [java(), *JVM, "-cp", classpath(CURRENT)]
-        self._id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         names = [listener.name for listener in self._listeners]
         ports = free_ports(size * (2 * len(names) + 1))
-        controllers = [next(ports) for _ in range(size)]
-        voters = ",".join(f"{node}@{HOST}:{port}" for node, port in enumerate(controllers, 1))
-        common = {**_PROPERTIES, **_replication(size), **(properties or {})}
-        common["controller.quorum.voters"] = voters
+        self._controllers = {node: next(ports) for node in range(1, size + 1)}
         self.brokers: list[Broker] = []
-        for node, controller in enumerate(controllers, 1):
+        for node in self._controllers:
             own = {name: next(ports) for name in names}
             told = {
                 listener.name: next(ports) if listener.proxied else own[listener.name]
                 for listener in self._listeners
             }
-            file = self.folder / f"{node}.properties"
-            write(file, {**common, **self._of_node(node, controller, own, told)})
-            main = [_QUIET, _SAYS_READY, "kafka.Kafka", str(file)]
-            command = [*self._java, *main]
-            log = self.folder / f"{node}.log"
-            self.brokers.append(
-                Broker(command, log=log, ready=_READY, node=node, ports=own, advertised=told)
-            )
-
-    @property
-    def bootstrap(self) -> str:
-        """The addresses of the brokers, as clients take them: ``host:port,host:port``."""
-        return self.address("DIRECT")
-
-    @property
-    def url(self) -> str:
-        """The same as Millstream's setting ``broker``."""
-        return f"kafka://{self.bootstrap}"
+            self.brokers.append(self._broker(node, own, told))
+        super().__init__(self.address("DIRECT"))
 
     def address(self, listener: str) -> str:
-        """Return the addresses that the brokers tell clients of a listener."""
+        """Return the addresses that the brokers tell clients of a listener: ``host:port,host:port``."""
         return ",".join(f"{HOST}:{broker.advertised[listener]}" for broker in self.brokers)
 
     def start(self) -> None:
-        """Format the folders and start the brokers; takes 2 to 4 s.
+        """Start the brokers; takes 2 to 4 s for one, twice that for three.
 
         Raises:
             NotStartedError: with the last lines of what the broker wrote, whose folder stays.
         """
         try:
-            with ThreadPoolExecutor() as pool:
-                list(pool.map(self._format, self.brokers))
+            self._before_start()
             for broker in self.brokers:
                 broker.launch()
             for broker in self.brokers:
                 broker.wait_until_ready()
         except NotStartedError as error:
-            self._kill()
+            self._end()
             let_go(self.folder)
             raise NotStartedError(f"{error}\nAll of it is in {self.folder}") from None
 
     def stop(self) -> None:
-        """Kill the brokers and remove their folder."""
-        self._kill()
+        """End the brokers and remove their folder."""
+        self._end()
         shutil.rmtree(self.folder, ignore_errors=True)
         let_go(self.folder)
 
@@ -220,27 +175,45 @@ class Cluster:
     ) -> None:
         self.stop()
 
-    def _kill(self) -> None:
-        for broker in self.brokers:
-            broker.kill()
+    # what another kind of cluster does in its own way
+
+    def _prepare(self) -> None:
+        self._java = [java(), *JVM, "-cp", classpath(CURRENT)]
+        self._id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+    def _broker(self, node: int, own: Mapping[str, int], told: Mapping[str, int]) -> Broker:
+        file = self.folder / f"{node}.properties"
+        _write(file, {**self._properties, **self._of_node(node, own, told)})
+        command = [*self._java, _QUIET, _SAYS_READY, "kafka.Kafka", str(file)]
+        log = self.folder / f"{node}.log"
+        return Broker(command, log=log, ready=READY, node=node, ports=own, advertised=told)
 
     def _of_node(
-        self, node: int, controller: int, own: Mapping[str, int], told: Mapping[str, int]
+        self, node: int, own: Mapping[str, int], told: Mapping[str, int]
     ) -> dict[str, object]:
-        named = {
-            f"listener.name.{listener.name.lower()}.{key}": value
-            for listener in self._listeners
-            for key, value in listener.properties.items()
-        }
-        protocols = [f"{listener.name}:{listener.protocol}" for listener in self._listeners]
+        controllers = self._controllers.items()
         return {
             "node.id": node,
+            "process.roles": "broker,controller",
+            "controller.listener.names": "CONTROLLER",
+            "controller.quorum.voters": ",".join(
+                f"{one}@{HOST}:{port}" for one, port in controllers
+            ),
             "log.dirs": self.folder / f"data-{node}",
-            "listeners": ",".join([*_addresses(own), f"CONTROLLER://{HOST}:{controller}"]),
-            "advertised.listeners": ",".join(_addresses(told)),
-            "listener.security.protocol.map": ",".join([*protocols, "CONTROLLER:PLAINTEXT"]),
-            **named,
+            **listening(
+                self._listeners,
+                {**own, "CONTROLLER": self._controllers[node]},
+                told,
+            ),
         }
+
+    def _before_start(self) -> None:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._format, self.brokers))
+
+    def _end(self) -> None:
+        for broker in self.brokers:
+            broker.kill()
 
     def _format(self, broker: Broker) -> None:
         command = [*self._java, _QUIET, "kafka.tools.StorageTool", "format"]
@@ -261,25 +234,7 @@ class Cluster:
             raise NotStartedError(f"StorageTool: {done.stdout}{done.stderr}")
 
 
-def free_ports(count: int) -> Iterator[int]:
-    """Return ports of loopback that nobody listens on.
-
-    They lie below those that the system gives to outgoing connections, which might otherwise take one before the
-    broker does, or while it is down.
-    """
-    found: set[int] = set()
-    while len(found) < count:
-        port = random.randrange(12_000, 30_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-        found.add(port)
-    return iter(sorted(found))
-
-
-def write(file: Path, properties: Mapping[str, object]) -> None:
+def _write(file: Path, properties: Mapping[str, object]) -> None:
     """Write a file of Java's properties."""
     lines = (f"{key}={_escaped(str(value))}\n" for key, value in properties.items())
     file.write_text("".join(lines))
@@ -299,7 +254,3 @@ def _replication(size: int) -> dict[str, object]:
         "transaction.state.log.replication.factor": copies,
         "transaction.state.log.min.isr": needed,
     }
-
-
-def _addresses(ports: Mapping[str, int]) -> list[str]:
-    return [f"{name}://{HOST}:{port}" for name, port in ports.items()]
