@@ -7,6 +7,21 @@ The fixtures ``kafka``, ``kafka_cluster`` and so on stand in ``fixtures.py``. To
 from tests.brokers.cluster import Broker, Cluster
 from tests.brokers.kafka import Kafka, Record, unique
 from tests.brokers.listeners import Listener
+from tests.brokers.messages import Action, Api, Rule
 from tests.brokers.process import NotStartedError
+from tests.brokers.proxy import Proxy, proxies
 
-__all__ = ["Broker", "Cluster", "Kafka", "Listener", "NotStartedError", "Record", "unique"]
+__all__ = [
+    "Action",
+    "Api",
+    "Broker",
+    "Cluster",
+    "Kafka",
+    "Listener",
+    "NotStartedError",
+    "Proxy",
+    "Record",
+    "Rule",
+    "proxies",
+    "unique",
+]

@@ -7,22 +7,43 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.brokers.cluster import Cluster
+from tests.brokers.found import found
+from tests.brokers.proxy import Proxy, proxies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["kafka", "kafka_cluster"]
+    from tests.brokers.kafka import Kafka
+
+__all__ = ["kafka", "kafka_cluster", "kafka_proxy", "own_kafka"]
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[Cluster]:
-    """A broker; tests share it, and so each makes topics and groups of its own."""
+def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:
+    """A broker: that of MILLSTREAM_TEST_BROKER, or one in Docker, or one of our own.
+
+    Tests share it, and so each makes topics and groups of its own.
+    """
+    with found() as elsewhere:
+        yield elsewhere or request.getfixturevalue("own_kafka")
+
+
+@pytest.fixture(scope="session")
+def own_kafka() -> Iterator[Cluster]:
+    """A broker of our own, wherever ``kafka`` is."""
     with Cluster() as cluster:
         yield cluster
 
 
+@pytest.fixture
+def kafka_proxy(own_kafka: Cluster) -> Iterator[Proxy]:
+    """A proxy before the broker ``own_kafka``, which a client finds at ``kafka_proxy.bootstrap``."""
+    with proxies(own_kafka) as (proxy,):
+        yield proxy
+
+
 @pytest.fixture(scope="session")
 def kafka_cluster() -> Iterator[Cluster]:
-    """Three brokers, which a test may kill and pause; it leaves them running."""
+    """Three brokers of our own, which a test may kill and pause; it leaves them running."""
     with Cluster(3) as cluster:
         yield cluster
