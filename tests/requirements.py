@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["MISSING", "chromium", "java", "maven", "missing", "wheel"]
+__all__ = ["MISSING", "chromium", "java", "maven", "missing", "openssl", "wheel"]
 
 MISSING = "cannot run here: "
 BROKER = (
@@ -68,6 +68,11 @@ def java() -> str:
 def maven() -> str:
     """Return the path of Maven, which fetches the broker on first use."""
     return shutil.which("mvn") or missing(BROKER)
+
+
+def openssl() -> str:
+    """Return the path of OpenSSL, which makes the certificates of a broker with TLS."""
+    return shutil.which("openssl") or missing("OpenSSL (Debian: apt-get install openssl)")
 
 
 def wheel() -> Path:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-__all__ = ["JVM", "Broker", "Cluster"]
+__all__ = ["JVM", "QUIET", "READY", "Broker", "Cluster", "write"]
 
 # Quick to start, small, and good enough: C1 only, one collector thread, no warm-up.
 JVM = [
@@ -36,7 +36,7 @@ JVM = [
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
 ]
-_QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
+QUIET = "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"
 _FORMAT_S_MAX = 60.0
 READY = "Kafka Server started"
 _SAYS_READY = "-Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info"
@@ -50,7 +50,9 @@ _PROPERTIES: Mapping[str, object] = {
     "group.initial.rebalance.delay.ms": 0,
     "group.min.session.timeout.ms": 500,
     "transaction.abort.timed.out.transaction.cleanup.interval.ms": 200,
-    # compaction and retention run from the start, and often
+    # tests write records of any time, and Kafka would delete those that are a week old; else compaction and retention
+    # run from the start, and often
+    "log.retention.ms": -1,
     "log.initial.task.delay.ms": 500,
     "log.cleaner.backoff.ms": 300,
     "log.cleaner.min.cleanable.ratio": 0.01,
@@ -183,8 +185,8 @@ class Cluster(Kafka):
 
     def _broker(self, node: int, own: Mapping[str, int], told: Mapping[str, int]) -> Broker:
         file = self.folder / f"{node}.properties"
-        _write(file, {**self._properties, **self._of_node(node, own, told)})
-        command = [*self._java, _QUIET, _SAYS_READY, "kafka.Kafka", str(file)]
+        write(file, {**self._properties, **self._of_node(node, own, told)})
+        command = [*self._java, QUIET, _SAYS_READY, "kafka.Kafka", str(file)]
         log = self.folder / f"{node}.log"
         return Broker(command, log=log, ready=READY, node=node, ports=own, advertised=told)
 
@@ -216,7 +218,7 @@ class Cluster(Kafka):
             broker.kill()
 
     def _format(self, broker: Broker) -> None:
-        command = [*self._java, _QUIET, "kafka.tools.StorageTool", "format"]
+        command = [*self._java, QUIET, "kafka.tools.StorageTool", "format"]
         command += [
             f"--cluster-id={self._id}",
             "-c",
@@ -234,7 +236,7 @@ class Cluster(Kafka):
             raise NotStartedError(f"StorageTool: {done.stdout}{done.stderr}")
 
 
-def _write(file: Path, properties: Mapping[str, object]) -> None:
+def write(file: Path, properties: Mapping[str, object]) -> None:
     """Write a file of Java's properties."""
     lines = (f"{key}={_escaped(str(value))}\n" for key, value in properties.items())
     file.write_text("".join(lines))
@@ -253,4 +255,7 @@ def _replication(size: int) -> dict[str, object]:
         "offsets.topic.replication.factor": copies,
         "transaction.state.log.replication.factor": copies,
         "transaction.state.log.min.isr": needed,
+        # the others notice a killed or stopped broker in 3 s, not in 9
+        "broker.session.timeout.ms": 3_000 if size > 1 else 60_000,
+        "broker.heartbeat.interval.ms": 300,
     }

@@ -8,14 +8,17 @@ import pytest
 
 from tests.brokers.cluster import Cluster
 from tests.brokers.found import found
+from tests.brokers.old import OldCluster
 from tests.brokers.proxy import Proxy, proxies
+from tests.brokers.security import secured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tests.brokers.kafka import Kafka
+    from tests.brokers.security import Secured
 
-__all__ = ["kafka", "kafka_cluster", "kafka_proxy", "own_kafka"]
+__all__ = ["kafka", "kafka_cluster", "kafka_proxy", "old_kafka", "own_kafka", "secured_kafka"]
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +38,13 @@ def own_kafka() -> Iterator[Cluster]:
         yield cluster
 
 
+@pytest.fixture(scope="session")
+def old_kafka() -> Iterator[OldCluster]:
+    """A broker of our own of the oldest line that we support, Kafka 2.8."""
+    with OldCluster() as cluster:
+        yield cluster
+
+
 @pytest.fixture
 def kafka_proxy(own_kafka: Cluster) -> Iterator[Proxy]:
     """A proxy before the broker ``own_kafka``, which a client finds at ``kafka_proxy.bootstrap``."""
@@ -47,3 +57,10 @@ def kafka_cluster() -> Iterator[Cluster]:
     """Three brokers of our own, which a test may kill and pause; it leaves them running."""
     with Cluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def secured_kafka() -> Iterator[Secured]:
+    """A broker of our own with TLS, SASL and access rules."""
+    with secured() as found:
+        yield found

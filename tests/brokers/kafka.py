@@ -15,8 +15,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -79,13 +78,16 @@ class Kafka:
     def topic(self, name: str = "topic", *, partitions: int = 1, **config: Any) -> str:
         """Create a topic and return its name, which is made unique; it is there when this returns.
 
+        Old records stay in it, unless ``retention_ms`` says otherwise.
+
         Args:
             name: What the name begins with.
             partitions: How many.
             config: Settings, with ``_`` for ``.``: ``cleanup_policy="compact"``.
         """
         chosen = unique(name)
-        settings = {key.replace("_", "."): str(value) for key, value in config.items()}
+        settings = {"retention.ms": "-1"}
+        settings |= {key.replace("_", "."): str(value) for key, value in config.items()}
         admin = self.admin()
         created = admin.create_topics([NewTopic(chosen, partitions, -1, config=settings)])
         created[chosen].result(DEADLINE_S)
@@ -125,6 +127,11 @@ class Kafka:
         assert not left, f"{left} records were not taken in {DEADLINE_S:.0f} s"
         if refused:
             raise KafkaException(refused[0])
+
+    def in_sync(self, topic: str) -> int:
+        """Return how many brokers have the partition that the fewest of them have."""
+        found = self.admin().list_topics(topic, timeout=DEADLINE_S).topics[topic].partitions
+        return min(len(one.isrs) for one in found.values())
 
     def read(self, topic: str, *, committed: bool = True) -> list[Record]:
         """Return what a topic holds now, in the order of partition and offset.

@@ -38,6 +38,8 @@ A0, A1, A2 = (TopicPartition("a", number) for number in range(3))
 TABLE = TopicPartition("table", 0)
 SHORT = TopicPartition("short", 0)
 HOUR_MS = 3_600_000
+LARGE_RECORDS = {"max.message.bytes": "4000000"}
+"""For brokers, which take a megabyte where nothing else is said."""
 
 
 class Lab(Protocol):
@@ -60,7 +62,7 @@ class Lab(Protocol):
 async def transport(lab: Lab) -> AsyncIterator[Transport]:
     """A log with topic ``a`` of three partitions."""
     async with lab.open_transport() as opened:
-        await opened.create_topics([TopicSpec(name="a", partitions=3)])
+        await opened.create_topics([TopicSpec(name="a", partitions=3, config=LARGE_RECORDS)])
         yield opened
 
 

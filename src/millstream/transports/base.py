@@ -126,13 +126,16 @@ class CommitResult:
 class Assignment:
     """One outcome of a rebalance, as a member receives it.
 
-    ``assigned`` is what the assign function gave this member; ``members`` is every member's metadata.
+    ``assigned`` is what the assign function gave this member; ``members`` is every member's metadata, and
+    ``shares`` what the function gave each of them. Both may lack members for a moment, where the next rebalance
+    has begun already: its outcome follows.
     """
 
     generation: int
     member_id: str
     assigned: bytes
     members: Mapping[str, bytes]
+    shares: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +177,10 @@ class Membership(Protocol):
 
     async def update(self, metadata: bytes) -> None:
         """Replace this member's metadata, which causes a rebalance."""
+        ...
+
+    def note(self, metadata: bytes) -> None:
+        """Replace this member's metadata from the next rebalance on, without causing one. Cheap."""
         ...
 
     async def leave(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchHeader",
+    "Producer",
     "build_batch",
     "headers_of",
     "iterate_batches",
@@ -43,8 +44,24 @@ class BatchHeader(NamedTuple):
     records: int
 
 
+class Producer(NamedTuple):
+    """Who writes a batch to a Kafka broker, which keeps its batches in the order of their sequence."""
+
+    producer_id: int = -1
+    epoch: int = -1
+    sequence: int = -1
+    transactional: bool = False
+
+
+NOBODY = Producer()
+
+
 def build_batch(
-    records: Sequence[OutgoingRecord], *, offsets: Sequence[int] | None = None, base_offset: int = 0
+    records: Sequence[OutgoingRecord],
+    *,
+    offsets: Sequence[int] | None = None,
+    base_offset: int = 0,
+    producer: Producer = NOBODY,
 ) -> bytes:
     """One uncompressed batch.
 
@@ -52,14 +69,15 @@ def build_batch(
         records: at least one; in memory they may be plain tuples.
         offsets: ascending, relative to ``base_offset``; 0, 1, 2 … when left out.
         base_offset: the offset that the batch begins at.
+        producer: whose batch it is, on its way to a broker.
     """
     builder = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
-        is_transactional=0,
-        producer_id=-1,
-        producer_epoch=-1,
-        base_sequence=-1,
+        is_transactional=producer.transactional,
+        producer_id=producer.producer_id,
+        producer_epoch=producer.epoch,
+        base_sequence=producer.sequence,
         batch_size=2**31 - 1,
     )
     append = builder.append

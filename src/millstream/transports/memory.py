@@ -485,6 +485,10 @@ class _MemoryMembership:
                         name: member.metadata
                         for name, member in sorted(self._group.members.items())
                     },
+                    shares={
+                        name: member.assigned
+                        for name, member in sorted(self._group.members.items())
+                    },
                 )
             await self._log._bell.wait_for_ring(self._log._bell.rings)
         raise InternalError("an assignment was awaited after leaving the group")
@@ -502,6 +506,10 @@ class _MemoryMembership:
         if self._member_id in self._group.members:
             self._group.rebalance()
             self._log._bell.ring()
+
+    def note(self, metadata: bytes) -> None:
+        """Replace this member's metadata from the next rebalance on."""
+        self._member.metadata = metadata
 
     async def leave(self) -> None:
         """Leave at once. Idempotent."""

@@ -239,6 +239,10 @@ class Cluster:
             await self._refresh({tp[0] for tp in missing})
             asked = True
 
+    def known_leader(self, tp: TopicPartition) -> Leader | None:
+        """Who led it when we last heard; None where we have not asked, or it does not exist."""
+        return self._leader(tp)
+
     def forget_leader(self, tp: TopicPartition, epoch: int | None = None) -> None:
         """Ask again who leads it, unless something newer than ``epoch`` is known by now."""
         topic = self.topics.get(tp[0])
