@@ -9,6 +9,7 @@ from tests.brokers.kafka import Kafka, Record, unique
 from tests.brokers.listeners import Listener
 from tests.brokers.messages import Action, Api, Rule
 from tests.brokers.process import NotStartedError
+from tests.brokers.program import Program, say
 from tests.brokers.proxy import Proxy, proxies
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "Kafka",
     "Listener",
     "NotStartedError",
+    "Program",
     "Proxy",
     "Record",
     "Rule",
     "proxies",
+    "say",
     "unique",
 ]

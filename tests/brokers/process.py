@@ -32,12 +32,24 @@ class Process:
         command: Program and arguments.
         log: The file that gets its output; a later start writes on.
         ready: What stands in its output once it is ready.
+        stdin: Its input, as ``subprocess`` names it; none otherwise.
+        cwd: Where, if not here.
     """
 
-    def __init__(self, command: Sequence[str], *, log: Path, ready: str) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        ready: str,
+        stdin: int = subprocess.DEVNULL,
+        cwd: Path | None = None,
+    ) -> None:
         self.command = list(command)
         self.log = log
         self._ready = ready
+        self._stdin = stdin
+        self._cwd = cwd
         self._popen: subprocess.Popen[bytes] | None = None
         self._from = 0
 
@@ -58,9 +70,10 @@ class Process:
             self._from = output.tell()
             self._popen = subprocess.Popen(
                 self.command,
-                stdin=subprocess.DEVNULL,
+                stdin=self._stdin,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                cwd=self._cwd,
                 start_new_session=True,
             )
         keep(pid=self._popen.pid)
@@ -127,4 +140,6 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
+        if self._popen.stdin is not None:
+            self._popen.stdin.close()
         let_go(self._popen.pid)

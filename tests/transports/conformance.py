@@ -309,7 +309,8 @@ async def test_a_position_inside_a_batch(transport: Transport) -> None:
 
 async def test_a_partition_at_its_end_has_nothing_to_say(transport: Transport) -> None:
     """Only partitions with something new are in the answer."""
-    await transport.append({A0: [rec("x")], A1: [rec("y")]})
+    await transport.append({A0: [rec("x")]})
+    await transport.append({A1: [rec("y")]})
     assert [f.tp for f in await fetch_now(transport, {A0: 1, A1: 0, A2: 0})] == [A1]
 
 
@@ -450,7 +451,8 @@ async def test_purge_moves_the_start(transport: Transport) -> None:
 
 async def test_purge_to_the_end_and_beyond(transport: Transport) -> None:
     """A partition may be emptied; an offset above its end is an error that changes nothing."""
-    await transport.append({A0: [rec("a")], A1: [rec("b")]})
+    await transport.append({A0: [rec("a")]})
+    await transport.append({A1: [rec("b")]})
     with pytest.raises(OffsetOutOfRangeError):
         await transport.purge({A1: 1, A0: 2})
     assert await transport.start_offsets([A0, A1]) == {A0: 0, A1: 0}

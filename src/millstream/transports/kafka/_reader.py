@@ -58,12 +58,24 @@ FLIGHTS = 2
 FLIGHT_WAIT_S = 0.5
 """How long a request waits at the broker, at most."""
 GRACE_S = 0.1
-"""A request that is younger may still have to bring what the broker holds."""
+"""A request that waits there for longer would have brought what the broker held."""
+LATE_S = 5.0
+"""How much later than its time an answer may be until a call returns without it."""
 ANSWER_TIMEOUT_S = 30.0
-PAUSE_S = 0.1
-"""After a request that failed."""
+PAUSE_FIRST_S = 0.01
+"""After a request that failed; twice as long after each further one."""
+PAUSE_LONGEST_S = 0.5
 UNAVAILABLE_S = 30.0
 """For how long a partition may be out of reach before a call says so."""
+
+
+class _Trouble(NamedTuple):
+    """A partition that cannot be read: since when, until when we leave it alone, and why."""
+
+    since: float
+    until: float
+    pause_s: float
+    why: str
 
 
 class _Place(NamedTuple):
@@ -78,7 +90,15 @@ class _Flight:
     node: int
     places: set[_Place]
     began: float
+    until: float
+    """When the broker answers, even with nothing."""
     task: asyncio.Task[None] | None = None
+
+    def may_bring(self, now: float) -> bool:
+        """Whether an answer is to be expected at once."""
+        if now < self.until:
+            return now < self.began + GRACE_S
+        return now < self.until + LATE_S
 
 
 class KafkaReader:
@@ -93,11 +113,9 @@ class KafkaReader:
         """What was answered since the current call began, also with nothing."""
         self._served: dict[TopicPartition, int] = {}
         self._serial = 0
-        self._epochs: dict[_Place, int] = {}
-        """The leader epoch of the batch that ends at a position."""
-        self._failing: dict[TopicPartition, tuple[float, str]] = {}
-        """Since when a partition is out of reach, and why."""
-        self._not_before: dict[TopicPartition, float] = {}
+        self._epochs: dict[TopicPartition, tuple[int, int]] = {}
+        """Where the last batch that was read ended, and its leader epoch."""
+        self._trouble: dict[TopicPartition, _Trouble] = {}
         self._closed = False
 
     async def fetch(
@@ -170,10 +188,12 @@ class KafkaReader:
 
     def _raise_if_unavailable(self, wanted: Sequence[_Place], now: float) -> None:
         for tp, _ in wanted:
-            since, why = self._failing.get(tp, (now, ""))
-            if now - since > UNAVAILABLE_S:
-                del self._failing[tp]
-                raise LogUnavailableError(f"{tp} cannot be read for {UNAVAILABLE_S:g} s: {why}")
+            trouble = self._trouble.get(tp)
+            if trouble is not None and now - trouble.since > UNAVAILABLE_S:
+                del self._trouble[tp]
+                raise LogUnavailableError(
+                    f"{tp} cannot be read for {UNAVAILABLE_S:g} s: {trouble.why}"
+                )
 
     # what is on its way
 
@@ -186,22 +206,20 @@ class KafkaReader:
         """
         now = asyncio.get_running_loop().time()
         flying = {place for flight in self._flights for place in flight.places}
-        young = {
-            place
-            for flight in self._flights
-            if now - flight.began < GRACE_S
-            for place in flight.places
+        near = {
+            place for flight in self._flights if flight.may_bring(now) for place in flight.places
         }
         covered = True
         by_node: dict[int, list[tuple[_Place, Leader]]] = {}
         lost: list[_Place] = []
         for place in wanted:
             if place in flying:
-                covered = covered and (place not in young or place in self._answered)
+                covered = covered and place not in near
                 continue
             if wait_s <= 0 and place in self._answered:
                 continue
-            if self._not_before.get(place.tp, 0.0) > now:
+            trouble = self._trouble.get(place.tp)
+            if trouble is not None and trouble.until > now:
                 continue
             covered = False
             leader = self._cluster.known_leader(place.tp)
@@ -210,13 +228,14 @@ class KafkaReader:
             else:
                 by_node.setdefault(leader.node, []).append((place, leader))
         if lost and self._room(-1, wanted):
-            self._fly(-1, lost, self._find_leaders([place.tp for place in lost]))
+            self._fly(-1, lost, 0.0, self._find_leaders([place.tp for place in lost]))
         for node, places in by_node.items():
             if self._room(node, wanted):
                 places.sort(key=lambda found: self._served.get(found[0].tp, 0))
                 self._fly(
                     node,
                     [place for place, _ in places],
+                    wait_s,
                     self._fetch(node, places, max(1, max_bytes // len(by_node)), wait_s),
                 )
         return covered
@@ -233,8 +252,15 @@ class KafkaReader:
                 return True
         return False
 
-    def _fly(self, node: int, places: Sequence[_Place], work: Coroutine[Any, Any, None]) -> None:
-        flight = _Flight(node, set(places), asyncio.get_running_loop().time())
+    def _fly(
+        self,
+        node: int,
+        places: Sequence[_Place],
+        wait_s: float,
+        work: Coroutine[Any, Any, None],
+    ) -> None:
+        now = asyncio.get_running_loop().time()
+        flight = _Flight(node, set(places), now, now + wait_s)
         flight.task = asyncio.ensure_future(work)
         flight.task.add_done_callback(lambda task: self._landed(flight, task))
         self._flights.add(flight)
@@ -255,15 +281,17 @@ class KafkaReader:
 
     def _failed(self, tp: TopicPartition, why: str) -> None:
         now = asyncio.get_running_loop().time()
-        if tp not in self._failing:
+        known = self._trouble.get(tp)
+        if known is None:
             logger.info("%s cannot be read now: %s", tp, why)
-        self._failing[tp] = (self._failing.get(tp, (now, ""))[0], why)
-        self._not_before[tp] = now + PAUSE_S
+        pause_s = PAUSE_FIRST_S if known is None else min(2 * known.pause_s, PAUSE_LONGEST_S)
+        since = now if known is None else known.since
+        self._trouble[tp] = _Trouble(since, now + pause_s, pause_s, why)
 
     async def _wait(self, wanted: Sequence[_Place], left_s: float) -> None:
         """Until something lands, or a pause is over, or the time."""
         now = asyncio.get_running_loop().time()
-        pauses = [self._not_before[tp] - now for tp, _ in wanted if tp in self._not_before]
+        pauses = [self._trouble[tp].until - now for tp, _ in wanted if tp in self._trouble]
         timeout_s = min([GRACE_S if left_s <= 0 else left_s, *(p for p in pauses if p > 0)])
         tasks = [flight.task for flight in self._flights if flight.task is not None]
         if tasks:
@@ -291,7 +319,7 @@ class KafkaReader:
                     partition=i32(place.tp.partition),
                     current_leader_epoch=i32(leader.epoch),
                     fetch_offset=i64(place.position),
-                    last_fetched_epoch=i32(self._epochs.get(place, -1)),
+                    last_fetched_epoch=i32(self._epoch_before(place)),
                     partition_max_bytes=i32(share),
                 )
             )
@@ -331,6 +359,10 @@ class KafkaReader:
             except MillstreamError as exc:
                 self._arrived[place] = exc
 
+    def _epoch_before(self, place: _Place) -> int:
+        position, epoch = self._epochs.get(place.tp, (-1, -1))
+        return epoch if position == place.position else -1
+
     async def _take(self, place: _Place, leader: Leader, part: PartitionData) -> None:
         tp, position = place
         code = part.error_code
@@ -347,8 +379,7 @@ class KafkaReader:
                 self._failed(tp, str(error))
                 return
             raise error
-        self._failing.pop(tp, None)
-        self._not_before.pop(tp, None)
+        self._trouble.pop(tp, None)
         if part.diverging_epoch.end_offset >= 0:
             raise LogDamagedError(
                 f"{tp}: what was read from offset {part.diverging_epoch.end_offset} to"
@@ -361,8 +392,7 @@ class KafkaReader:
         ]
         found = committed_data(part.records or b"", aborted, position=position, where=str(tp))
         if found.next_offset > position:
-            self._epochs.pop(place, None)
-            self._epochs[_Place(tp, found.next_offset)] = found.leader_epoch
+            self._epochs[tp] = (found.next_offset, found.leader_epoch)
             end = max(int(part.high_watermark), found.next_offset)
             self._arrived[place] = Fetched(tp, found.data, found.next_offset, end)
 

@@ -74,14 +74,18 @@ class Topics:
         """One setting of a topic."""
         return (await self._configs([topic], (name,))).get(topic, {}).get(name)
 
-    async def create(self, specs: Sequence[TopicSpec]) -> None:
-        """Create those that do not exist, and wait until they can be written to.
+    async def create(self, specs: Sequence[TopicSpec]) -> list[TopicSpec]:
+        """Create those that do not exist, and wait until all have leaders.
+
+        Returns:
+            Those that were created.
 
         Raises:
             ConfigurationError: what no broker takes, or this one does not allow; names the topic.
         """
         there = await self._cluster.describe([spec.name for spec in specs])
         left = {spec.name: spec for spec in specs if spec.name not in there}
+        created = list(left.values())
         patience = Patience(TIMEOUT_S)
         while left:
             try:
@@ -105,11 +109,14 @@ class Topics:
                     )
                     continue
                 spec = left.pop(result.name)
-                if code and code is not ErrorCode.topic_already_exists:
+                if code is ErrorCode.topic_already_exists:
+                    created.remove(spec)
+                elif code:
                     raise self._not_created(code, spec, result.error_message)
             if problem is not None:
                 await patience.pause(problem)
         await self._until([spec.name for spec in specs], there=True)
+        return created
 
     async def delete(self, names: Collection[str]) -> None:
         """Remove topics, and wait until they are gone; unknown names are ignored."""

@@ -108,7 +108,12 @@ class KafkaTransport:
                 that this user may not.
         """
         check_specs(specs)
-        await self._opened().topics.create(specs)
+        opened = self._opened()
+        created = await opened.topics.create(specs)
+        # a broker may tell of a partition before its leader answers for it
+        await opened.offsets.ends(
+            [TopicPartition(spec.name, at) for spec in created for at in range(spec.partitions)]
+        )
 
     async def delete_topics(self, names: Collection[str]) -> None:
         """Remove topics with their records."""
