@@ -20,6 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["kafka", "kafka_cluster", "kafka_proxy", "old_kafka", "own_kafka", "secured_kafka"]
 
+_BROKERS = ("kafka", "own_kafka", "secured_kafka", "old_kafka", "kafka_cluster")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests that need a broker last, those of the same broker together: it lives from the first to the end."""
+    items.sort(key=last_broker)
+
+
+def last_broker(item: pytest.Item) -> int:
+    """Return the place of a test by the brokers that it needs; 0 when it needs none."""
+    names = getattr(item, "fixturenames", ())
+    return max((place for place, name in enumerate(_BROKERS, 1) if name in names), default=0)
+
 
 @pytest.fixture(scope="session")
 def kafka(request: pytest.FixtureRequest) -> Iterator[Kafka]:

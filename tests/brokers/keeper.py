@@ -7,8 +7,6 @@ still named is ended and removed. Standard library only: it runs as a plain scri
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import json
 import os
 import shutil
@@ -50,17 +48,9 @@ def _tell(word: str, what: int | str | None) -> None:
         _keeper = subprocess.Popen(
             command, stdin=subprocess.PIPE, text=True, start_new_session=True
         )
-        atexit.register(_end, _keeper)
     assert _keeper.stdin is not None
     _keeper.stdin.write(json.dumps({word: what}) + "\n")
     _keeper.stdin.flush()
-
-
-def _end(keeper: subprocess.Popen[str]) -> None:
-    assert keeper.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        keeper.stdin.close()
-    keeper.wait()
 
 
 def _main() -> None:

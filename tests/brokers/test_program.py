@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.brokers import Kafka, NotStartedError, Program
+from tests.brokers.listeners import HOST, free_ports
 from tests.brokers.process import Process
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 DEADLINE_S = 30.0
+_LISTENER = "import socket, time; s = socket.create_server(('127.0.0.1', {})); print('up', flush=True); time.sleep(600)"
 _RUN = """
 import sys, time
 from pathlib import Path
 from tests.brokers.keeper import keep
+from tests.brokers.listeners import HOST, free_ports
 from tests.brokers.process import Process
-folder = Path(sys.argv[1])
-keep(folder=folder)
-process = Process([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"],
-                  log=folder / "log", ready="up")
-process.start()
-print(process.pid, flush=True)
+folder, program = sys.argv[1:]
+keep(folder=Path(folder))
+Process([sys.executable, "-c", program], log=Path(folder) / "log", ready="up").start()
+print("running", flush=True)
 time.sleep(600)
 """
 
@@ -49,7 +53,7 @@ async def test_a_program_writes_what_it_is_told(kafka: Kafka, tmp_path: Path) ->
 def test_a_program_that_ends_says_why(tmp_path: Path) -> None:
     """What it printed last is in the error."""
     command = [sys.executable, "-c", "print('bad luck')"]
-    with pytest.raises(NotStartedError, match="ended. Its last lines:\nbad luck"):
+    with pytest.raises(NotStartedError, match=r"ended\. Its last lines:\nbad luck"):
         Process(command, log=tmp_path / "log", ready="good luck").start()
 
 
@@ -59,21 +63,16 @@ def test_nothing_outlives_a_run_that_is_ended(tmp_path: Path, how: signal.Signal
     """Whatever ends a test run, its processes end and its folders go."""
     folder = tmp_path / "data"
     folder.mkdir()
-    run = subprocess.Popen(
-        [sys.executable, "-c", _RUN, str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert run.stdout is not None
-    with run.stdout as said:
-        pid = int(said.readline())
-        os.kill(pid, 0)
+    port = next(free_ports(1))
+    command = [sys.executable, "-c", _RUN, str(folder), _LISTENER.format(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == b"running\n"
+        socket.create_connection((HOST, port)).close()
         run.send_signal(how)
-        run.wait()
-        patience = time.monotonic() + DEADLINE_S
-        while folder.exists():
-            assert time.monotonic() < patience
-            time.sleep(0.02)
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
+    patience = time.monotonic() + DEADLINE_S
+    while folder.exists():
+        assert time.monotonic() < patience
+        time.sleep(0.02)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((HOST, port))
