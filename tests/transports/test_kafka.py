@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 class KafkaLab:
     """A broker that other tests have left something on, for the suite: its names are removed first."""
 
+    dense = False
+
     def __init__(self, broker: Cluster) -> None:
         self._broker = broker
         self._clean()

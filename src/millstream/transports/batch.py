@@ -11,7 +11,7 @@ from aiokafka.record._crecords.memory_records import MemoryRecords
 from millstream.errors import LogDamagedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from aiokafka.record._crecords.default_records import DefaultRecord, DefaultRecordBatch
 
@@ -21,6 +21,7 @@ __all__ = [
     "BatchHeader",
     "Producer",
     "build_batch",
+    "fill_batch",
     "headers_of",
     "iterate_batches",
     "iterate_records",
@@ -47,21 +48,14 @@ class BatchHeader(NamedTuple):
 class Producer(NamedTuple):
     """Who writes a batch to a Kafka broker, which keeps its batches in the order of their sequence."""
 
-    producer_id: int = -1
-    epoch: int = -1
-    sequence: int = -1
-    transactional: bool = False
-
-
-NOBODY = Producer()
+    producer_id: int
+    epoch: int
+    sequence: int
+    transactional: bool
 
 
 def build_batch(
-    records: Sequence[OutgoingRecord],
-    *,
-    offsets: Sequence[int] | None = None,
-    base_offset: int = 0,
-    producer: Producer = NOBODY,
+    records: Sequence[OutgoingRecord], *, offsets: Sequence[int] | None = None, base_offset: int = 0
 ) -> bytes:
     """One uncompressed batch.
 
@@ -69,15 +63,14 @@ def build_batch(
         records: at least one; in memory they may be plain tuples.
         offsets: ascending, relative to ``base_offset``; 0, 1, 2 … when left out.
         base_offset: the offset that the batch begins at.
-        producer: whose batch it is, on its way to a broker.
     """
     builder = DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
-        is_transactional=producer.transactional,
-        producer_id=producer.producer_id,
-        producer_epoch=producer.epoch,
-        base_sequence=producer.sequence,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
         batch_size=2**31 - 1,
     )
     append = builder.append
@@ -88,6 +81,33 @@ def build_batch(
         for offset, (timestamp, key, value, headers) in zip(offsets, records, strict=True):
             append(offset, timestamp, key, value, headers)
     return rebase(builder.build(), base_offset)
+
+
+def fill_batch(
+    records: Iterable[OutgoingRecord], *, producer: Producer, bytes_max: int
+) -> tuple[bytes, int]:
+    """One uncompressed batch of the first records, and how many they are: at least one.
+
+    Args:
+        records: at least one; in memory they may be plain tuples.
+        producer: whose batch it is.
+        bytes_max: where it ends; a record that is larger has it for itself.
+    """
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=producer.transactional,
+        producer_id=producer.producer_id,
+        producer_epoch=producer.epoch,
+        base_sequence=producer.sequence,
+        batch_size=bytes_max,
+    )
+    append, count = builder.append, 0
+    for timestamp, key, value, headers in records:
+        if append(count, timestamp, key, value, headers) is None:
+            break
+        count += 1
+    return bytes(builder.build()), count
 
 
 def rebase(batch: bytes | bytearray, base_offset: int) -> bytes:

@@ -18,14 +18,7 @@ from kio.static.primitive import i16
 from millstream.errors import LogUnavailableError, OutcomeUnknownError
 from millstream.transports.kafka._errors import AnswerLostError, Patience, refusal
 from millstream.transports.kafka._messages import duration
-from millstream.transports.kafka._produce import (
-    BATCH_BYTES,
-    BATCH_RECORDS,
-    Identity,
-    TooLargeError,
-    size_of,
-    write,
-)
+from millstream.transports.kafka._produce import Identity, TooLargeError, write
 from millstream.transports.kafka._transactions import Transactions
 
 if TYPE_CHECKING:
@@ -62,7 +55,7 @@ class Appends:
         some = {tp: listed for tp, listed in records.items() if listed}
         if not some:
             return {}
-        task = asyncio.ensure_future(self._at_once(some) if _is_one(some) else self._whole(some))
+        task = asyncio.ensure_future(self._at_once(some) if len(some) == 1 else self._whole(some))
         self._running.add(task)
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
@@ -97,7 +90,7 @@ class Appends:
             except TooLargeError:
                 if sum(map(len, records.values())) == 1:
                     raise
-                return await self._whole(records)  # smaller batches, one transaction
+                return await self._whole(records)  # several batches
             except AnswerLostError as exc:
                 raise OutcomeUnknownError(
                     f"{self._cluster.url} did not say whether it has taken what was sent: {exc}"
@@ -112,7 +105,7 @@ class Appends:
     ) -> dict[TopicPartition, int]:
         if self._transactions is None:
             self._transactions = Transactions(
-                self._cluster, f"millstream-append-{uuid.uuid4().hex}"
+                self._cluster, lambda: f"millstream-append-{uuid.uuid4().hex}"
             )
         written = await self._transactions.commit(records)
         return {tp: place.first for tp, place in written.items()}
@@ -140,13 +133,3 @@ class Appends:
             ):
                 raise error
             await patience.pause(error)
-
-
-def _is_one(records: Mapping[TopicPartition, Sequence[OutgoingRecord]]) -> bool:
-    """Whether it is one batch of one partition."""
-    if len(records) > 1:
-        return False
-    (listed,) = records.values()
-    if len(listed) > BATCH_RECORDS:
-        return False
-    return len(listed) == 1 or sum(map(size_of, listed)) <= BATCH_BYTES

@@ -9,6 +9,7 @@ from kio.schema.delete_records.v2 import DeleteRecordsRequest, DeleteRecordsResp
 from kio.schema.delete_records.v2.request import DeleteRecordsPartition, DeleteRecordsTopic
 from kio.schema.describe_groups.v5 import DescribeGroupsRequest, DescribeGroupsResponse
 from kio.schema.errors import ErrorCode
+from kio.schema.list_groups.v4 import ListGroupsRequest, ListGroupsResponse
 from kio.schema.list_offsets.v6 import ListOffsetsRequest, ListOffsetsResponse
 from kio.schema.list_offsets.v6.request import ListOffsetsPartition, ListOffsetsTopic
 from kio.schema.offset_commit.v8 import OffsetCommitRequest, OffsetCommitResponse
@@ -60,6 +61,8 @@ TIMEOUT_S = 30.0
 """How long to try where leaders or coordinators move."""
 STABLE_TIMEOUT_S = 25.0
 """How long to wait for transactions of others that hold positions: they time out in 10 s, and somewhat more."""
+SHORT_S = 0.1
+"""How long a transaction that ends as it should may hold a position."""
 
 _AGAIN = COORDINATOR_MOVED | {ErrorCode.request_timed_out}
 
@@ -218,9 +221,16 @@ class Offsets:
     # groups
 
     async def committed(
-        self, group: str, tps: Collection[TopicPartition]
+        self,
+        group: str,
+        tps: Collection[TopicPartition],
+        *,
+        unstable: Callable[[], Awaitable[None]],
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         """Committed positions, once no transaction that could change them is open.
+
+        Args:
+            unstable: called where one is, and does not end by itself at once.
 
         Raises:
             LogUnavailableError: one stays open.
@@ -234,6 +244,7 @@ class Offsets:
             require_stable=True,
         )
         patience = Patience(STABLE_TIMEOUT_S, first_s=0.002, longest_s=0.1)
+        told = False
         while True:
             answer = await self._of_group(
                 group,
@@ -245,12 +256,12 @@ class Offsets:
                 f"read the positions of group {group!r}",
             )
             found = {}
-            unstable = None
+            open_one = None
             for topic in answer.topics:
                 for part in topic.partitions:
                     tp = TopicPartition(topic.name, part.partition_index)
                     if part.error_code is ErrorCode.unstable_offset_commit:
-                        unstable = tp
+                        open_one = tp
                     elif part.error_code and (
                         part.error_code is not ErrorCode.unknown_topic_or_partition
                     ):
@@ -263,11 +274,14 @@ class Offsets:
                         found[tp] = OffsetAndMetadata(
                             int(part.committed_offset), part.metadata or ""
                         )
-            if unstable is None:
+            if open_one is None:
                 return found
+            if not told and patience.left_s < STABLE_TIMEOUT_S - SHORT_S:
+                told = True
+                await unstable()
             await patience.pause(
                 LogUnavailableError(
-                    f"{self._cluster.url}: a transaction holds the position of {unstable} in group"
+                    f"{self._cluster.url}: a transaction holds the position of {open_one} in group"
                     f" {group!r} for {STABLE_TIMEOUT_S:g} s"
                 )
             )
@@ -344,6 +358,28 @@ class Offsets:
         if found.error_code and found.error_code is not ErrorCode.group_id_not_found:
             raise refusal(found.error_code, f"describe group {group!r}", where=self._cluster.url)
         return found
+
+    async def groups(self) -> list[str]:
+        """Groups with members or committed positions, sorted."""
+        found: set[str] = set()
+        for node in list(self._cluster.nodes):
+            patience = Patience(TIMEOUT_S)
+            while True:
+                try:
+                    answer = await self._cluster.send(node, ListGroupsRequest(), ListGroupsResponse)
+                except (AnswerLostError, LogUnavailableError) as exc:
+                    problem: Exception = LogUnavailableError(str(exc))
+                else:
+                    if not answer.error_code:
+                        found.update(
+                            each.group_id for each in answer.groups if each.group_state != "Dead"
+                        )
+                        break
+                    problem = refusal(answer.error_code, "list groups", where=self._cluster.url)
+                    if not isinstance(problem, LogUnavailableError):
+                        raise problem
+                await patience.pause(problem)
+        return sorted(found)
 
     async def _of_group(
         self,

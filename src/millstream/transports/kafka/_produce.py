@@ -20,7 +20,7 @@ from kio.static.primitive import Records, i16, i32
 
 from millstream.errors import FencedError, LogUnavailableError
 from millstream.records import TopicPartition
-from millstream.transports.batch import Producer, build_batch
+from millstream.transports.batch import Producer, fill_batch
 from millstream.transports.kafka._errors import (
     LEADER_MOVED,
     AnswerLostError,
@@ -44,8 +44,6 @@ REQUEST_BYTES = 8 << 20
 """Batches of several partitions in one request, together; brokers take 100 MB."""
 SLICE_BYTES = 100_000
 """What may be built before the event loop turns."""
-RECORD_BYTES = 24
-"""What a record costs beside its key, value and headers, at most."""
 BATCH_FRONT_BYTES = 61
 BROKER_TIMEOUT_S = 5.0
 """How long a leader waits for its replicas."""
@@ -123,17 +121,10 @@ class _Queue:
 
     def load(self, producer: Producer) -> None:
         """Make the next batch, if there is none on its way."""
-        if self.batch:
-            return
-        self.end = self.begin
-        size = 0
-        stop = min(len(self.records), self.begin + BATCH_RECORDS)
-        while self.end < stop:
-            size += size_of(self.records[self.end])
-            if self.end > self.begin and size > self.bytes_max:
-                break
-            self.end += 1
-        self.batch = build_batch(self.records[self.begin : self.end], producer=producer)
+        if not self.batch:
+            some = self.records[self.begin : self.begin + BATCH_RECORDS]
+            self.batch, count = fill_batch(some, producer=producer, bytes_max=self.bytes_max)
+            self.end = self.begin + count
 
     def halve(self) -> bool:
         """Make the next batch smaller; False where it is one record already."""
@@ -150,15 +141,6 @@ class _Queue:
         self.next = base_offset + self.end - self.begin
         self.begin, self.batch = self.end, b""
         return self.begin == len(self.records)
-
-
-def size_of(record: OutgoingRecord) -> int:
-    """About how many bytes it takes in a batch, rather more than less."""
-    _, key, value, headers = record
-    size = RECORD_BYTES + len(key or b"") + len(value or b"")
-    if headers:
-        size += sum(len(name) * 4 + len(text or b"") + 10 for name, text in headers)
-    return size
 
 
 def fenced(identity: Identity, code: ErrorCode, *, where: str) -> FencedError:
@@ -184,7 +166,7 @@ async def write(
     Args:
         newer: send Produce v12, with which a partition joins the transaction by itself.
         within_s: how long to try.
-        whole: do not make two batches of one that is too large.
+        whole: one batch for each partition, or none.
 
     Raises:
         AnswerLostError: something may be in the log that should not be, or the other way round: the
@@ -213,6 +195,8 @@ async def write(
                     identity.transactional_id is not None,
                 )
             )
+            if whole and queue.end < len(queue.records):
+                raise TooLargeError(tp, queue.records[0], len(queue.batch))
             by_node.setdefault(node, []).append(tp)
             loaded[node] = loaded.get(node, 0) + len(queue.batch)
             if len(queue.batch) > SLICE_BYTES:

@@ -125,13 +125,14 @@ class Transactions:
 
     Args:
         cluster: where.
-        transactional_id: whoever uses it next ends what this one has open, and fences it.
+        transactional_id: gives it, when it is first needed. Whoever uses it next ends what this one has
+            open, and fences it.
     """
 
-    def __init__(self, cluster: Cluster, transactional_id: str) -> None:
+    def __init__(self, cluster: Cluster, transactional_id: Callable[[], str]) -> None:
         self._cluster = cluster
-        self._id = Identity(transactional_id)
-        self._name = transactional_id
+        self._named = transactional_id
+        self._id = Identity()
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
         self._clean = False
@@ -155,10 +156,14 @@ class Transactions:
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
-    async def settle(self) -> None:
-        """Wait for what runs, and end a transaction that could not be ended before."""
+    async def settle(self, *, take: bool = False) -> None:
+        """Wait for what runs, and end a transaction that could not be ended before.
+
+        Args:
+            take: also that of whoever had the transactional id before us.
+        """
         async with self._lock:
-            if not self._clean and self._id.producer_id >= 0:
+            if not self._clean and (take or self._id.producer_id >= 0):
                 with contextlib.suppress(FencedError):
                     await self._begin(ABORT_TIMEOUT_S)
 
@@ -168,6 +173,12 @@ class Transactions:
             await asyncio.wait(self._running)
 
     # inside
+
+    @property
+    def _name(self) -> str:
+        if self._id.transactional_id is None:
+            self._id.transactional_id = self._named()
+        return self._id.transactional_id
 
     def _finished(self, task: asyncio.Task[object]) -> None:
         self._running.discard(task)

@@ -27,7 +27,7 @@ from millstream.transports.kafka._transactions import Positions, Transactions
 from millstream.transports.local.log import check_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from millstream.records import OutgoingRecord
     from millstream.transports.base import (
@@ -52,8 +52,9 @@ class KafkaTransport:
     Args:
         url: ``kafka://host:9092,host2:9092``.
         security: encryption and login.
-        transactional_id: what the epochs are committed under. Who opens a transport with the same one
-            ends this one's open transaction and fences it. Random where None.
+        transactional_id: what the epochs are committed under; asked for when it is first needed. A
+            transport of the same one that commits later ends what this one has open, and fences it.
+            Random where None.
         client_id: how brokers name us in their logs.
     """
 
@@ -62,13 +63,13 @@ class KafkaTransport:
         url: str,
         *,
         security: Security | None = None,
-        transactional_id: str | None = None,
+        transactional_id: Callable[[], str] | None = None,
         client_id: str = "millstream",
     ) -> None:
         self._access = Access(
             addresses=parse_url(url), security=security or Security(), client_id=client_id
         )
-        self._transactional_id = transactional_id or f"millstream-{uuid.uuid4().hex}"
+        self._transactional_id = transactional_id
         self._open: _Open | None = None
 
     @property
@@ -212,7 +213,7 @@ class KafkaTransport:
         """Committed positions, once no transaction that could change them is open."""
         opened = self._opened()
         await opened.epochs.settle()
-        return await opened.offsets.committed(group, tps)
+        return await opened.offsets.committed(group, tps, unstable=opened.free)
 
     async def set_committed(
         self, group: str, offsets: Mapping[TopicPartition, OffsetAndMetadata]
@@ -233,6 +234,10 @@ class KafkaTransport:
     async def describe_group(self, group: str) -> GroupDescription:
         """The group as it is."""
         raise NotImplementedError
+
+    async def groups(self) -> list[str]:
+        """Names of the groups that have live members or committed positions, sorted."""
+        return await self._opened().offsets.groups()
 
     # upkeep
 
@@ -261,13 +266,18 @@ class KafkaTransport:
 class _Open:
     """What exists while the transport is open."""
 
-    def __init__(self, cluster: Cluster, transactional_id: str) -> None:
+    def __init__(self, cluster: Cluster, transactional_id: Callable[[], str] | None) -> None:
         self.cluster = cluster
         self.topics = Topics(cluster)
         self.offsets = Offsets(cluster)
-        self.epochs = Transactions(cluster, transactional_id)
+        self.epochs = Transactions(cluster, transactional_id or _random)
+        self.named = transactional_id is not None
         self.appends = Appends(cluster)
         self.readers: set[KafkaReader] = set()
+
+    async def free(self) -> None:
+        """End what we, or who had our transactional id before us, may have left open."""
+        await self.epochs.settle(take=self.named)
 
     async def close(self) -> None:
         """Finish, hang up; in this order, whatever fails."""
@@ -277,3 +287,7 @@ class _Open:
             stack.push_async_callback(self.epochs.close)
             for reader in self.readers:
                 stack.push_async_callback(reader.close)
+
+
+def _random() -> str:
+    return f"millstream-{uuid.uuid4().hex}"
