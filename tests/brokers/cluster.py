@@ -159,6 +159,17 @@ class Cluster(Kafka):
             let_go(self.folder)
             raise NotStartedError(f"{error}\nAll of it is in {self.folder}") from None
 
+    def heal(self) -> None:
+        """Start the brokers that were killed, and let go on those that were paused."""
+        dead = [broker for broker in self.brokers if not broker.alive]
+        for broker in self.brokers:
+            if broker in dead:
+                broker.launch()
+            else:
+                broker.resume()
+        for broker in dead:
+            broker.wait_until_ready()
+
     def stop(self) -> None:
         """End the brokers and remove their folder."""
         self._end()

@@ -66,10 +66,17 @@ def kafka_proxy(own_kafka: Cluster) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="session")
-def kafka_cluster() -> Iterator[Cluster]:
-    """Three brokers of our own, which a test may kill and pause; it leaves them running."""
+def _three_brokers() -> Iterator[Cluster]:
     with Cluster(3) as cluster:
         yield cluster
+
+
+@pytest.fixture
+def kafka_cluster(_three_brokers: Cluster) -> Iterator[Cluster]:
+    """Three brokers of our own, which a test may kill and pause; afterwards all of them run."""
+    _three_brokers.heal()
+    yield _three_brokers
+    _three_brokers.heal()
 
 
 @pytest.fixture(scope="session")

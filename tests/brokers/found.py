@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
+from confluent_kafka import KafkaException
+
 from tests.brokers.cluster import READY, Broker, Cluster
 from tests.brokers.jars import CURRENT
 from tests.brokers.kafka import Kafka
@@ -21,15 +23,27 @@ __all__ = ["DockerCluster", "address", "docker", "found"]
 VARIABLE = "MILLSTREAM_TEST_BROKER"
 _SCHEME = "kafka://"
 _PROBE_S_MAX = 10.0
+ANSWER_S_MAX = 10.0
 
 
 @contextlib.contextmanager
 def found() -> Iterator[Kafka | None]:
-    """Give the broker of MILLSTREAM_TEST_BROKER, or one in Docker, or None where neither is."""
+    """Give the broker of MILLSTREAM_TEST_BROKER, or one in Docker, or None where neither is.
+
+    Raises:
+        ConnectionError: nobody answers at the address of MILLSTREAM_TEST_BROKER.
+    """
     named = address(os.environ.get(VARIABLE, ""))
     program = None if named else docker()
     if named:
-        yield Kafka(named)
+        kafka = Kafka(named)
+        try:
+            kafka.admin().list_topics(timeout=ANSWER_S_MAX)
+        except KafkaException as error:
+            raise ConnectionError(
+                f"{VARIABLE}={kafka.url}: nobody answers there: {error}"
+            ) from error
+        yield kafka
     elif program:
         with DockerCluster(program) as cluster:
             yield cluster

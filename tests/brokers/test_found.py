@@ -6,17 +6,20 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.brokers.found import address, docker
-from tests.brokers.jars import Line, classpath
+from tests.brokers import Cluster, Record
+from tests.brokers.found import DockerCluster, address, docker, found
+from tests.brokers.jars import CURRENT, Line, classpath
+from tests.brokers.listeners import HOST, free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="shell scripts stand for the programs")
 RUN_S_MAX = 120.0
-NEEDS_ONE = "tests/brokers/test_cluster.py::test_what_is_written_is_read_back"
+NEEDS_ONE = "tests/brokers/test_cluster.py::test_an_aborted_transaction_is_not_read"
 NEEDS_NONE = "tests/test_clock.py"
 
 
@@ -47,21 +50,62 @@ def test_a_bad_variable(value: str) -> None:
         address(value)
 
 
+def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the variable."""
+    url = f"kafka://{HOST}:{next(free_ports(1))}"
+    monkeypatch.setenv("MILLSTREAM_TEST_BROKER", url)
+    monkeypatch.setattr("tests.brokers.found.ANSWER_S_MAX", 0.3)
+    with pytest.raises(ConnectionError, match=f"MILLSTREAM_TEST_BROKER={url}: nobody"), found():
+        pass
+
+
+def test_a_broker_that_has_a_name(monkeypatch: pytest.MonkeyPatch, own_kafka: Cluster) -> None:
+    """It is taken before all others."""
+    monkeypatch.setenv("MILLSTREAM_TEST_BROKER", own_kafka.url)
+    with found() as named:
+        assert named is not None
+        topic = named.topic()
+        named.write(topic, [Record(value=b"1")])
+        assert [record.value for record in own_kafka.read(topic)] == [b"1"]
+
+
+def test_docker_gets_the_settings() -> None:
+    """A broker in a container is told by its environment; its ports are those of this machine."""
+    cluster = DockerCluster("docker")
+    cluster.stop()
+    (broker,) = cluster.brokers
+    variables = dict(pair.split("=", 1) for pair in _after("--env", broker.command))
+    assert variables["KAFKA_PROCESS_ROLES"] == "broker,controller"
+    for name in ("DIRECT", "PROXIED"):
+        port = broker.ports[name]
+        assert f"{name}://0.0.0.0:{port}" in variables["KAFKA_LISTENERS"]
+        told = f"{name}://{HOST}:{broker.advertised[name]}"
+        assert told in variables["KAFKA_ADVERTISED_LISTENERS"]
+        assert f"{HOST}:{port}:{port}" in _after("--publish", broker.command)
+    assert broker.command[-1] == f"apache/kafka:{CURRENT.version}"
+
+
+def _after(word: str, command: list[str]) -> list[str]:
+    return [value for before, value in pairwise(command) if before == word]
+
+
 @POSIX
 @pytest.mark.parametrize(
-    ("script", "found"),
+    ("script", "answers"),
     [
         ("exit 0", True),
         # the program without an engine
         ("exit 1", False),
     ],
 )
-def test_docker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, found: bool) -> None:
+def test_docker(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, answers: bool
+) -> None:
     """It is used only when its engine answers."""
     monkeypatch.setenv("PATH", str(tmp_path))
     assert docker() is None
     program(tmp_path, "docker", script)
-    assert (docker() is not None) == found
+    assert (docker() is not None) == answers
 
 
 @POSIX
