@@ -5,6 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from enum import Enum, IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Action", "Api", "Rule"]
 
@@ -49,7 +53,7 @@ class Action(Enum):
     CUT = "cut"
     """It never arrives, and the connection is closed."""
     HOLD = "hold"
-    """It waits, and all that follows on its connection in its direction, until ``Proxy.release``."""
+    """It waits, and all that follows on its connection in its direction, until the rule's ``release``."""
 
 
 class Rule:
@@ -59,12 +63,21 @@ class Rule:
         hits: How many it was done to.
     """
 
-    def __init__(self, api: int, action: Action, *, times: int, answer: bool) -> None:
+    def __init__(
+        self,
+        api: int,
+        action: Action,
+        *,
+        times: int,
+        answer: bool,
+        release: Callable[[Rule], None],
+    ) -> None:
         self.action = action
         self.hits = 0
         self.released = asyncio.Event()
         self._kind = (api, answer)
         self._times = times
+        self._release = release
         self._hit = threading.Event()
 
     def wait(self, timeout_s: float = DEADLINE_S) -> None:
@@ -76,6 +89,10 @@ class Rule:
         api, answer = self._kind
         kind = "answer to" if answer else "request"
         assert self._hit.wait(timeout_s), f"no {kind} {Api(api).name} in {timeout_s:.0f} s"
+
+    def release(self) -> None:
+        """Let go what it holds, and do nothing to what comes from now on."""
+        self._release(self)
 
     def meets(self, api: int | None, *, answer: bool) -> bool:
         """Return whether this message is one; it is counted then."""

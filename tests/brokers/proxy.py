@@ -75,15 +75,11 @@ class Proxy:
 
     def on_answer(self, api: int, action: Action, *, times: int = 1) -> Rule:
         """Do something to the next answers of one kind: the broker has done what was asked, and nobody hears of it."""
-        return self._rule(Rule(api, action, times=times, answer=True))
+        return self._rule(api, action, times, answer=True)
 
     def on_request(self, api: int, action: Action, *, times: int = 1) -> Rule:
         """Do something to the next requests of one kind: the broker never hears of them, or later."""
-        return self._rule(Rule(api, action, times=times, answer=False))
-
-    def release(self, rule: Rule) -> None:
-        """Let go what a rule holds; it holds no more from now on."""
-        self._call(lambda: self._drop([rule]))
+        return self._rule(api, action, times, answer=False)
 
     def cut(self) -> None:
         """Close all connections; new ones are accepted."""
@@ -156,7 +152,11 @@ class Proxy:
 
         return self._run(call())
 
-    def _rule(self, rule: Rule) -> Rule:
+    def _rule(self, api: int, action: Action, times: int, *, answer: bool) -> Rule:
+        def release(rule: Rule) -> None:
+            self._call(lambda: self._drop([rule]))
+
+        rule = Rule(api, action, times=times, answer=answer, release=release)
         self._call(lambda: self._rules.append(rule))
         return rule
 
@@ -170,7 +170,8 @@ class Proxy:
 
     def _drop(self, rules: list[Rule]) -> None:
         for rule in rules:
-            self._rules.remove(rule)
+            if rule in self._rules:
+                self._rules.remove(rule)
             rule.released.set()
 
     async def _cut(self) -> None:

@@ -79,7 +79,7 @@ def test_a_request_that_is_held_arrives_later(own_kafka: Cluster, kafka_proxy: P
     assert own_kafka.read(topic) == []
     assert [record.value for record in own_kafka.read(topic, committed=False)] == [b"once"]
 
-    kafka_proxy.release(rule)
+    rule.release()
     producer.commit_transaction(10)
 
     assert [record.value for record in own_kafka.read(topic)] == [b"once"]
@@ -132,7 +132,7 @@ def test_a_dead_client_s_request_arrives(kafka_proxy: Proxy) -> None:
         ask(client, 1)
     held.wait()
     assert not answered.hits
-    kafka_proxy.release(held)
+    held.release()
     answered.wait()
 
 
