@@ -168,7 +168,9 @@ def test_a_large_group() -> None:
         answer = assign_shards(group)
         took.append(time.perf_counter() - began)
         sizes = sum(map(len, group.values())), sum(map(len, answer.values()))
-        print(f"{number} workers: {took[-1]:.2f} s, metadata {sizes[0]:,}, assignments {sizes[1]:,}")
+        print(  # noqa: T201  the figure, with -s
+            f"{number} workers: {took[-1]:.2f} s, metadata {sizes[0]:,}, assignments {sizes[1]:,}"
+        )
         assert sum(sizes) < 300_000
         plan = {name: decode_assignment(data) for name, data in answer.items()}
         assert len(owners(plan)) == 10_000

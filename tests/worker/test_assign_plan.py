@@ -264,6 +264,28 @@ def test_warming_up_costs_no_second_move(members: Members) -> None:
     assert_balanced(data.counts, plan)
 
 
+@given(warm_groups())
+def test_a_plan_goes_on_while_copies_are_made(members: Members) -> None:
+    """As long as no copy gets warm, plans soon say what the last one said."""
+    for _ in range(6):
+        plan = plan_shards(members)
+        members = {
+            name: msgspec.structs.replace(
+                data,
+                generation=data.generation + 1,
+                owned=plan[name].active,
+                standby=plan[name].standby,
+                warming=plan[name].warming,
+                held={
+                    shard: 0 if shard in data.owned else data.held.get(shard, 10**9)
+                    for shard in (*plan[name].standby, *plan[name].warming)
+                },
+            )
+            for name, data in members.items()
+        }
+    assert plan_shards(members) == plan
+
+
 # standbys
 
 
@@ -299,7 +321,11 @@ def test_copies_are_on_different_racks(members: Members) -> None:
     for shard, name in owner.items():
         standbys = [other for other, given_ in plan.items() if shard in given_.standby]
         used = Counter(members[other].rack for other in [name, *standbys])
-        free = {r for r in racks if any(d.rack == r and n not in copies[shard] for n, d in members.items())}
+        free = {
+            r
+            for r in racks
+            if any(d.rack == r and n not in copies[shard] for n, d in members.items())
+        }
         if max(used.values()) > 1:
             assert not free - set(used), f"{shard}: {used}, and {free} free"
 
@@ -330,5 +356,7 @@ def test_standbys_stay_where_they_are() -> None:
     """A newcomer that owns nothing yet does not make the others' copies move about."""
     members, before, _ = settle({f"w{i}": copying((12,), standby_replicas=1) for i in range(3)})
     plan = plan_shards({**members, "new": copying((12,), standby_replicas=1)})
-    gone = [s for name, given_ in before.items() for s in given_.standby if s not in plan[name].standby]
+    gone = [
+        s for name, given_ in before.items() for s in given_.standby if s not in plan[name].standby
+    ]
     assert len(gone) <= 3

@@ -32,16 +32,19 @@ class Group:
         self.owner = self._owners()
         self.lags: dict[ShardId, dict[str, int]] = defaultdict(dict)
         """By shard: how far each copy is behind, those of owners left out."""
-        self.told: dict[ShardId, set[str]] = defaultdict(set)
-        """By shard: who was told to keep a copy, for whatever purpose."""
+        self.standbys: dict[ShardId, set[str]] = defaultdict(set)
+        self.warming: dict[ShardId, set[str]] = defaultdict(set)
+        """By shard, both: who was told to keep a copy of it."""
         for name, data in self.members.items():
             counts = set(data.counts)
             claimed = dict.fromkeys(data.owned, LAG_UNKNOWN)  # another one owns it by now
             for shard, lag in {**claimed, **data.held}.items():
                 if shard[0] in counts and self.owner.get(shard) != name:
                     self.lags[shard][name] = lag
-            for shard in (*data.standby, *data.warming):
-                self.told[shard].add(name)
+            for shard in data.standby:
+                self.standbys[shard].add(name)
+            for shard in data.warming:
+                self.warming[shard].add(name)
 
     def _owners(self) -> dict[ShardId, str]:
         """Who owns what; where two say so, the one who was told it later is right."""

@@ -109,7 +109,7 @@ def _demand(group: Group, count: int, owned: Mapping[str, list[ShardId]]) -> Dem
         name
         for number in range(count)
         if (count, number) not in group.owner
-        for name in group.lags.get((count, number), ())
+        for name in group.lags[count, number]
     )
     return Demand(
         count=count,
@@ -167,8 +167,8 @@ def _by_copies(
     """
     found = []
     for shard in loose:
-        some = [(lag, name) for name, lag in group.lags.get(shard, {}).items() if room[name] > 0]
-        told = group.told.get(shard, ())
+        some = [(lag, name) for name, lag in group.lags[shard].items() if room[name] > 0]
+        told = group.warming[shard]
         for lag, name in some:
             rank = (lag > ACCEPTABLE_LAG, name not in told, len(some), lag, shard, name)
             found.append((rank, shard, name))

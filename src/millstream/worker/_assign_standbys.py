@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from millstream.worker._assign_group import Group
     from millstream.worker._assign_wire import ShardId
@@ -78,16 +78,18 @@ class _Placing:
     def stay(self) -> None:
         """Leave standbys where they are: those who were told to keep a copy first, then warm copies."""
         for shard, placed in self.placed.items():
-            told = self._group.told.get(shard, set())
-            some = self._able & {*told, *self._group.lags.get(shard, ())}
-            for name in sorted(
-                some, key=lambda n: (n not in told, not self._group.is_warm(shard, n), n)
-            ):
-                if len(placed) == self._wanted[shard]:
+            told = self._group.standbys[shard]
+            left = sorted(
+                self._able & {*told, *self._group.lags[shard]} - self._owners[shard],
+                key=lambda n: (n not in told, not self._group.is_warm(shard, n), n),
+            )
+            while len(placed) < self._wanted[shard]:
+                racks = self._racks(shard, self._taken(shard))
+                name = next((n for n in left if self._rack[n] in racks), None)
+                if name is None:
                     break
-                taken = self._taken(shard)
-                if name not in taken and self._rack[name] in self._racks(shard, taken):
-                    self._put(shard, name)
+                left.remove(name)
+                self._put(shard, name)
 
     def fill(self) -> None:
         """Add what is missing, where there is least."""
@@ -123,7 +125,7 @@ class _Placing:
     def _taken(self, shard: ShardId) -> set[str]:
         return {*self._owners[shard], *self.placed[shard]}
 
-    def _racks(self, shard: ShardId, taken: Collection[str]) -> list[str]:
+    def _racks(self, shard: ShardId, taken: set[str]) -> list[str]:
         """Where the next standby goes: the racks where there is none yet, or any rack."""
         near = {self._rack[self._active[shard]], *(self._rack[n] for n in self.placed[shard])}
         far = [rack for rack, names in self._on.items() if rack not in near and names - taken]
@@ -147,7 +149,7 @@ class _Placing:
         ]
         return min(tops)[1]
 
-    def _top(self, heap: list[tuple[int, str]], taken: Collection[str]) -> tuple[int, str] | None:
+    def _top(self, heap: list[tuple[int, str]], taken: set[str]) -> tuple[int, str] | None:
         aside = []
         while heap:
             load, name = heap[0]

@@ -275,20 +275,20 @@ class Worker:
             return
         while True:
             assignment = await self.membership.next_assignment()
-            share = decode_assignment(assignment.assigned)
-            if share.refused:
-                raise TopologyError(f"app {self.plan.app!r}: {share.refused}")
+            if refused := decode_assignment(assignment.assigned).refused:
+                raise TopologyError(f"app {self.plan.app!r}: {refused}")
             self._warn_of_refused(assignment)
-            await self._apply(assignment, share)
+            await self._apply(assignment)
 
     def _warn_of_refused(self, assignment: Assignment) -> None:
         for member, data in assignment.shares.items():
             if refused := decode_assignment(data).refused:
                 logger.error("%s is refused, and this worker goes on: %s", member, refused)
 
-    async def _apply(self, assignment: Assignment, share: ShardAssignment) -> None:
+    async def _apply(self, assignment: Assignment) -> None:
         before = self.assignment
         assert self.membership is not None
+        share = decode_assignment(assignment.assigned)
         mine = set(share.active)
         steady = (
             before is not None
