@@ -387,7 +387,8 @@ async def test_no_partition_starves(transport: Transport) -> None:
     """One reader that can take a single batch at a time goes round all partitions."""
     for _ in range(10):
         await transport.append({A0: [rec("x", "v" * 1_000)] * 5})
-    await transport.append({A1: [rec("y")], A2: [rec("z", "v" * 3_000)]})
+    await transport.append({A1: [rec("y")]})
+    await transport.append({A2: [rec("z", "v" * 3_000)]})
     reader, positions = transport.reader(), {A0: 0, A1: 0, A2: 0}
     for _ in range(3):
         for fetched in await reader.fetch(positions, max_bytes=100, max_wait_s=DEADLINE_S):
@@ -401,7 +402,8 @@ async def test_partitions_share_one_fetch(transport: Transport) -> None:
     """A long backlog of one partition leaves room for the others in the same answer."""
     for _ in range(50):
         await transport.append({A0: [rec("x", "v" * 1_000)]})
-    await transport.append({A1: [rec("y")], A2: [rec("z")]})
+    await transport.append({A1: [rec("y")]})
+    await transport.append({A2: [rec("z")]})
     answer = await fetch_now(transport, {A0: 0, A1: 0, A2: 0}, max_bytes=10_000)
     assert {f.tp for f in answer} == {A0, A1, A2}
 

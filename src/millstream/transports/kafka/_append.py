@@ -16,6 +16,7 @@ from kio.schema.types import ProducerId
 from kio.static.primitive import i16
 
 from millstream.errors import LogUnavailableError, OutcomeUnknownError
+from millstream.records import TopicPartition
 from millstream.transports.kafka._errors import AnswerLostError, Patience, refusal
 from millstream.transports.kafka._messages import duration
 from millstream.transports.kafka._produce import Identity, TooLargeError, write
@@ -24,7 +25,7 @@ from millstream.transports.kafka._transactions import Transactions
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from millstream.records import OutgoingRecord, TopicPartition
+    from millstream.records import OutgoingRecord
     from millstream.transports.kafka._cluster import Cluster
 
 __all__ = ["Appends"]
@@ -75,7 +76,7 @@ class Appends:
     ) -> dict[TopicPartition, int]:
         async with self._lock:
             if self._identity.producer_id < 0:
-                await self._begin()
+                await self._begin(f"write to {TopicPartition(*next(iter(records)))}")
             good = False
             try:
                 written = await write(
@@ -110,7 +111,7 @@ class Appends:
         written = await self._transactions.commit(records)
         return {tp: place.first for tp, place in written.items()}
 
-    async def _begin(self) -> None:
+    async def _begin(self, doing: str) -> None:
         """Get a producer id, from any broker."""
         patience = Patience(WITHIN_S)
         while True:
@@ -126,7 +127,7 @@ class Appends:
             if not answer.error_code:
                 self._identity.become(answer.producer_id, answer.producer_epoch)
                 return
-            error = refusal(answer.error_code, "begin to write", where=self._cluster.url)
+            error = refusal(answer.error_code, doing, where=self._cluster.url)
             if not (
                 isinstance(error, LogUnavailableError)
                 or answer.error_code is ErrorCode.concurrent_transactions

@@ -173,14 +173,16 @@ class Cluster:
             LogUnavailableError: no broker answers.
         """
         errors: list[Exception] = []
+        hint = ""
         for node in self._by_preference():
             try:
                 return await node.send(request, response, timeout_s=timeout_s)
             except (LogUnavailableError, AnswerLostError) as exc:
                 errors.append(exc)
-        raise LogUnavailableError(
-            f"no broker of {self.url} answers: {'; '.join(dict.fromkeys(map(str, errors)))}"
-        )
+                if not self._nodes and isinstance(exc, AnswerLostError):
+                    hint = " Does this listener want a login (sasl_mechanism)?"
+        told = "; ".join(dict.fromkeys(map(str, errors)))
+        raise LogUnavailableError(f"no broker of {self.url} answers: {told}.{hint}")
 
     async def features(self) -> Mapping[str, int]:
         """The cluster's finalized features with their levels, as a broker told when it was connected."""
@@ -201,13 +203,14 @@ class Cluster:
     # topics
 
     async def describe(self, names: Collection[str] | None = None) -> dict[str, Topic]:
-        """Topics by name as they are now, all of them where ``names`` is None; unknown ones are left out.
+        """Topics by name as they are now, all of them where ``names`` is None.
+
+        Those that do not exist, or that we may not describe, are left out.
 
         Raises:
             LogUnavailableError: no broker answers.
-            ConfigurationError: we may not describe one that was named.
         """
-        return await self._learn(names)
+        return await self._learn(names, strict=False)
 
     async def leaders(self, tps: Iterable[TopicPartition]) -> dict[TopicPartition, Leader]:
         """Who leads each partition; asks where something is missing, and waits while there is no leader.
@@ -334,7 +337,9 @@ class Cluster:
         if not task.cancelled():
             task.exception()  # who waited for it may be gone
 
-    async def _learn(self, names: Collection[str] | None) -> dict[str, Topic]:
+    async def _learn(
+        self, names: Collection[str] | None, *, strict: bool = True
+    ) -> dict[str, Topic]:
         if not self._open:
             raise InternalError(f"{self.url} was used while it was not open")
         request = MetadataRequest(
@@ -364,7 +369,7 @@ class Cluster:
                 self.topics.pop(topic.name, None)
                 continue
             if topic.error_code and topic.error_code is not ErrorCode.leader_not_available:
-                if names is None:
+                if not strict:
                     continue
                 raise refusal(topic.error_code, f"describe topic {topic.name!r}", where=self.url)
             known = self.topics.get(topic.name)

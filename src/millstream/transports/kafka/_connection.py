@@ -44,6 +44,10 @@ CONNECT_TIMEOUT_S = 10.0
 SCRATCH_BYTES = 1 << 16
 FRAME_BYTES_MAX = 256 << 20
 """Less than what the beginning of a TLS alert or of a line of HTTP would be as a length."""
+_HINTS = {
+    False: " Does this listener want encryption (ssl)?",
+    True: " Is this a listener for SSL, and does it want a certificate of yours (ssl_certfile)?",
+}
 UNSUPPORTED_VERSION = b"\0\x23"
 """The error code, in the answer's oldest version, of a broker that does not know the asked one."""
 SESSION_SHARE = 0.8
@@ -107,16 +111,17 @@ class Connection(asyncio.BufferedProtocol):
             ) from exc
         except ssl.SSLError as exc:
             raise ConfigurationError(
-                f"broker {address}: no encrypted connection: {exc}. Is this the listener for SSL, and"
-                f" does it want a certificate (ssl_certfile)?"
+                f"broker {address}: no encrypted connection: {exc}.{_HINTS[True]}"
             ) from exc
-        except OSError as exc:
+        except ConnectionRefusedError as exc:
             raise LogUnavailableError(f"broker {address} cannot be reached: {exc}") from exc
-        except AnswerLostError as exc:
+        except OSError as exc:
+            hint = _HINTS[True] if context is not None else ""
             raise LogUnavailableError(
-                f"broker {address} closed a new connection: {exc}. Does this listener want"
-                f" encryption (ssl) or a login (sasl_mechanism)?"
+                f"broker {address} cannot be reached: {exc or type(exc).__name__}.{hint}"
             ) from exc
+        except AnswerLostError as exc:
+            raise LogUnavailableError(f"{exc}.{_HINTS[context is not None]}") from exc
         return connection
 
     @property
