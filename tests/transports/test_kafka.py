@@ -13,23 +13,24 @@ if TYPE_CHECKING:
     from tests.brokers import Cluster
 
 
+TOPICS = ["a", "b", "right", "short", "t", "table"]
+GROUPS = ["g", "h"]
+DEADLINE_S = 30.0
+
+
 class KafkaLab:
-    """A broker that other tests have left something on, for the suite: its names are removed first."""
+    """A broker of the tests' own, without what the suite has left there before."""
 
     dense = False
 
     def __init__(self, broker: Cluster) -> None:
         self._broker = broker
-        self._clean()
-
-    def _clean(self) -> None:
-        admin = self._broker.admin()
-        names = [name for name in admin.list_topics(timeout=10).topics if not name.startswith("__")]
-        for done in admin.delete_topics(names).values() if names else ():
-            done.result(30)
-        groups = [found.group_id for found in admin.list_consumer_groups().result(30).valid]
-        for done in admin.delete_consumer_groups(groups).values() if groups else ():
-            done.result(30)
+        admin = broker.admin()
+        for name in admin.list_topics(timeout=DEADLINE_S).topics.keys() & set(TOPICS):
+            admin.delete_topics([name])[name].result(DEADLINE_S)
+        there = {each.group_id for each in admin.list_consumer_groups().result(DEADLINE_S).valid}
+        for name in there & set(GROUPS):
+            admin.delete_consumer_groups([name])[name].result(DEADLINE_S)
 
     def open_transport(self) -> KafkaTransport:
         return KafkaTransport(self._broker.url)
@@ -42,6 +43,6 @@ class KafkaLab:
 
 
 @pytest.fixture
-def lab(kafka: Cluster) -> KafkaLab:
+def lab(own_kafka: Cluster) -> KafkaLab:
     """A broker as if it were new."""
-    return KafkaLab(kafka)
+    return KafkaLab(own_kafka)
