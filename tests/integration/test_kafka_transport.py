@@ -12,6 +12,7 @@ from millstream.errors import (
     FencedError,
     OutcomeUnknownError,
     RecordTooLargeError,
+    UnknownTopicError,
 )
 from millstream.hooks import observe
 from millstream.records import OutgoingRecord, TopicPartition
@@ -311,6 +312,44 @@ async def test_reading_through_cuts(own_kafka: Cluster, kafka_proxy: Proxy) -> N
                         ]
                         position = fetched.next_offset
         assert found == [f"{number}" for number in range(10)]
+
+
+async def test_partitions_that_become_wanted_one_by_one(
+    kafka: Kafka, transport: KafkaTransport
+) -> None:
+    """Each is fetched at once, though requests for the others wait at the broker."""
+    topic = kafka.topic(partitions=8)
+    reader, positions = transport.reader(), {}
+    for number in range(8):
+        tp = TopicPartition(topic, number)
+        await transport.append({tp: [rec("k")]})
+        positions[tp] = 0
+        async with asyncio.timeout(DEADLINE_S):
+            (fetched,) = await reader.fetch(positions, max_bytes=1 << 20, max_wait_s=DEADLINE_S)
+        assert fetched.tp == tp
+        positions[tp] = 1
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await reader.fetch(positions, max_bytes=1 << 20, max_wait_s=DEADLINE_S)
+    assert len(reader._flights) <= 2  # type: ignore[attr-defined]
+
+
+async def test_a_topic_that_is_made_again_under_a_reader(
+    kafka: Kafka, transport: KafkaTransport
+) -> None:
+    """Its positions mean nothing in the new one: the reader says so instead of reading on."""
+    name = unique("topic")
+    tp = TopicPartition(name, 0)
+    reader = transport.reader()
+    await transport.create_topics([TopicSpec(name=name, partitions=1)])
+    await transport.append({tp: [rec("k")] * 3})
+    (fetched,) = await reader.fetch({tp: 0}, max_bytes=1 << 20, max_wait_s=DEADLINE_S)
+    assert fetched.next_offset == 3
+    await transport.delete_topics([name])
+    await transport.create_topics([TopicSpec(name=name, partitions=1)])
+    await transport.append({tp: [rec("k")] * 5})
+    with pytest.raises(UnknownTopicError, match="another one"):
+        await reader.fetch({tp: 3}, max_bytes=1 << 20, max_wait_s=DEADLINE_S)
 
 
 # what others have written

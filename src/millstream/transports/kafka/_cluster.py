@@ -48,8 +48,12 @@ GROUP = 0
 TRANSACTION = 1
 """`Cluster.coordinator` of a transactional id."""
 
-REQUEST_TIMEOUT_S = 30.0
-"""How long a broker may take to answer, and how long we look for one that does."""
+ANSWER_TIMEOUT_S = 10.0
+"""How long a broker may take to answer."""
+ASK_TIMEOUT_S = 5.0
+"""The same for a question that another broker can answer as well."""
+SEARCH_TIMEOUT_S = 30.0
+"""How long to look for a leader or a coordinator."""
 IDLE_CONNECTIONS = 4
 """Connections to one broker that are kept for the next request that waits there."""
 RECONNECT_FIRST_S = 0.05
@@ -146,7 +150,7 @@ class Cluster:
         request: Payload,
         response: type[R],
         *,
-        timeout_s: float = REQUEST_TIMEOUT_S,
+        timeout_s: float = ANSWER_TIMEOUT_S,
         alone: bool = False,
     ) -> R:
         """Send a request to a broker and return its answer; connects where there is no connection.
@@ -165,7 +169,7 @@ class Cluster:
         return await found.send(request, response, timeout_s=timeout_s, alone=alone)
 
     async def ask(
-        self, request: Payload, response: type[R], *, timeout_s: float = REQUEST_TIMEOUT_S
+        self, request: Payload, response: type[R], *, timeout_s: float = ASK_TIMEOUT_S
     ) -> R:
         """Send a question to any broker; asks others where one does not answer.
 
@@ -220,7 +224,7 @@ class Cluster:
             LogUnavailableError: a partition has had no leader for a while.
         """
         wanted = list(tps)
-        patience = Patience(REQUEST_TIMEOUT_S, first_s=0.02)
+        patience = Patience(SEARCH_TIMEOUT_S, first_s=0.02)
         asked = False
         while True:
             found = {tp: self._leader(tp) for tp in wanted}
@@ -276,7 +280,7 @@ class Cluster:
         known = self._coordinators.get((kind, key))
         if known is not None and known in self._nodes:
             return known
-        patience = Patience(REQUEST_TIMEOUT_S, first_s=0.02)
+        patience = Patience(SEARCH_TIMEOUT_S, first_s=0.02)
         what = f"find the coordinator of {'group' if kind == GROUP else 'transactional id'} {key!r}"
         while True:
             answer = await self.ask(

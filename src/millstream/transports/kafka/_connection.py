@@ -266,7 +266,12 @@ class Connection(asyncio.BufferedProtocol):
         if future is None:
             self.close(AnswerLostError(f"broker {self.address} answered what was not asked"))
             return
-        if future.done():
+        self._take(response, future, frame)
+        if self._expires == 0.0 and not self._waiting:
+            self.close()
+
+    def _take(self, response: Any, future: asyncio.Future[Any], frame: bytearray) -> None:
+        if future.done():  # nobody waits for it any more
             return
         data, header = memoryview(frame).toreadonly(), response.__header_schema__
         try:
@@ -276,8 +281,6 @@ class Connection(asyncio.BufferedProtocol):
             future.set_exception(self._unreadable(response, frame, exc))
             return
         future.set_result(value)
-        if self._expires == 0.0 and not self._waiting:
-            self.close()
 
     def _unreadable(self, response: type[Payload], frame: bytearray, exc: Exception) -> Exception:
         if response is ApiVersionsResponse and frame[4:6] == UNSUPPORTED_VERSION:

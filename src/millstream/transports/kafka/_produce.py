@@ -45,9 +45,9 @@ REQUEST_BYTES = 8 << 20
 SLICE_BYTES = 100_000
 """What may be built before the event loop turns."""
 BATCH_FRONT_BYTES = 61
-BROKER_TIMEOUT_S = 5.0
+BROKER_TIMEOUT_S = 3.0
 """How long a leader waits for its replicas."""
-ANSWER_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
 
 _MESSAGES: dict[bool, tuple[Any, Any]] = {False: (v9, v9_parts), True: (v12, v12_parts)}
 """By whether it is the newer protocol; both versions look alike."""
@@ -72,6 +72,14 @@ _AGAIN = LEADER_MOVED | {
     ErrorCode.coordinator_not_available,
     ErrorCode.not_coordinator,
 }
+_PERHAPS = frozenset(
+    {
+        ErrorCode.not_enough_replicas_after_append,
+        ErrorCode.request_timed_out,
+        ErrorCode.network_exception,
+    }
+)
+"""It may be in the log all the same."""
 _TOO_LARGE = frozenset({ErrorCode.message_too_large, ErrorCode.record_list_too_large})
 
 
@@ -218,7 +226,7 @@ async def write(
                         queue = queues.pop(tp)
                         written[tp] = Written(queue.first, queue.next)
                     continue
-                if isinstance(outcome, AnswerLostError):
+                if isinstance(outcome, AnswerLostError) or outcome in _PERHAPS:
                     doubtful.add(tp)
                 again = (
                     _judge(cluster, identity, tp, queues[tp], outcome, leaders[tp], whole=whole)

@@ -33,6 +33,7 @@ from millstream.errors import (
     LogUnavailableError,
     MillstreamError,
     OffsetOutOfRangeError,
+    UnknownTopicError,
 )
 from millstream.records import TopicPartition
 from millstream.transports.base import Fetched
@@ -61,7 +62,7 @@ GRACE_S = 0.1
 """A request that waits there for longer would have brought what the broker held."""
 LATE_S = 5.0
 """How much later than its time an answer may be until a call returns without it."""
-ANSWER_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 10.0
 PAUSE_FIRST_S = 0.01
 """After a request that failed; twice as long after each further one."""
 PAUSE_LONGEST_S = 0.5
@@ -115,6 +116,7 @@ class KafkaReader:
         self._serial = 0
         self._epochs: dict[TopicPartition, tuple[int, int]] = {}
         """Where the last batch that was read ended, and its leader epoch."""
+        self._topic_ids: dict[str, str] = {}
         self._trouble: dict[TopicPartition, _Trouble] = {}
         self._closed = False
 
@@ -139,7 +141,8 @@ class KafkaReader:
             covered = self._launch(wanted, max_bytes, max(0.0, min(left_s, FLIGHT_WAIT_S)))
             if left_s <= 0 and covered:
                 return []
-            await self._wait(wanted, left_s)
+            if not any(place in self._arrived for place in wanted):
+                await self._wait(wanted, left_s)
 
     async def close(self) -> None:
         """Give up what is on its way."""
@@ -222,15 +225,17 @@ class KafkaReader:
             if trouble is not None and trouble.until > now:
                 continue
             covered = False
+            if self._is_another(place):
+                continue
             leader = self._cluster.known_leader(place.tp)
             if leader is None or leader.node < 0:
                 lost.append(place)
             else:
                 by_node.setdefault(leader.node, []).append((place, leader))
-        if lost and self._room(-1, wanted):
+        if lost and not any(flight.node < 0 for flight in self._flights):
             self._fly(-1, lost, 0.0, self._find_leaders([place.tp for place in lost]))
         for node, places in by_node.items():
-            if self._room(node, wanted):
+            if self._room(node, wanted, places, now):
                 places.sort(key=lambda found: self._served.get(found[0].tp, 0))
                 self._fly(
                     node,
@@ -240,15 +245,41 @@ class KafkaReader:
                 )
         return covered
 
-    def _room(self, node: int, wanted: Sequence[_Place]) -> bool:
-        """Whether one more request may go there; gives up one that brings nothing that is wanted."""
+    def _is_another(self, place: _Place) -> bool:
+        """Whether its topic was removed and made again: positions of the old one mean nothing in it."""
+        topic = self._cluster.topics.get(place.tp.topic)
+        if topic is None:
+            return False
+        if self._topic_ids.setdefault(topic.name, topic.topic_id) == topic.topic_id:
+            return False
+        where = f"{self._cluster.url} any more: another one was made under its name"
+        self._arrived[place] = UnknownTopicError(topic.name, where=where)
+        return True
+
+    def _room(
+        self,
+        node: int,
+        wanted: Sequence[_Place],
+        places: list[tuple[_Place, Leader]],
+        now: float,
+    ) -> bool:
+        """Whether one more request may go there.
+
+        Where there are enough, one is given up: that brings nothing that is wanted, or that has waited for
+        a while without bringing anything, and then the new request is for its partitions as well.
+        """
         flights = [flight for flight in self._flights if flight.node == node]
         if len(flights) < FLIGHTS:
             return True
-        for flight in flights:
-            if not flight.places.intersection(wanted) and flight.task is not None:
+        for flight in sorted(flights, key=lambda flight: len(flight.places)):
+            still = flight.places.intersection(wanted)
+            if (not still or not flight.may_bring(now)) and flight.task is not None:
                 flight.task.cancel()
                 self._flights.discard(flight)
+                for place in still:
+                    leader = self._cluster.known_leader(place.tp)
+                    if leader is not None and leader.node == node:
+                        places.append((place, leader))
                 return True
         return False
 

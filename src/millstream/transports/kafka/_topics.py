@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from kio.schema.create_topics.v6 import CreateTopicsRequest, CreateTopicsResponse
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from millstream.transports.kafka._cluster import Cluster, Topic
 
 __all__ = ["Topics"]
+
+logger = logging.getLogger("millstream.transports.kafka")
 
 TOPIC_RESOURCE = i8(2)
 TIMEOUT_S = 30.0
@@ -191,8 +194,13 @@ class Topics:
             DescribeConfigsResponse,
         )
         found: dict[str, Mapping[str, str | None]] = {}
+        secret: list[str] = []
         for result in answer.results:
             if result.error_code is ErrorCode.unknown_topic_or_partition:
+                continue
+            if result.error_code is ErrorCode.topic_authorization_failed:
+                secret.append(result.resource_name)
+                found[result.resource_name] = {}
                 continue
             if result.error_code:
                 raise refusal(
@@ -202,6 +210,13 @@ class Topics:
                     message=result.error_message,
                 )
             found[result.resource_name] = {each.name: each.value for each in result.configs}
+        if secret:
+            logger.warning(
+                "%s does not allow us to read the settings of %s (DescribeConfigs): they count as kept for"
+                " ever and not compacted",
+                self._cluster.url,
+                ", ".join(secret),
+            )
         return found
 
     def _not_created(self, code: ErrorCode, spec: TopicSpec, message: str | None) -> Exception:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import weakref
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -175,6 +176,8 @@ class KafkaTransport:
             FencedError: somebody else uses our transactional id; nothing was written.
         """
         opened = self._opened()
+        if not epoch.offsets and not any(epoch.records.values()):
+            return CommitResult(next_offsets={})
         for tp, (_, metadata) in epoch.offsets.items():
             if len(metadata.encode()) > METADATA_BYTES_MAX:
                 raise InternalError(
@@ -273,7 +276,7 @@ class _Open:
         self.epochs = Transactions(cluster, transactional_id or _random)
         self.named = transactional_id is not None
         self.appends = Appends(cluster)
-        self.readers: set[KafkaReader] = set()
+        self.readers: weakref.WeakSet[KafkaReader] = weakref.WeakSet()
 
     async def free(self) -> None:
         """End what we, or who had our transactional id before us, may have left open."""
@@ -285,7 +288,7 @@ class _Open:
             stack.push_async_callback(self.cluster.__aexit__)
             stack.push_async_callback(self.appends.close)
             stack.push_async_callback(self.epochs.close)
-            for reader in self.readers:
+            for reader in list(self.readers):
                 stack.push_async_callback(reader.close)
 
 
