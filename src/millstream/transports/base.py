@@ -20,6 +20,7 @@ __all__ = [
     "Epoch",
     "Fetched",
     "GroupDescription",
+    "GroupInputs",
     "Membership",
     "OffsetAndMetadata",
     "Reader",
@@ -140,7 +141,10 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDescription:
-    """A group as anyone can see it; ``members`` maps member ids to metadata, live members only."""
+    """A group as anyone can see it; ``members`` maps member ids to metadata, live members only.
+
+    ``generation`` is 0 for a group that never was, and may be so for one without members.
+    """
 
     group: str
     generation: int
@@ -150,6 +154,18 @@ class GroupDescription:
 
 AssignFunction = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 """Metadata by member id to assignment by member id: pure, deterministic, the same on every member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInputs:
+    """What a group reads, in words that tools understand which look at it from outside (monitors of lag).
+
+    ``topics`` are all those whose positions the group commits: a log may forget positions of other topics.
+    ``partitions`` tells what an assignment means: those that its member reads.
+    """
+
+    topics: Collection[str]
+    partitions: Callable[[bytes], Collection[TopicPartition]]
 
 
 class Membership(Protocol):
@@ -184,7 +200,25 @@ class Membership(Protocol):
         ...
 
     async def leave(self) -> None:
-        """Leave at once, so that the others take over without waiting for a time-out. Idempotent."""
+        """Leave at once, so that the others take over without waiting for a time-out. Idempotent.
+
+        A member with a place of its own (static membership) leaves without telling: it comes back.
+        """
+        ...
+
+    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+        """Tell that another member's process is gone, as far as the caller can see.
+
+        A log that would wait for the time-out removes it, if this member is the one to do so. A wrong guess
+        costs a rebalance and the joining of the removed, no more: the fence decides who may commit.
+
+        Args:
+            peer: who it is across member ids, for example its address: the same one is removed again
+                after ever longer times only.
+
+        Returns:
+            Whether it was removed by this call.
+        """
         ...
 
 
@@ -285,7 +319,13 @@ class Transport(Protocol):
         ...
 
     async def join(
-        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
+        self,
+        group: str,
+        *,
+        metadata: bytes,
+        assign: AssignFunction,
+        session_timeout_s: float,
+        inputs: GroupInputs | None = None,
     ) -> Membership:
         """Join a group; the assignment comes from `Membership.next_assignment`."""
         ...

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import (
         AssignFunction,
         Epoch,
+        GroupInputs,
         Membership,
         OffsetAndMetadata,
         Reader,
@@ -229,7 +230,13 @@ class KafkaTransport:
         await self._opened().offsets.set_committed(group, offsets)
 
     async def join(
-        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
+        self,
+        group: str,
+        *,
+        metadata: bytes,
+        assign: AssignFunction,
+        session_timeout_s: float,
+        inputs: GroupInputs | None = None,
     ) -> Membership:
         """Join a group."""
         raise NotImplementedError
