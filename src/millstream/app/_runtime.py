@@ -52,12 +52,14 @@ def open_transport(
     clock: Clock,
     settings: Settings | None = None,
     *,
+    app: str = "millstream",
     transactional_id: Callable[[], str] | None = None,
 ) -> Transport:
     """The log behind a broker URL.
 
     Args:
         settings: those that say how brokers are logged in at.
+        app: whose it is, by its id, as brokers are told.
         transactional_id: what a worker's epochs are committed under; asked for before the first.
 
     Raises:
@@ -72,12 +74,15 @@ def open_transport(
 
         return MemoryTransport(clock=clock)
     if broker.startswith("kafka://"):
-        return _kafka(broker, settings, transactional_id)
+        return _kafka(broker, settings, app, transactional_id)
     raise SettingError("broker", f"{broker!r} begins with none of local://, kafka://, memory://")
 
 
 def _kafka(
-    broker: str, settings: Settings | None, transactional_id: Callable[[], str] | None
+    broker: str,
+    settings: Settings | None,
+    app: str,
+    transactional_id: Callable[[], str] | None,
 ) -> Transport:
     try:
         from millstream.transports.kafka import KafkaTransport, Security
@@ -99,7 +104,9 @@ def _kafka(
             password=settings.sasl_password or None,
             token=settings.sasl_token,
         )
-    return KafkaTransport(broker, security=security, transactional_id=transactional_id)
+    return KafkaTransport(
+        broker, security=security, transactional_id=transactional_id, client_id=app
+    )
 
 
 def _text(path: Path | None) -> str | None:
@@ -138,6 +145,7 @@ class Runtime:
                 app.settings.broker,
                 app.clock,
                 app.settings,
+                app=app.id,
                 transactional_id=self._transactional_id if worker else None,
             )
             if transport is None

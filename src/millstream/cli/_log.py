@@ -45,7 +45,7 @@ async def open_log(app: App) -> AsyncIterator[Transport]:
             f"the log local://{local_path(broker)} does not exist yet: start a worker"
             f" (millstream worker) or send something, or check the working directory"
         )
-    async with open_transport(broker, app.clock, app.settings) as transport:
+    async with open_transport(broker, app.clock, app.settings, app=app.id) as transport:
         yield transport
 
 

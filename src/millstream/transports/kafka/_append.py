@@ -7,7 +7,6 @@ request is recognised): a batch is there as a whole or not at all. Anything else
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import TYPE_CHECKING
 
 from kio.schema.errors import ErrorCode
@@ -35,12 +34,17 @@ WITHIN_S = 30.0
 
 
 class Appends:
-    """Appends of one transport; each is done before the next one begins."""
+    """Appends of one transport; each is done before the next one begins.
 
-    def __init__(self, cluster: Cluster) -> None:
+    Args:
+        cluster: where.
+        transactional_id: for those that take more than a batch; nobody else's.
+    """
+
+    def __init__(self, cluster: Cluster, transactional_id: str) -> None:
         self._cluster = cluster
         self._identity = Identity()
-        self._transactions: Transactions | None = None
+        self._transactions = Transactions(cluster, lambda: transactional_id)
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
 
@@ -104,10 +108,6 @@ class Appends:
     async def _whole(
         self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
     ) -> dict[TopicPartition, int]:
-        if self._transactions is None:
-            self._transactions = Transactions(
-                self._cluster, lambda: f"millstream-append-{uuid.uuid4().hex}"
-            )
         written = await self._transactions.commit(records)
         return {tp: place.first for tp, place in written.items()}
 

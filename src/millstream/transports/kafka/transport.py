@@ -57,7 +57,8 @@ class KafkaTransport:
         transactional_id: what the epochs are committed under; asked for when it is first needed. A
             transport of the same one that commits later ends what this one has open, and fences it.
             Random where None.
-        client_id: how brokers name us in their logs.
+        client_id: how brokers name us in their logs, and what all our transactional ids begin with that
+            are not given.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class KafkaTransport:
         """
         cluster = Cluster(self._access)
         await cluster.__aenter__()
-        self._open = _Open(cluster, self._transactional_id)
+        self._open = _Open(cluster, self._transactional_id, self._access.client_id)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -276,13 +277,16 @@ class KafkaTransport:
 class _Open:
     """What exists while the transport is open."""
 
-    def __init__(self, cluster: Cluster, transactional_id: Callable[[], str] | None) -> None:
+    def __init__(
+        self, cluster: Cluster, transactional_id: Callable[[], str] | None, client_id: str
+    ) -> None:
         self.cluster = cluster
         self.topics = Topics(cluster)
         self.offsets = Offsets(cluster)
-        self.epochs = Transactions(cluster, transactional_id or _random)
+        random = f"{client_id}-{uuid.uuid4().hex}"
+        self.epochs = Transactions(cluster, transactional_id or (lambda: random))
         self.named = transactional_id is not None
-        self.appends = Appends(cluster)
+        self.appends = Appends(cluster, f"{random}-append")
         self.readers: weakref.WeakSet[KafkaReader] = weakref.WeakSet()
 
     async def free(self) -> None:
@@ -297,7 +301,3 @@ class _Open:
             stack.push_async_callback(self.epochs.close)
             for reader in list(self.readers):
                 stack.push_async_callback(reader.close)
-
-
-def _random() -> str:
-    return f"millstream-{uuid.uuid4().hex}"
