@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from kio.schema.errors import ErrorCode
 from kio.schema.join_group.v7 import JoinGroupRequest, JoinGroupResponse
 from kio.schema.join_group.v7.request import JoinGroupRequestProtocol
+from kio.schema.leave_group.v4 import LeaveGroupRequest, LeaveGroupResponse
+from kio.schema.leave_group.v4.request import MemberIdentity
 from kio.schema.sync_group.v5 import SyncGroupRequest, SyncGroupResponse
 from kio.schema.sync_group.v5.request import SyncGroupRequestAssignment
 from kio.schema.types import GroupId
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from millstream.records import OutgoingRecord, TopicPartition
 
-__all__ = ["Member", "member_of"]
+__all__ = ["Member", "evict", "member_of"]
 
 SESSION_S = 30.0
 
@@ -87,3 +89,17 @@ async def member_of(url: str, group: str) -> Member:
             SyncGroupResponse,
         )
         return Member(group, member_id, joined.generation_id)
+
+
+async def evict(url: str, group: str, member_id: str) -> None:
+    """Remove a member from its group behind its back."""
+    async with Cluster(Access(addresses=parse_url(url))) as cluster:
+        answer = await cluster.send(
+            await cluster.coordinator(GROUP, group),
+            LeaveGroupRequest(
+                group_id=GroupId(group), members=(MemberIdentity(member_id=member_id),)
+            ),
+            LeaveGroupResponse,
+        )
+        assert not answer.error_code
+        assert [each.error_code for each in answer.members] == [ErrorCode.none]

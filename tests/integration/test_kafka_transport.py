@@ -10,6 +10,7 @@ import pytest
 from millstream.errors import (
     ConfigurationError,
     FencedError,
+    LogUnavailableError,
     OutcomeUnknownError,
     RecordTooLargeError,
     UnknownTopicError,
@@ -184,6 +185,35 @@ async def test_a_transaction_of_ours_from_before_is_ended(kafka: Kafka) -> None:
         assert await read(again, tp) == ["2"]
         stuck.set()
         await commit
+
+
+async def test_a_transaction_of_another_worker_is_ended(kafka: Kafka) -> None:
+    """Who takes over does not wait for its time-out; of the owner, alive after all, nothing is visible."""
+    topic, app = kafka.topic(), unique("app")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(kafka.url, app)
+    hanging = KafkaTransport(kafka.url, transactional_id=lambda: f"{app}-1", client_id=app)
+    taking = KafkaTransport(kafka.url, transactional_id=lambda: f"{app}-2", client_id=app)
+    async with hanging, taking:
+        stuck, positioned = asyncio.Event(), asyncio.Event()
+        end = _transactions.Transactions._end
+
+        async def end_late(self: _transactions.Transactions, newer: bool) -> None:
+            positioned.set()
+            await stuck.wait()
+            await end(self, newer)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions.Transactions, "_end", end_late)
+            commit = asyncio.ensure_future(hanging.commit(member.epoch({tp: 1}, {tp: [rec("1")]})))
+            await positioned.wait()
+            async with asyncio.timeout(_transactions.TRANSACTION_TIMEOUT_S / 2):
+                assert await taking.committed(app, [tp]) == {}
+            stuck.set()
+            with pytest.raises((FencedError, LogUnavailableError)):
+                await commit
+        await taking.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
+        assert await read(taking, tp) == ["2"]
 
 
 async def test_an_epoch_larger_than_a_request(kafka: Kafka, transport: KafkaTransport) -> None:

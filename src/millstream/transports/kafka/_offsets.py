@@ -61,8 +61,6 @@ TIMEOUT_S = 30.0
 """How long to try where leaders or coordinators move."""
 STABLE_TIMEOUT_S = 25.0
 """How long to wait for transactions of others that hold positions: they time out in 10 s, and somewhat more."""
-SHORT_S = 0.1
-"""How long a transaction that ends as it should may hold a position."""
 
 _AGAIN = COORDINATOR_MOVED | {ErrorCode.request_timed_out}
 
@@ -225,12 +223,12 @@ class Offsets:
         group: str,
         tps: Collection[TopicPartition],
         *,
-        unstable: Callable[[], Awaitable[None]],
+        relief: Callable[[float], Awaitable[None]] | None = None,
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         """Committed positions, once no transaction that could change them is open.
 
         Args:
-            unstable: called where one is, and does not end by itself at once.
+            relief: called again and again while one is, with the seconds since that was first seen.
 
         Raises:
             LogUnavailableError: one stays open.
@@ -244,7 +242,6 @@ class Offsets:
             require_stable=True,
         )
         patience = Patience(STABLE_TIMEOUT_S, first_s=0.002, longest_s=0.1)
-        told = False
         while True:
             answer = await self._of_group(
                 group,
@@ -276,9 +273,8 @@ class Offsets:
                         )
             if open_one is None:
                 return found
-            if not told and patience.left_s < STABLE_TIMEOUT_S - SHORT_S:
-                told = True
-                await unstable()
+            if relief is not None:
+                await relief(STABLE_TIMEOUT_S - patience.left_s)
             await patience.pause(
                 LogUnavailableError(
                     f"{self._cluster.url}: a transaction holds the position of {open_one} in group"

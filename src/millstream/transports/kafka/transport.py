@@ -15,14 +15,17 @@ from millstream.errors import (
     UnknownMemberError,
 )
 from millstream.records import TopicPartition
-from millstream.transports.base import CommitResult, GroupDescription
+from millstream.transports.base import CommitResult
 from millstream.transports.kafka._address import parse_url
 from millstream.transports.kafka._append import Appends
 from millstream.transports.kafka._cluster import Access, Cluster
+from millstream.transports.kafka._group_words import describe
+from millstream.transports.kafka._membership import KafkaMembership, Terms
 from millstream.transports.kafka._offsets import Offsets
 from millstream.transports.kafka._produce import TooLargeError
 from millstream.transports.kafka._reader import KafkaReader
 from millstream.transports.kafka._security import Security
+from millstream.transports.kafka._stuck import Relief
 from millstream.transports.kafka._topics import Topics
 from millstream.transports.kafka._transactions import Positions, Transactions
 from millstream.transports.local.log import check_specs
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import (
         AssignFunction,
         Epoch,
+        GroupDescription,
         GroupInputs,
         Membership,
         OffsetAndMetadata,
@@ -43,6 +47,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = ["KafkaTransport"]
+
+MAX_POLL_INTERVAL_S = 30.0
+SETTLE_S = 2.0
+"""How long a description of a group waits for the end of a rebalance."""
+UNSETTLED = frozenset({"PreparingRebalance", "CompletingRebalance"})
 
 METADATA_BYTES_MAX = 4_096
 """Brokers' ``offset.metadata.max.bytes``, where nothing else is set."""
@@ -59,6 +68,9 @@ class KafkaTransport:
             Random where None.
         client_id: how brokers name us in their logs, and what all our transactional ids begin with that
             are not given.
+        instance_id: the place in its groups under which a worker comes back after a restart without a
+            rebalance (static membership); none where None.
+        max_poll_interval_s: for how long heartbeats go on without `Membership.alive`.
     """
 
     def __init__(
@@ -68,11 +80,15 @@ class KafkaTransport:
         security: Security | None = None,
         transactional_id: Callable[[], str] | None = None,
         client_id: str = "millstream",
+        instance_id: str | None = None,
+        max_poll_interval_s: float = MAX_POLL_INTERVAL_S,
     ) -> None:
         self._access = Access(
             addresses=parse_url(url), security=security or Security(), client_id=client_id
         )
         self._transactional_id = transactional_id
+        self._instance_id = instance_id
+        self._max_poll_interval_s = max_poll_interval_s
         self._open: _Open | None = None
 
     @property
@@ -218,7 +234,7 @@ class KafkaTransport:
         """Committed positions, once no transaction that could change them is open."""
         opened = self._opened()
         await opened.epochs.settle()
-        return await opened.offsets.committed(group, tps, unstable=opened.free)
+        return await opened.offsets.committed(group, tps, relief=opened.relief(group))
 
     async def set_committed(
         self, group: str, offsets: Mapping[TopicPartition, OffsetAndMetadata]
@@ -239,12 +255,38 @@ class KafkaTransport:
         session_timeout_s: float,
         inputs: GroupInputs | None = None,
     ) -> Membership:
-        """Join a group."""
-        raise NotImplementedError
+        """Join a group; returns when the group knows of the member, which may still wait for the others.
+
+        Raises:
+            ConfigurationError: the group has members of another kind, or the brokers refuse us.
+        """
+        opened = self._opened()
+        membership = KafkaMembership(
+            self._access,
+            Terms(
+                group=group,
+                assign=assign,
+                session_timeout_s=session_timeout_s,
+                max_poll_interval_s=self._max_poll_interval_s,
+                instance_id=self._instance_id,
+                inputs=inputs,
+            ),
+            metadata,
+        )
+        opened.memberships.append(membership)
+        await membership.join()
+        return membership
 
     async def describe_group(self, group: str) -> GroupDescription:
-        """The group as it is."""
-        raise NotImplementedError
+        """The group as it is; waits a moment where it is being rebalanced."""
+        opened = self._opened()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE_S
+        while True:
+            found = await opened.offsets.describe(group)
+            if found.group_state not in UNSETTLED or loop.time() >= until:
+                return describe(found)
+            await asyncio.sleep(SETTLE_S / 100)
 
     async def groups(self) -> list[str]:
         """Names of the groups that have live members or committed positions, sorted."""
@@ -283,21 +325,27 @@ class _Open:
         self.cluster = cluster
         self.topics = Topics(cluster)
         self.offsets = Offsets(cluster)
+        self.client_id = client_id
         random = f"{client_id}-{uuid.uuid4().hex}"
         self.epochs = Transactions(cluster, transactional_id or (lambda: random))
         self.named = transactional_id is not None
         self.appends = Appends(cluster, f"{random}-append")
         self.readers: weakref.WeakSet[KafkaReader] = weakref.WeakSet()
+        self.memberships: list[KafkaMembership] = []
 
-    async def free(self) -> None:
-        """End what we, or who had our transactional id before us, may have left open."""
-        await self.epochs.settle(take=self.named)
+    def relief(self, group: str) -> Relief | None:
+        """What a worker does about transactions that hold its group's positions; others just wait."""
+        if not self.named:
+            return None
+        return Relief(self.cluster, group, own=self.epochs, prefix=f"{self.client_id}-")
 
     async def close(self) -> None:
-        """Finish, hang up; in this order, whatever fails."""
+        """Leave, finish, hang up; in this order, whatever fails."""
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.cluster.__aexit__)
             stack.push_async_callback(self.appends.close)
             stack.push_async_callback(self.epochs.close)
             for reader in list(self.readers):
                 stack.push_async_callback(reader.close)
+            for membership in self.memberships:
+                stack.push_async_callback(membership.leave)
