@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from millstream.transports.kafka.transport import KafkaTransport
+from tests.integration.groups import evict
 from tests.transports.conformance import *  # noqa: F403
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class KafkaLab:
         return KafkaTransport(self._broker.url)
 
     async def evict(self, group: str, member_id: str) -> None:
-        raise NotImplementedError
+        await evict(self._broker.url, group, member_id)
 
     def advance(self, milliseconds: int) -> None:
         pytest.skip("a broker has its own clock")
