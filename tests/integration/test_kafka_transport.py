@@ -176,15 +176,18 @@ async def test_a_transaction_of_ours_from_before_is_ended(kafka: Kafka) -> None:
             await stuck.wait()
 
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 2 * DEADLINE_S)
             patch.setattr(_transactions.Transactions, "_end", never_end)
             commit = asyncio.ensure_future(killed.commit(member.epoch({tp: 1}, {tp: [rec("1")]})))
             await positioned.wait()
-        async with asyncio.timeout(_transactions.TRANSACTION_TIMEOUT_S / 2):
-            assert await again.committed(group, [tp]) == {}
+        try:
+            async with asyncio.timeout(DEADLINE_S / 2):
+                assert await again.committed(group, [tp]) == {}
+        finally:
+            stuck.set()
+            await commit
         await again.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
         assert await read(again, tp) == ["2"]
-        stuck.set()
-        await commit
 
 
 async def test_a_transaction_of_another_worker_is_ended(kafka: Kafka) -> None:
@@ -204,12 +207,15 @@ async def test_a_transaction_of_another_worker_is_ended(kafka: Kafka) -> None:
             await end(self, newer)
 
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 2 * DEADLINE_S)
             patch.setattr(_transactions.Transactions, "_end", end_late)
             commit = asyncio.ensure_future(hanging.commit(member.epoch({tp: 1}, {tp: [rec("1")]})))
             await positioned.wait()
-            async with asyncio.timeout(_transactions.TRANSACTION_TIMEOUT_S / 2):
-                assert await taking.committed(app, [tp]) == {}
-            stuck.set()
+            try:
+                async with asyncio.timeout(DEADLINE_S / 2):
+                    assert await taking.committed(app, [tp]) == {}
+            finally:
+                stuck.set()
             with pytest.raises((FencedError, LogUnavailableError)):
                 await commit
         await taking.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))

@@ -67,20 +67,19 @@ class Relief:
         self._group = group
         self._own = own
         self._prefix = prefix
-        self._seen: set[_Open] | None = None
-        self._steps = 0
+        self._asked_ourselves = False
+        self._seen: set[_Open] = set()
+        self._look_at_s = LOOK_S
 
     async def __call__(self, held_s: float) -> None:
         """Do what is due after so many seconds."""
-        if self._steps == 0 and held_s >= OWN_S:
-            self._steps = 1
+        if not self._asked_ourselves and held_s >= OWN_S:
+            self._asked_ourselves = True
             await self._own.settle(take=True)
-        elif self._steps == 1 and held_s >= LOOK_S:
-            self._steps = 2
-            self._seen = await self._look()
-        elif self._steps == 2 and held_s >= LOOK_S + STUCK_S:
-            self._steps = 3
-            for found in (self._seen or set()) & await self._look():
+        elif held_s >= self._look_at_s:
+            self._look_at_s = held_s + STUCK_S
+            before, self._seen = self._seen, await self._look()
+            for found in before & self._seen:
                 await self._end(found.transactional_id)
 
     async def _end(self, name: str) -> None:
