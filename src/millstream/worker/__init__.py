@@ -1,6 +1,14 @@
 """What runs a program: shards, epochs, the group, recovery."""
 
-from millstream.worker._assign import MemberMetadata, ShardId, assign_shards, decode_assignment
+from millstream.worker._assign import (
+    MemberMetadata,
+    ShardAssignment,
+    ShardId,
+    assign_shards,
+    decode_assignment,
+    decode_metadata,
+    encode_metadata,
+)
 from millstream.worker._commit import CommitStats, Committer
 from millstream.worker._garbage import tune_garbage_collector
 from millstream.worker._prepare import prepare_topics
@@ -19,6 +27,7 @@ __all__ = [
     "MemberMetadata",
     "RecoveryProgress",
     "Shard",
+    "ShardAssignment",
     "ShardCut",
     "ShardId",
     "ShardOptions",
@@ -28,6 +37,8 @@ __all__ = [
     "WorkerReport",
     "assign_shards",
     "decode_assignment",
+    "decode_metadata",
+    "encode_metadata",
     "prepare_topics",
     "tune_garbage_collector",
 ]

@@ -8,15 +8,16 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from millstream import hooks
 from millstream.errors import FencedError, IllegalGenerationError, TopologyError
 from millstream.worker._assign import (
+    LAG_UNKNOWN,
     MemberMetadata,
+    ShardAssignment,
     ShardId,
     assign_shards,
     decode_assignment,
+    encode_metadata,
 )
 from millstream.worker._commit import Committer
 from millstream.worker._fetch import Fetcher
@@ -204,7 +205,7 @@ class Worker:
             return
         self.membership = await self._transport.join(
             self.plan.app,
-            metadata=self._metadata(()),
+            metadata=self._metadata(ShardAssignment(), generation=0),
             assign=assign_shards,
             session_timeout_s=self.plan.session_timeout_s,
         )
@@ -245,20 +246,27 @@ class Worker:
 
     # the group ------------------------------------------------------------------------------------
 
-    def _metadata(self, owned: Sequence[ShardId]) -> bytes:
-        warm = [
+    def _metadata(self, share: ShardAssignment, *, generation: int) -> bytes:
+        """What this worker says of itself: what it was given last, and what else it has on disk."""
+        names = (name.partition("-") for name in self._state.shards())
+        on_disk = [
             (int(count), int(number))
-            for count, _, number in (name.partition("-") for name in self._state.shards())
-            if count.isdigit() and number.isdigit()
+            for count, _, number in names
+            if count.isdigit() and number.isdigit() and int(number) < int(count)
         ]
-        return msgspec.json.encode(
+        owned = set(share.active)
+        return encode_metadata(
             MemberMetadata(
                 url=self.url,
                 slot=self.slot,
                 topology=self.plan.fingerprint,
                 counts=tuple(self.plan.counts),
-                owned=tuple(sorted(owned)),
-                warm=tuple(sorted(warm)),
+                stateful=tuple(sorted(count for count, some in self.plan.tables.items() if some)),
+                generation=generation,
+                owned=share.active,
+                standby=share.standby,
+                warming=share.warming,
+                held={shard: LAG_UNKNOWN for shard in on_disk if shard not in owned},
             )
         )
 
@@ -267,26 +275,21 @@ class Worker:
             return
         while True:
             assignment = await self.membership.next_assignment()
-            self._check_topology(assignment)
+            if refused := decode_assignment(assignment.assigned).refused:
+                raise TopologyError(f"app {self.plan.app!r}: {refused}")
+            self._warn_of_refused(assignment)
             await self._apply(assignment)
 
-    def _check_topology(self, assignment: Assignment) -> None:
-        for member, data in assignment.members.items():
-            other = msgspec.json.decode(data, type=MemberMetadata)
-            if member != assignment.member_id and other.topology != self.plan.fingerprint:
-                error = TopologyError(
-                    f"another program runs under the app id {self.plan.app!r}: it has"
-                    f" [{other.topology}], and this one has [{self.plan.fingerprint}]. Give one of"
-                    f" them another id, or stop its workers first"
-                )
-                if self.assignment is None:
-                    raise error
-                logger.error("%s. This worker was here first, and goes on", error)
+    def _warn_of_refused(self, assignment: Assignment) -> None:
+        for member, data in assignment.shares.items():
+            if refused := decode_assignment(data).refused:
+                logger.error("%s is refused, and this worker goes on: %s", member, refused)
 
     async def _apply(self, assignment: Assignment) -> None:
         before = self.assignment
         assert self.membership is not None
-        mine = set(decode_assignment(assignment.assigned))
+        share = decode_assignment(assignment.assigned)
+        mine = set(share.active)
         steady = (
             before is not None
             and before.member_id == assignment.member_id
@@ -299,6 +302,7 @@ class Worker:
             self.assignment = assignment
             self.committer.member_id = assignment.member_id
             self.committer.generation = assignment.generation
+        self.membership.note(self._metadata(share, generation=assignment.generation))
         gained = sorted(mine - set(self.shards))
         for callback in self.assigned:
             await callback(gained)
