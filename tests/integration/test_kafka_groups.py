@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from confluent_kafka import Consumer
+from confluent_kafka.admin import ResourceType
 
 from millstream.errors import ConfigurationError, FencedError, SettingError
 from millstream.records import TopicPartition
 from millstream.transports.base import GroupInputs
-from millstream.transports.kafka import KafkaTransport
+from millstream.transports.kafka import KafkaTransport, Security
 from millstream.transports.kafka._address import parse_url
 from millstream.transports.kafka._cluster import GROUP, Access, Cluster
 from millstream.worker import (
@@ -27,6 +28,7 @@ from millstream.worker import (
 from millstream.worker._assign import Assignor
 from millstream.worker._assign_plan import plan_shards
 from tests.brokers import Action, Api, Program, unique
+from tests.brokers.security import PASSWORDS
 from tests.integration.groups import evict
 from tests.transports.conformance import assign, assigned, eventually, shards_of
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import Assignment, Membership
     from tests.brokers import Cluster as Brokers
     from tests.brokers import Kafka, Proxy
+    from tests.brokers.security import Secured
 
 LONG_S = 30.0
 """A session time-out that no test waits for."""
@@ -83,16 +86,23 @@ def group() -> str:
     return unique("group")
 
 
+@pytest.fixture(params=["kafka", "old_kafka"], ids=["newest", "Kafka 2.8"])
+def any_kafka(request: pytest.FixtureRequest) -> Kafka:
+    """A broker of the newest line that we support, and one of the oldest."""
+    found: Kafka = request.getfixturevalue(request.param)
+    return found
+
+
 # joining and leaving
 
 
-async def test_who_stays_sees_every_generation(kafka: Kafka, group: str) -> None:
+async def test_who_stays_sees_every_generation(any_kafka: Kafka, group: str) -> None:
     """Under the same member id, one after the other, although others come and go, and it does not look."""
-    async with member(kafka.url, group, b"1") as first:
+    async with member(any_kafka.url, group, b"1") as first:
         seen = [await of(first, 1)]
-        async with member(kafka.url, group, b"2") as second:
+        async with member(any_kafka.url, group, b"2") as second:
             await of(second, 2)
-            async with member(kafka.url, group, b"3") as third:
+            async with member(any_kafka.url, group, b"3") as third:
                 await of(third, 3)
                 await of(second, 3)
             await of(second, 2)
@@ -144,6 +154,21 @@ async def test_a_group_of_other_consumers(kafka: Kafka, group: str) -> None:
                 pass
     finally:
         other.close()
+
+
+async def test_a_group_that_we_may_not_join(secured_kafka: Secured, group: str) -> None:
+    """The error says which one, and what to grant."""
+    url = f"kafka://{secured_kafka.cluster.address('SASL_PLAINTEXT')}"
+    alice = Security(mechanism="PLAIN", username="alice", password=PASSWORDS["alice"])
+    with pytest.raises(ConfigurationError, match=rf"group '{group}'.*on the group"):
+        async with member(url, group, security=alice):
+            pass
+    secured_kafka.allow("User:alice", ResourceType.GROUP, group)
+    async with (
+        member(url, group, b"1", security=alice) as first,
+        member(url, group, b"2", security=alice) as second,
+    ):
+        assert (await of(first, 2)).members == (await of(second, 2)).members
 
 
 async def test_a_session_time_out_that_the_broker_does_not_take(kafka: Kafka, group: str) -> None:
@@ -209,9 +234,12 @@ async def test_a_killed_member_is_removed_by_a_survivor(
         assert sorted(shards_of(after) + shards_of(await of(second, 2))) == [0, 1, 2]
 
 
-async def test_a_wrong_suspicion_is_not_repeated(kafka: Kafka, group: str) -> None:
+async def test_a_wrong_suspicion_is_not_repeated(any_kafka: Kafka, group: str) -> None:
     """Who was removed by mistake is back under another id, and is left in peace for a while."""
-    async with member(kafka.url, group, b"1") as first, member(kafka.url, group, b"2") as second:
+    async with (
+        member(any_kafka.url, group, b"1") as first,
+        member(any_kafka.url, group, b"2") as second,
+    ):
         await of(first, 2)
         old = await of(second, 2)
         assert await first.suspect(old.member_id, peer="http://second")
@@ -270,13 +298,13 @@ async def test_leaving_does_not_wait_for_a_broker(
 # places
 
 
-async def test_a_static_member_comes_back_without_a_rebalance(kafka: Kafka, group: str) -> None:
+async def test_a_static_member_comes_back_without_a_rebalance(any_kafka: Kafka, group: str) -> None:
     """To the same generation and the same shards, under another member id; the others see nothing of it."""
-    async with member(kafka.url, group, b"1") as other:
-        async with member(kafka.url, group, b"2", instance_id="place") as static:
+    async with member(any_kafka.url, group, b"1") as other:
+        async with member(any_kafka.url, group, b"2", instance_id="place") as static:
             before = await of(static, 2)
             await of(other, 2)
-        async with member(kafka.url, group, b"2", instance_id="place") as static:
+        async with member(any_kafka.url, group, b"2", instance_id="place") as static:
             after = await static.next_assignment()
             assert after.generation == before.generation
             assert after.assigned == before.assigned
@@ -287,11 +315,11 @@ async def test_a_static_member_comes_back_without_a_rebalance(kafka: Kafka, grou
             assert not await other.suspect(after.member_id)
 
 
-async def test_two_workers_in_one_place(kafka: Kafka, group: str) -> None:
+async def test_two_workers_in_one_place(any_kafka: Kafka, group: str) -> None:
     """The one that was there first hears of it, and why."""
-    async with member(kafka.url, group, instance_id="place") as first:
+    async with member(any_kafka.url, group, instance_id="place") as first:
         await of(first, 1)
-        async with member(kafka.url, group, instance_id="place") as second:
+        async with member(any_kafka.url, group, instance_id="place") as second:
             await second.next_assignment()
             with pytest.raises(FencedError, match="two workers share place 'place'"):
                 await assigned(first)

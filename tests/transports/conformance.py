@@ -754,6 +754,22 @@ async def test_new_metadata_causes_a_rebalance(lab: Lab, transport: Transport) -
         assert (shards_of(theirs), shards_of(mine)) == ([0, 2], [1])
 
 
+async def test_a_note_is_read_with_the_next_rebalance(lab: Lab, transport: Transport) -> None:
+    """It causes none itself; and everybody knows what everybody was given then."""
+    first = await join(transport, b"1")
+    before = await assigned(first)
+    first.note(b"3")
+    async with lab.open_transport() as other:
+        second = await join(other, b"2")
+        mine = await assigned(first, lambda a: len(a.members) == 2)
+        theirs = await assigned(second, lambda a: len(a.members) == 2)
+        assert mine.generation == before.generation + 1
+        assert sorted(mine.members.values()) == [b"2", b"3"]
+        assert (shards_of(theirs), shards_of(mine)) == ([0, 2], [1])
+        given = {mine.member_id: mine.assigned, theirs.member_id: theirs.assigned}
+        assert mine.shares == theirs.shares == given
+
+
 async def test_a_removed_member_joins_again_by_itself(lab: Lab, transport: Transport) -> None:
     """It comes back under another id; what it had under the old one is fenced."""
     membership = await join(transport, b"1")

@@ -13,6 +13,7 @@ go on; a leader that gave up instead would leave the group to the next leader, w
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -45,6 +46,7 @@ __all__ = [
     "decode_metadata",
     "encode_assignment",
     "encode_metadata",
+    "urls_of",
 ]
 
 
@@ -119,6 +121,15 @@ def _part_with_strangers(described: dict[str, MemberMetadata], refused: dict[str
             f"another program runs under the same app id: it has [{topology}], and this one has"
             f" [{described.pop(member).topology}]. Give one of them another id, or stop its workers first"
         )
+
+
+def urls_of(members: Mapping[str, bytes]) -> dict[str, str]:
+    """Where the members answer queries; those left out whose words cannot be read."""
+    found = {}
+    for member, data in members.items():
+        with suppress(msgspec.DecodeError):
+            found[member] = decode_metadata(data).url
+    return found
 
 
 assign_shards = Assignor({1: plan_shards})

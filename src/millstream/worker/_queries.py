@@ -8,8 +8,6 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from millstream.records import Position, TopicPartition
 from millstream.tables._query import (
     BadQueryError,
@@ -22,7 +20,7 @@ from millstream.tables._query import (
     UnknownTableError,
     merge_pages,
 )
-from millstream.worker._assign import decode_assignment, decode_metadata
+from millstream.worker._assign import decode_assignment, urls_of
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
@@ -257,13 +255,15 @@ def _peers(
     members: Mapping[str, bytes], shares: Mapping[str, bytes], *, here: str | None
 ) -> list[Peer]:
     """Those whose words can be read; one of another release may be in the group and have nothing to do."""
-    peers = []
-    for member, data in members.items():
-        with contextlib.suppress(msgspec.DecodeError):
-            shards = frozenset(decode_assignment(shares.get(member, b"")).active)
-            url = decode_metadata(data).url
-            peers.append(Peer(member=member, url=url, shards=shards, here=member == here))
-    return peers
+    return [
+        Peer(
+            member=member,
+            url=url,
+            shards=frozenset(decode_assignment(shares.get(member, b"")).active),
+            here=member == here,
+        )
+        for member, url in urls_of(members).items()
+    ]
 
 
 class _Follower:

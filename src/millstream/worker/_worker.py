@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import hooks
 from millstream.errors import FencedError, IllegalGenerationError, TopologyError
+from millstream.records import TopicPartition
+from millstream.transports.base import GroupInputs
 from millstream.worker._assign import (
     LAG_UNKNOWN,
     MemberMetadata,
@@ -18,10 +20,12 @@ from millstream.worker._assign import (
     assign_shards,
     decode_assignment,
     encode_metadata,
+    urls_of,
 )
 from millstream.worker._commit import Committer
 from millstream.worker._fetch import Fetcher
 from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
+from millstream.worker._watch import PeerWatch, neighbours
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -68,6 +72,25 @@ class WorkerPlan:
         """Partition counts for which there is something to run, sorted."""
         return sorted(set(self.agents) | set(self.tables))
 
+    def inputs(self) -> GroupInputs:
+        """What the workers read."""
+        topics = {
+            count: sorted({topic for spec in specs for topic in spec.sources})
+            for count, specs in self.agents.items()
+        }
+
+        def partitions(assigned: bytes) -> list[TopicPartition]:
+            return [
+                TopicPartition(topic, number)
+                for count, number in decode_assignment(assigned).active
+                for topic in topics.get(count, ())
+            ]
+
+        return GroupInputs(
+            topics=sorted({topic for some in topics.values() for topic in some}),
+            partitions=partitions,
+        )
+
 
 class Worker:
     """Runs the shards that its group gives it."""
@@ -102,6 +125,7 @@ class Worker:
         self._stopping = asyncio.Event()
         self._abandoned = False
         self._leading: list[asyncio.Task[Any]] = []
+        self._watch = PeerWatch(self._suspect)
         self.options = ShardOptions(
             app=plan.app,
             group=plan.app,
@@ -163,6 +187,7 @@ class Worker:
                     serving = [
                         tasks.create_task(self._follow_group(), name="group"),
                         tasks.create_task(self._tell_alive(), name="alive"),
+                        tasks.create_task(self._watch.run(), name="peers"),
                         tasks.create_task(self._maintain(), name="maintenance"),
                         *(
                             tasks.create_task(fetcher.run(), name=f"fetch {name}")
@@ -208,6 +233,7 @@ class Worker:
             metadata=self._metadata(ShardAssignment(), generation=0),
             assign=assign_shards,
             session_timeout_s=self.plan.session_timeout_s,
+            inputs=self.plan.inputs(),
         )
         try:
             yield
@@ -303,6 +329,7 @@ class Worker:
             self.committer.member_id = assignment.member_id
             self.committer.generation = assignment.generation
         self.membership.note(self._metadata(share, generation=assignment.generation))
+        self._watch.follow(neighbours(assignment.member_id, urls_of(assignment.members)))
         gained = sorted(mine - set(self.shards))
         for callback in self.assigned:
             await callback(gained)
@@ -311,6 +338,10 @@ class Worker:
         hooks.reached("group.assigned", generation=assignment.generation)
         self._lead()
         self._stir()
+
+    async def _suspect(self, member_id: str, url: str) -> bool:
+        """A worker's process is gone, as far as this one can see."""
+        return self.membership is not None and await self.membership.suspect(member_id, peer=url)
 
     async def _stop_shards(self, shard_ids: list[ShardId]) -> None:
         if not shard_ids:

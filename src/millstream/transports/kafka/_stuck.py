@@ -44,12 +44,13 @@ POSITIONS_TOPIC = "__consumer_offsets"
 
 
 def partition_of(group: str, count: int) -> int:
-    """Where a group's positions are: Java's ``hashCode`` of its name, without the sign, modulo the count."""
+    """Where a group's positions are: the absolute value of Java's ``hashCode`` of its name, modulo the count."""
     code = 0
     units = group.encode("utf-16-be")
     for at in range(0, len(units), 2):
         code = (31 * code + int.from_bytes(units[at : at + 2], "big")) & 0xFFFFFFFF
-    return (code & 0x7FFFFFFF) % count
+    signed = code - (1 << 32) if code >> 31 else code
+    return 0 if signed == -(1 << 31) else abs(signed) % count
 
 
 class Relief:
