@@ -63,12 +63,14 @@ if TYPE_CHECKING:
 
 SEEDS = 1
 LONG_SEEDS = 50
-EVENTS = 6_000
+EVENTS = 3_000
 LONG_EVENTS = 40_000
 """50 seeds of them are two million."""
 BATCH = 100
 RATE = 800
 """Events a second that are fed, at most."""
+ACTS_MIN = 15
+"""How often something happens at least, however fast the events are fed."""
 WORKERS = 3
 WORKERS_MAX = 4
 STOPPED_S = 1.5 * SESSION_S
@@ -258,7 +260,6 @@ class Fire:
         began = time.monotonic()
         try:
             while self._fed < self.events:
-                listed = []
                 for number in range(self._fed, min(self._fed + BATCH, self.events)):
                     event = Event(
                         number,
@@ -285,7 +286,7 @@ class Fire:
     # trouble ------------------------------------------------------------------------------------
 
     def trouble(self) -> None:
-        """While the feeder sends, something happens every now and then."""
+        """While the feeder sends, something happens every now and then; and at least so often."""
         rng = self.rng
         kinds: list[tuple[int, Callable[[], None]]] = [
             (5, self._kill),
@@ -298,9 +299,11 @@ class Fire:
             (6, self._lose_answer),
             (3, self._doom),
         ]
-        while self._feeding.is_alive():
+        acts = 0
+        while self._feeding.is_alive() or acts < ACTS_MIN:
             time.sleep(rng.uniform(0.05, 0.8))
             self._tick()
+            acts += 1
             rng.choices([act for _, act in kinds], [weight for weight, _ in kinds])[0]()
 
     def _tick(self) -> None:
