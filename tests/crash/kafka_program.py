@@ -13,6 +13,7 @@ import signal
 import sys
 
 from millstream.hooks import observe
+from millstream.worker import _worker
 from tests.crash.program import Program, build, die_at, work
 
 __all__ = ["PARTITIONS", "SESSION_S", "program"]
@@ -48,6 +49,7 @@ def main(
     """One worker process."""
     logging.basicConfig(format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("millstream").setLevel(logging.INFO)
+    _worker.PURGE_INTERVAL_S = 1e6  # the records between the stages are looked at in the end
     made = program(broker, prefix, slot, web=web == "web")
     with observe(die_at(mark, point, int(count))) if point else contextlib.nullcontext():
         asyncio.run(_work(made))

@@ -15,8 +15,10 @@ import pytest
 
 import millstream as ms
 from millstream.errors import ConfigurationError, PartitionCountError, TopologyError
+from millstream.records import TopicPartition
 from millstream.transports.base import TopicSpec
 from millstream.transports.kafka import KafkaTransport
+from millstream.worker import _worker
 from tests.brokers import Program, Record, unique
 from tests.cli.terminal import Running, Terminal, children_of, poll
 
@@ -226,8 +228,8 @@ async def work(
         async with asyncio.timeout(DEADLINE_S):
             await worker.ready.wait()
             progress = worker.options.progress
-            while await shown(runtime) != wanted:
-                await asyncio.sleep(0.05)  # noqa: ASYNC110  nobody tells what a table holds
+            while await shown(runtime) != wanted:  # noqa: ASYNC110  nobody tells what a table holds
+                await asyncio.sleep(0.05)
         if crash:
             worker.abandon()
     return progress.records_done, dict(progress.rebuilt)
@@ -283,7 +285,7 @@ async def test_internal_topics(kafka_cluster: Cluster, tmp_path: Path) -> None:
     app = counter(kafka_cluster, name, topic, tmp_path, replication=3)
     words = app.topics[topic]
 
-    @app.agent(app.stream(words).group_by(lambda word: word))
+    @app.agent(app.stream(words).group_by(lambda word: word, name="again"))
     async def again(stream: ms.Stream[str]) -> None:
         async for _ in stream:
             pass
@@ -300,6 +302,38 @@ async def test_internal_topics(kafka_cluster: Cluster, tmp_path: Path) -> None:
         assert configs[key]["min.insync.replicas"] == "2"
     assert configs[changelog]["cleanup.policy"] == "compact"
     assert configs[regrouped]["cleanup.policy"] == "delete"
+
+
+async def test_what_was_regrouped_is_forgotten(
+    kafka: Kafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log lets go of the records between two stages once they are processed, and of no others."""
+    monkeypatch.setattr(_worker, "PURGE_INTERVAL_S", 0.2)
+    name, topic = unique("passing"), kafka.topic("words", partitions=2)
+    app = counter(kafka, name, topic, tmp_path)
+    regrouped = app.table("regrouped", key=str, value=int, default=0)
+
+    @app.agent(app.stream(app.topics[topic]).group_by(lambda word: word[:1], name="first"))
+    async def first(stream: ms.Stream[str]) -> None:
+        async for word in stream:
+            regrouped[word[:1]] += 1
+
+    words = [Record(key=key.encode(), value=f'"{key}"'.encode()) for key in KEYS]
+    await asyncio.to_thread(kafka.write, topic, words, partitioner="murmur2")
+    async with app.running(worker=True, web=False), KafkaTransport(kafka.url) as transport:
+        between = (
+            TopicPartition(f"{name}-first-repartition", 0),
+            TopicPartition(f"{name}-first-repartition", 1),
+        )
+        async with asyncio.timeout(DEADLINE_S):
+            while sum((await transport.start_offsets(between)).values()) < len(KEYS):  # noqa: ASYNC110  as above
+                await asyncio.sleep(0.1)
+        sources = [TopicPartition(topic, number) for number in range(2)]
+        assert set((await transport.start_offsets(sources)).values()) == {0}
+        runtime = app.runtime
+        assert runtime is not None
+        found = runtime.questions().view("regrouped", None)
+        assert {key: value async for key, value in found.items()} == {"k": len(KEYS)}
 
 
 def settings_of(kafka: Kafka, names: list[str]) -> dict[str, dict[str, str]]:

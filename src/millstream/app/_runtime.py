@@ -382,6 +382,7 @@ class Runtime:
                 *(_timer(t, clock) for t in timers if t.scope == "worker"),
             ],
             leader_tasks=[_timer(t, clock) for t in timers if t.scope == "leader"],
+            passing=self.topology.passing(),
         )
 
     def _agent_spec(self, agent: Agent[Any, Any]) -> AgentSpec:

@@ -24,11 +24,20 @@ from millstream.worker._assign import (
 )
 from millstream.worker._commit import Committer
 from millstream.worker._fetch import Fetcher
+from millstream.worker._purge import PURGE_INTERVAL_S, Purge
 from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
 from millstream.worker._watch import PeerWatch, neighbours
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Collection,
+        Coroutine,
+        Mapping,
+        Sequence,
+    )
 
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, StateBackend
@@ -66,6 +75,8 @@ class WorkerPlan:
     """The user's tasks, and timers of scope ``worker``: run once the first shards are ready."""
     leader_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
     """Run where the first shard of the largest group is."""
+    passing: Collection[str] = ()
+    """Topics of which nobody reads a record again that was processed: the log may forget those."""
 
     @property
     def counts(self) -> list[int]:
@@ -189,6 +200,7 @@ class Worker:
                         tasks.create_task(self._tell_alive(), name="alive"),
                         tasks.create_task(self._watch.run(), name="peers"),
                         tasks.create_task(self._maintain(), name="maintenance"),
+                        tasks.create_task(self._forget_processed(), name="purge"),
                         *(
                             tasks.create_task(fetcher.run(), name=f"fetch {name}")
                             for name, fetcher in self.fetchers.items()
@@ -269,6 +281,13 @@ class Worker:
         while True:
             await self._clock.sleep(MAINTENANCE_INTERVAL_S)
             await self._transport.maintain()
+
+    async def _forget_processed(self) -> None:
+        purge = Purge(self._transport, self.plan.passing)
+        while self.plan.passing:
+            await self._clock.sleep(PURGE_INTERVAL_S)
+            shards = [shard for shard in self.shards.values() if shard.ready.is_set()]
+            await purge.run({tp: at for shard in shards for tp, at in shard.committed.items()})
 
     # the group ------------------------------------------------------------------------------------
 
