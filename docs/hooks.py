@@ -10,8 +10,8 @@ __all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 
 MARK = "<!-- settings -->"
 NOTES = {
-    "broker": "Where none is given, `local://` and the app's id, `.db`. `kafka://` is refused in this version.",
-    "processing_guarantee": "`at_least_once` is accepted; on `local://` every commit is exactly once anyway.",
+    "broker": "Where none is given, `local://` and the app's id, `.db`.",
+    "processing_guarantee": "`at_least_once` is accepted; every commit is exactly once anyway.",
 }
 """What a setting's own line does not say; above all, what is not built yet."""
 

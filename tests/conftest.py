@@ -7,6 +7,8 @@ import pytest
 
 from tests.requirements import MISSING
 
+pytest_plugins = ["tests.brokers.fixtures"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add ``--long``."""

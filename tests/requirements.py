@@ -1,16 +1,23 @@
 """What some tests need that is not on every machine."""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
-__all__ = ["MISSING", "chromium", "missing", "wheel"]
+__all__ = ["MISSING", "chromium", "java", "maven", "missing", "openssl", "wheel"]
 
 MISSING = "cannot run here: "
+BROKER = (
+    "a Kafka broker: set MILLSTREAM_TEST_BROKER=kafka://host:port, or start Docker, or install Java 17 and Maven "
+    "(Debian: apt-get install maven default-jre-headless)"
+)
+OLDEST_JAVA = 17
 _BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
 _MAC_BROWSERS = [
     Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"),
@@ -44,6 +51,28 @@ def chromium() -> str:
     missing(
         "Chromium, for the tests in a browser (Debian: apt-get install chromium chromium-driver)"
     )
+
+
+def java() -> str:
+    """Return the path of a Java, 17 or later, which a broker of the tests' own needs."""
+    found = shutil.which("java")
+    if found is None:
+        missing(BROKER)
+    said = subprocess.run([found, "-version"], capture_output=True, text=True, check=False).stderr
+    version = re.search(r'version "(\d+)', said)
+    if version is None or int(version[1]) < OLDEST_JAVA:
+        missing(f"{BROKER}; the Java here is too old: {said.splitlines()[:1]}")
+    return found
+
+
+def maven() -> str:
+    """Return the path of Maven, which fetches the broker on first use."""
+    return shutil.which("mvn") or missing(BROKER)
+
+
+def openssl() -> str:
+    """Return the path of OpenSSL, which makes the certificates of a broker with TLS."""
+    return shutil.which("openssl") or missing("OpenSSL (Debian: apt-get install openssl)")
 
 
 def wheel() -> Path:

@@ -160,3 +160,32 @@ async def test_unknown_brokers(broker: str) -> None:
     with pytest.raises(SettingError, match="broker"):
         async with app.running():
             raise AssertionError
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    """Neither the settings' own text nor an error about them holds a password or a token."""
+    settings = read(
+        tmp_path,
+        arguments={"sasl_token": lambda: "t0ken"},
+        environ={"MILLSTREAM_SASL_PASSWORD": "s3cret", "MILLSTREAM_SSL_PASSWORD": "k3y"},
+    )
+    assert (settings.sasl_password, settings.ssl_password) == ("s3cret", "k3y")
+    assert [part for part in ("s3cret", "k3y", "token") if part in repr(settings)] == []
+    with pytest.raises(SettingError, match="not a function") as caught:
+        read(tmp_path, environ={"MILLSTREAM_SASL_TOKEN": "t0ken"})
+    assert "t0ken" not in str(caught.value)
+    for toml in ("sasl_password = 731973", "ssl_password = 731973"):
+        with pytest.raises(SettingError) as caught:
+            read(tmp_path, toml=toml)
+        assert "731973" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("sasl_mechanism", "GSSAPI"), ("sasl_mechanism", "plain"), ("ssl_check_hostname", "maybe")],
+)
+def test_what_brokers_are_spoken_to_with(tmp_path: Path, name: str, value: str) -> None:
+    """A mechanism that we do not know is refused by its name."""
+    with pytest.raises(SettingError, match=value) as caught:
+        read(tmp_path, arguments={name: value})
+    assert caught.value.name == name

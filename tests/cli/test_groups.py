@@ -67,7 +67,7 @@ def test_workers(project: Path, call: Callable[..., Result], terminal: Terminal)
     assert {member["state"] for member in members} == {"ready"}
     lines = [line.split("\t") for line in call("groups").stdout.splitlines()]
     assert [(line[0], line[5]) for line in lines] == [("shop", "ready")] * 2
-    assert sorted(line[4] for line in lines) == ["0, 2 of 4", "1, 3 of 4"]
+    assert sorted(line[4] for line in lines) == ["0-1 of 4", "2-3 of 4"]
     assert workers.end()[0] == 0
     assert json.loads(call("groups", "--json").stdout)[0]["members"] == []
 

@@ -74,7 +74,7 @@ def test_another_topology(project: Path, terminal: Terminal) -> None:
     )
     refused = terminal.run("worker")
     assert refused.returncode == 2
-    assert "another program runs under the app id 'shop'" in refused.stderr
+    assert "app 'shop': another program runs under the same app id" in refused.stderr
     assert "stop its workers first" in refused.stderr
     _until_counted(terminal, 1)
     assert old.end(signal.SIGTERM)[0] == 0

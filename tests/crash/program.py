@@ -2,7 +2,7 @@
 
 As a module it is one worker process: ``python -m tests.crash.program LOG SLOT [POINT COUNT]`` works on ``local://LOG``
 until SIGTERM. With a point of `millstream.hooks.POINTS` it kills itself when that point is reached for the
-COUNT-th time.
+COUNT-th time. `tests.crash.kafka_program` does the same on Kafka.
 
 Every effect of the program is a plain function of what each agent has read, so `check` can say what tables and
 topics must hold after any commit: the events before the committed positions, each of them once.
@@ -17,6 +17,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -45,6 +46,8 @@ __all__ = [
     "Violation",
     "build",
     "changelog",
+    "die_at",
+    "work",
 ]
 
 APP = "crash"
@@ -85,18 +88,16 @@ class Closed(msgspec.Struct):
     count: int
 
 
-def shared_keys(partition: int) -> list[str]:
+@cache
+def shared_keys(partition: int, partitions: int) -> list[str]:
     """Three keys of a shard that all of its events may write."""
     place = partitioner("murmur2")
     found = [
         name
-        for name in (f"shared-{number}" for number in range(200))
-        if place(name.encode(), PARTITIONS) == partition
+        for name in (f"shared-{number}" for number in range(100 * partitions))
+        if place(name.encode(), partitions) == partition
     ]
     return found[:3]
-
-
-SHARED = [shared_keys(partition) for partition in range(PARTITIONS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,22 +109,34 @@ class Program:
     numbered: Any
     finished: Any
     closed: Any
+    prefix: str
+    partitions: int
 
 
-def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any) -> Program:
-    """The program, ready to run."""
+def build(
+    *,
+    clock: Clock | None = None,
+    concurrency: int = 50,
+    prefix: str = "",
+    partitions: int = PARTITIONS,
+    **settings: Any,
+) -> Program:
+    """The program, ready to run.
+
+    Args:
+        prefix: what the app's id and the names of its topics begin with.
+    """
     app = ms.App(
-        APP,
+        prefix + APP,
         clock=clock,
-        partitions=PARTITIONS,
-        web=False,
+        partitions=partitions,
         on_error=ms.Retry(times=2, backoff=0.001, then="skip"),
-        **settings,
+        **{"web": False, **settings},
     )
-    events = app.topic("events", value=Event, key_from="key")
-    numbered = app.topic("numbered", value=Numbered, key_from="key")
-    finished = app.topic("finished", value=Numbered, key_from="key")
-    closed = app.topic("closed", value=Closed, key_from="key")
+    events = app.topic(f"{prefix}events", value=Event, key_from="key")
+    numbered = app.topic(f"{prefix}numbered", value=Numbered, key_from="key")
+    finished = app.topic(f"{prefix}finished", value=Numbered, key_from="key")
+    closed = app.topic(f"{prefix}closed", value=Closed, key_from="key")
     counts = app.table("counts", key=str, value=int, default=0)
     notes = app.table("notes", key=str, value=dict[str, int], default=dict)
     members = app.set_table("members", key=str, value=int)
@@ -187,7 +200,7 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
 
     async def slow(stream: ms.Stream[Event]) -> None:
         async for event in stream.events():
-            value, names = event.value, SHARED[event.partition]
+            value, names = event.value, shared_keys(event.partition, partitions)
             runs[value.key] += 1
             shared[names[value.id % 3]] += 1
             entry = shared_notes[names[value.id % 2]]
@@ -215,10 +228,18 @@ def build(*, clock: Clock | None = None, concurrency: int = 50, **settings: Any)
     async def tick() -> None:
         from millstream.context import current
 
-        name = SHARED[current.get().shard.number][0]
+        name = shared_keys(current.get().shard.number, partitions)[0]
         ticks[name] += 1
 
-    return Program(app=app, events=events, numbered=numbered, finished=finished, closed=closed)
+    return Program(
+        app=app,
+        events=events,
+        numbered=numbered,
+        finished=finished,
+        closed=closed,
+        prefix=prefix,
+        partitions=partitions,
+    )
 
 
 WINDOW_MS = 50
@@ -248,7 +269,10 @@ class Entry(NamedTuple):
 
 @dataclass
 class LogView:
-    """A moment of the log: records by partition from the first offset on, and committed positions."""
+    """A moment of the log: records by partition from the first offset on, and committed positions.
+
+    Topics have their names without the program's prefix.
+    """
 
     records: Mapping[TopicPartition, Sequence[Entry]]
     positions: Mapping[TopicPartition, OffsetAndMetadata] = field(default_factory=dict)
@@ -300,6 +324,7 @@ class Checker:
     """Compares a log with the model; knows the layout of the tables' keys from a program."""
 
     def __init__(self, program: Program) -> None:
+        self._partitions = program.partitions
         self._layouts = {
             name: declared.layout
             for name, declared in program.app.tables.items()
@@ -307,9 +332,10 @@ class Checker:
         }
         program.app.streams.compile()
         self._agents = set(program.app.agents)
-        self.regroup = "stream:events"
+        self.regroup = f"stream:{program.prefix}events"
         self.group_topic = next(
-            topic.name for topic in program.app.agents["group"].sources[0].topics
+            topic.name.removeprefix(program.prefix)
+            for topic in program.app.agents["group"].sources[0].topics
         )
 
     def _table(self, view: LogView, name: str, partition: int) -> dict[Any, Any]:
@@ -321,7 +347,7 @@ class Checker:
 
     def check(self, view: LogView, *, complete: bool = False) -> None:
         """Raise `Violation` unless tables and outputs are what the committed positions say."""
-        for partition in range(PARTITIONS):
+        for partition in range(self._partitions):
             self._first_stage(view, partition)
             if "slow" in self._agents:
                 self._concurrent(view, partition)
@@ -348,11 +374,12 @@ class Checker:
                 ("join", "numbered"),
                 ("group", self.group_topic),
             ):
-                for partition in range(PARTITIONS):
+                for partition in range(self._partitions):
                     records = view.of(topic, partition)
                     end = records[-1].offset + 1 if records else 0
                     at = view.position(agent, topic, partition)
-                    _require(at, end, f"position of {agent} in {topic}/{partition}")
+                    # Kafka has the ends of transactions between records
+                    _require(max(at, end), at, f"position of {agent} in {topic}/{partition}")
 
     def _first_stage(self, view: LogView, partition: int) -> None:
         counts: Counter[str] = Counter()
@@ -388,7 +415,7 @@ class Checker:
         _require(found_members, {k: v for k, v in members.items() if v}, f"members/{partition}")
 
     def _concurrent(self, view: LogView, partition: int) -> None:
-        names = SHARED[partition]
+        names = shared_keys(partition, self._partitions)
         runs: Counter[str] = Counter()
         shared: Counter[str] = Counter()
         sums: Counter[str] = Counter()
@@ -439,12 +466,12 @@ class Checker:
 
     def _regrouped(self, view: LogView) -> None:
         wanted: list[int] = []
-        for partition in range(PARTITIONS):
+        for partition in range(self._partitions):
             done = view.done(self.regroup, "events", partition)
             wanted += [_event.decode(entry.value or b"").id for entry in done]
         found = [
             _event.decode(entry.value or b"").id
-            for partition in range(PARTITIONS)
+            for partition in range(self._partitions)
             for entry in view.of(self.group_topic, partition)
         ]
         _require(sorted(found), sorted(wanted), "regrouped events")
@@ -453,15 +480,8 @@ class Checker:
 # a worker process
 
 
-async def work(log: str, slot: str) -> None:
+async def work(program: Program) -> None:
     """Work until SIGTERM."""
-    program = build(
-        concurrency=50,
-        broker=f"local://{log}",
-        slot=slot,
-        session_timeout="1s",
-        commit_interval="5ms",
-    )
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with program.app.running(worker=True):
@@ -489,8 +509,15 @@ def die_at(log: str, point: str, count: int) -> Callable[[str, dict[str, object]
 
 def main(log: str, slot: str, point: str = "", count: str = "1") -> None:
     """One worker process."""
+    program = build(
+        concurrency=50,
+        broker=f"local://{log}",
+        slot=slot,
+        session_timeout="1s",
+        commit_interval="5ms",
+    )
     with observe(die_at(log, point, int(count))):
-        asyncio.run(work(log, slot))
+        asyncio.run(work(program))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from millstream.transports.base import (
-        AssignFunction,
         Assignment,
         CommitResult,
         Epoch,
@@ -85,13 +84,9 @@ class CheckedTransport(MemoryTransport):
         super().__init__(clock=world.clock, log=world.log)
         self._world = world
 
-    async def join(
-        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
-    ) -> Membership:
+    async def join(self, group: str, **terms: Any) -> Membership:
         """Join, as a worker that may be stopped."""
-        made = await super().join(
-            group, metadata=metadata, assign=assign, session_timeout_s=session_timeout_s
-        )
+        made = await super().join(group, **terms)
         frozen: Any = FrozenMembership(made, acting.get())
         return frozen  # type: ignore[no-any-return]
 

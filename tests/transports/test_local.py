@@ -47,6 +47,8 @@ class ShiftedClock(SystemClock):
 class LocalLab:
     """A log in a file, for the suite."""
 
+    dense = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._clock = ShiftedClock()

@@ -27,6 +27,8 @@ class ShiftedClock(SystemClock):
 class MemoryLab:
     """A log in memory, for the suite."""
 
+    dense = True
+
     def __init__(self) -> None:
         self._log = MemoryLog()
         self._clock = ShiftedClock()

@@ -80,7 +80,7 @@ async def test_another_program_under_the_same_id() -> None:
         await t.send(orders, Order("ada", 1.0))
         with pytest.raises(
             TopologyError,
-            match=r"another program runs under the app id 'shop': it has \[count reads orders; table"
+            match=r"app 'shop': another program runs under the same app id: it has \[count reads orders; table"
             r" totals of 2\], and this one has \[something_else reads orders\]\. Give one of them",
         ):
             async with second_worker(other, t):

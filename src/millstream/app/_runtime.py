@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import uuid
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,11 +57,23 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "counts_with_notes", "open_transport", "shard_groups"]
 
 
-def open_transport(broker: str, clock: Clock) -> Transport:
+def open_transport(
+    broker: str,
+    clock: Clock,
+    settings: Settings | None = None,
+    *,
+    app: str = "millstream",
+    transactional_id: Callable[[], str] | None = None,
+) -> Transport:
     """The log behind a broker URL.
 
+    Args:
+        settings: those that say how brokers are logged in at.
+        app: whose it is, by its id, as brokers are told.
+        transactional_id: what a worker's epochs are committed under; asked for before the first.
+
     Raises:
-        SettingError: the URL is of no known kind.
+        SettingError: the URL is of no known kind, or it needs what is not installed.
     """
     if broker.startswith("local://"):
         from millstream.transports.local import LocalTransport
@@ -71,10 +84,43 @@ def open_transport(broker: str, clock: Clock) -> Transport:
 
         return MemoryTransport(clock=clock)
     if broker.startswith("kafka://"):
-        raise SettingError(
-            "broker", "kafka:// comes with the next version; use local://file.db meanwhile"
-        )
+        return _kafka(broker, settings, app, transactional_id)
     raise SettingError("broker", f"{broker!r} begins with none of local://, kafka://, memory://")
+
+
+def _kafka(
+    broker: str,
+    settings: Settings | None,
+    app: str,
+    transactional_id: Callable[[], str] | None,
+) -> Transport:
+    try:
+        from millstream.transports.kafka import KafkaTransport, Security
+    except ModuleNotFoundError as exc:
+        raise SettingError(
+            "broker", f"{broker} needs {exc.name}: pip install 'millstream[kafka]'"
+        ) from exc
+    security = Security()
+    if settings is not None:
+        security = Security(
+            encrypted=settings.ssl or bool(settings.ssl_cafile or settings.ssl_certfile),
+            cafile=_text(settings.ssl_cafile),
+            certfile=_text(settings.ssl_certfile),
+            keyfile=_text(settings.ssl_keyfile),
+            key_password=settings.ssl_password or None,
+            check_hostname=settings.ssl_check_hostname,
+            mechanism=settings.sasl_mechanism,
+            username=settings.sasl_username or None,
+            password=settings.sasl_password or None,
+            token=settings.sasl_token,
+        )
+    return KafkaTransport(
+        broker, security=security, transactional_id=transactional_id, client_id=app
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def local_path(broker: str) -> Path:
@@ -133,7 +179,15 @@ class Runtime:
         self._with_web = web
         self._commits = commits
         self.transport: Transport = (
-            open_transport(app.settings.broker, app.clock) if transport is None else transport
+            open_transport(
+                app.settings.broker,
+                app.clock,
+                app.settings,
+                app=app.id,
+                transactional_id=self._transactional_id if worker else None,
+            )
+            if transport is None
+            else transport
         )
         self._given_state = state
         self.worker: Worker | None = None
@@ -315,6 +369,25 @@ class Runtime:
             write_buffer_bytes=self.settings.state_write_buffer_bytes,
         )
 
+    def _transactional_id(self) -> str:
+        """The name of this worker's epochs: the same one after a restart in the same slot.
+
+        A slot that was found is one of this disk, and so its name is not enough.
+        """
+        if self.settings.slot:
+            return f"{self.app.id}-{self.settings.slot}"
+        if not self.slot:
+            return f"{self.app.id}-{uuid.uuid4().hex}"
+        file = self.state_dir / self.app.id / self.slot / "transactional-id"
+        try:
+            found = file.read_text().strip()
+        except FileNotFoundError:
+            found = ""
+        if not found:
+            found = f"{self.app.id}-{uuid.uuid4().hex}"
+            file.write_text(found + "\n")
+        return found
+
     async def replies(self) -> Replies:
         """What `ask` waits at; opened when it is first needed."""
         if self._replies is None:
@@ -383,6 +456,7 @@ class Runtime:
             ],
             leader_tasks=[self._leader_timer(t) for t in self.app.timers if t.scope == "leader"],
             follow=self._follow if self._patterns is not None else None,
+            passing=self.topology.passing(),
         )
 
     def _follow(self, infos: Mapping[str, TopicInfo]) -> None:

@@ -14,15 +14,18 @@ from millstream.clock import duration_ms
 from millstream.errors import MillstreamError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
 __all__ = ["Settings", "read_settings", "setting_docs"]
 
 Guarantee = Literal["exactly_once", "at_least_once"]
 
 
-def _setting(default: Any, doc: str) -> Any:
-    return field(default=default, metadata={"doc": doc})
+Mechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
+
+
+def _setting(default: Any, doc: str, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"doc": doc, "secret": secret})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +34,32 @@ class Settings:
 
     broker: str = _setting(
         "", "Where the log is: local://file.db, or kafka://host:9092,host2:9092."
+    )
+    ssl: bool = _setting(
+        False,
+        "Whether brokers are spoken to over TLS; so too where ssl_cafile or ssl_certfile is given.",
+    )
+    ssl_cafile: Path | None = _setting(
+        None,
+        "Certificates (PEM) of the authorities that brokers are trusted for; else the system's.",
+    )
+    ssl_certfile: Path | None = _setting(
+        None, "This client's certificate (PEM), where brokers ask for one."
+    )
+    ssl_keyfile: Path | None = _setting(None, "Its key (PEM), where it is in a file of its own.")
+    ssl_password: str = _setting("", "The password of that key.", secret=True)
+    ssl_check_hostname: bool = _setting(
+        True, "Whether a broker's certificate has to be for the host that was asked."
+    )
+    sasl_mechanism: Mechanism | None = _setting(
+        None, "How to log in at brokers: PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER."
+    )
+    sasl_username: str = _setting("", "The user, for PLAIN and SCRAM.")
+    sasl_password: str = _setting("", "The user's password.", secret=True)
+    sasl_token: Callable[[], str | Awaitable[str]] | None = _setting(
+        None,
+        "For OAUTHBEARER: a function, async or not, that returns a token; in App(...) only.",
+        secret=True,
     )
     processing_guarantee: Guarantee = _setting("exactly_once", "exactly_once or at_least_once.")
     commit_interval: int = _setting("20ms", "Shortest time between two commits, a duration.")
@@ -96,6 +125,8 @@ def _convert(name: str, value: Any, source: str) -> Any:
             return duration_ms(text, what=name)
         if name == "on_error":
             return policy_of(value)
+        if kind.startswith("Callable"):
+            return _function(value)
         if kind == "bool":
             return _bool(value)
         if kind.startswith("int"):
@@ -105,9 +136,9 @@ def _convert(name: str, value: Any, source: str) -> Any:
     except (MillstreamError, ValueError, TypeError) as exc:
         if isinstance(exc, SettingError):
             raise
-        raise SettingError(name, f"{value!r} from {source}: {exc}") from exc
+        raise SettingError(name, f"{_told(name, value)} from {source}: {exc}") from exc
     if not isinstance(value, str) and value is not None:
-        raise SettingError(name, f"{value!r} from {source} is not text")
+        raise SettingError(name, f"{_told(name, value)} from {source} is not text")
     allowed = _allowed(kind)
     if allowed and value not in allowed:
         raise SettingError(
@@ -116,9 +147,25 @@ def _convert(name: str, value: Any, source: str) -> Any:
     return value
 
 
+_SECRETS = {f.name for f in dataclasses.fields(Settings) if f.metadata["secret"]}
+
+
+def _told(name: str, value: Any) -> str:
+    """A value as an error may repeat it."""
+    return "what is given" if name in _SECRETS else repr(value)
+
+
+def _function(value: Any) -> Any:
+    if value is not None and not callable(value):
+        raise ValueError("not a function")
+    return value
+
+
 def _allowed(kind: str) -> tuple[Any, ...]:
     if kind == "Guarantee":
         return get_args(Guarantee)
+    if kind.startswith("Mechanism"):
+        return (*get_args(Mechanism), None)
     if kind.startswith("Literal["):
         inner = kind.partition("[")[2].partition("]")[0]
         listed = tuple(part.strip().strip("\"'") for part in inner.split(","))

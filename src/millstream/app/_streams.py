@@ -60,7 +60,11 @@ class Streams:
         codec: Any = None,
         beside: Topic[Any, Any] | None = None,
     ) -> Topic[Any, Any]:
-        """Declare the topic ``{id}-{name}-repartition``, which purges itself."""
+        """Declare the topic ``{id}-{name}-repartition``.
+
+        It has no retention, which would go by the time of the events and take those of long ago at once: workers
+        have the log forget what they have processed.
+        """
         _check_stem(name)
         full = f"{self.id}-{name}-repartition"
         if full in self._app.topics:
@@ -78,7 +82,6 @@ class Streams:
             codec=codec_for("json", value) if codec is None else codec,
             key_codec=key_codec,
             partitions=partitions,
-            retention="7d",
             internal=True,
         )
         topic.partitioner = like[0].partitioner

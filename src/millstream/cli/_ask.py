@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
-from millstream.worker import MemberMetadata
+from millstream.worker import decode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ async def worker_urls(transport: Transport, app: str) -> tuple[int, list[str]]:
     urls = []
     for data in members.values():
         try:
-            urls.append(msgspec.json.decode(data, type=MemberMetadata).url)
+            urls.append(decode_metadata(data).url)
         except msgspec.DecodeError:
             continue
     return len(members), [url for url in urls if url]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from typing import TYPE_CHECKING
 
 import click
 
+from millstream.app._settings import read_settings
 from millstream.cli._confirm import confirm, yes_option
 from millstream.cli._copy_progress import COPY_GROUP
 from millstream.cli._copy_records import Copy
@@ -16,6 +18,12 @@ from millstream.cli._output import json_option, print_json
 from millstream.cli._run import run
 from millstream.cli._session import Session, command
 from millstream.clock import SystemClock
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from millstream.clock import Clock
+    from millstream.transports.base import Transport
 
 __all__ = ["copy"]
 
@@ -64,8 +72,8 @@ async def _copy(
 ) -> None:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
-        here = await stack.enter_async_context(open_url(source, clock))
-        there = await stack.enter_async_context(open_url(target, clock, may_be_new=True))
+        here = await stack.enter_async_context(_log(source, clock))
+        there = await stack.enter_async_context(_log(target, clock, new=True))
         if here.url == there.url:
             raise click.UsageError(f"SRC and DST are the same log, {here.url}.")
         copying = Copy(here, there, topics=topics, replication=replication)
@@ -97,6 +105,11 @@ async def _copy(
             f"copied {records:,} records of {len(copying.infos)} topics, and compared them; to go on"
             f" there: broker={there.url!r}"
         )
+
+
+def _log(url: str, clock: Clock, *, new: bool = False) -> AbstractAsyncContextManager[Transport]:
+    settings = read_settings(COPY_GROUP, {"broker": url})
+    return open_url(settings, clock, app=COPY_GROUP, may_be_new=new)
 
 
 def _say(copying: Copy, here: str, there: str) -> None:

@@ -16,7 +16,7 @@ from millstream.cli._output import json_option, print_json, print_rows
 from millstream.cli._run import run
 from millstream.cli._session import Session, command
 from millstream.errors import TransportError
-from millstream.worker import MemberMetadata, decode_assignment
+from millstream.worker import MemberMetadata, decode_assignment, decode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,9 +58,9 @@ def members_of(description: GroupDescription) -> list[Member]:
         about: MemberMetadata | None = None
         shards: list[ShardId] = []
         try:
-            about = msgspec.json.decode(metadata, type=MemberMetadata)
-            shards = decode_assignment(description.assigned.get(member, b""))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            about = decode_metadata(metadata)
+            shards = list(decode_assignment(description.assigned.get(member, b"")).active)
+        except msgspec.DecodeError:
             about = None  # a member that is no worker of ours
         found.append(Member(member, about, shards))
     return found

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
     from millstream.app import App
+    from millstream.app._settings import Settings
     from millstream.clock import Clock
     from millstream.records import TopicPartition
     from millstream.topology import Topology
@@ -43,20 +44,24 @@ async def open_log(app: App) -> AsyncIterator[Transport]:
     Raises:
         ConfigurationError: it does not exist, or cannot be seen from this process.
     """
-    async with open_url(app.settings.broker, app.clock) as transport:
+    async with open_url(app.settings, app.clock, app=app.id) as transport:
         yield transport
 
 
 @contextlib.asynccontextmanager
-async def open_url(url: str, clock: Clock, *, may_be_new: bool = False) -> AsyncIterator[Transport]:
-    """The log at a broker's URL.
+async def open_url(
+    settings: Settings, clock: Clock, *, app: str, may_be_new: bool = False
+) -> AsyncIterator[Transport]:
+    """The log that settings name as their broker.
 
     Args:
+        app: whose name its transactions bear, where it has them.
         may_be_new: make a file that does not exist.
 
     Raises:
         ConfigurationError: it does not exist, or cannot be seen from this process.
     """
+    url = settings.broker
     if url.startswith("memory://"):
         raise ConfigurationError(
             f"the log {url} lives inside one process: there is nothing to see from here"
@@ -66,7 +71,7 @@ async def open_url(url: str, clock: Clock, *, may_be_new: bool = False) -> Async
             f"the log local://{local_path(url)} does not exist yet: start a worker"
             f" (millstream worker) or send something, or check the working directory"
         )
-    async with open_transport(url, clock) as transport:
+    async with open_transport(url, clock, settings, app=app) as transport:
         yield transport
 
 

@@ -155,6 +155,19 @@ class Topology:
         }
         return replace(self, topics=topics, agents=agents, tables=tables)
 
+    def passing(self) -> list[str]:
+        """Topics between two stages of this app, sorted: a record that was processed is not read again."""
+        kept = {table.source for table in self.tables.values()}
+        return [
+            name
+            for name in self.sources
+            if name not in kept
+            and name in self.topics
+            and self.topics[name].internal
+            and self.topics[name].name.endswith("-repartition")
+            and not self.topics[name].compacted
+        ]
+
     def resolved(self, existing: Mapping[str, int], default: int) -> Topology:
         """The same topology with a partition count for every topic and table.
 

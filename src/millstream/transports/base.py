@@ -20,6 +20,7 @@ __all__ = [
     "Epoch",
     "Fetched",
     "GroupDescription",
+    "GroupInputs",
     "Membership",
     "OffsetAndMetadata",
     "Reader",
@@ -126,18 +127,24 @@ class CommitResult:
 class Assignment:
     """One outcome of a rebalance, as a member receives it.
 
-    ``assigned`` is what the assign function gave this member; ``members`` is every member's metadata.
+    ``assigned`` is what the assign function gave this member; ``members`` is every member's metadata, and
+    ``shares`` what the function gave each of them. Both may lack members for a moment, where the next rebalance
+    has begun already: its outcome follows.
     """
 
     generation: int
     member_id: str
     assigned: bytes
     members: Mapping[str, bytes]
+    shares: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupDescription:
-    """A group as anyone can see it; ``members`` maps member ids to metadata, live members only."""
+    """A group as anyone can see it; ``members`` maps member ids to metadata, live members only.
+
+    ``generation`` is 0 for a group that never was, and may be so for one without members.
+    """
 
     group: str
     generation: int
@@ -147,6 +154,18 @@ class GroupDescription:
 
 AssignFunction = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 """Metadata by member id to assignment by member id: pure, deterministic, the same on every member."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInputs:
+    """What a group reads, in words that tools understand which look at it from outside (monitors of lag).
+
+    ``topics`` are all those whose positions the group commits: a log may forget positions of other topics.
+    ``partitions`` tells what an assignment means: those that its member reads.
+    """
+
+    topics: Collection[str]
+    partitions: Callable[[bytes], Collection[TopicPartition]]
 
 
 class Membership(Protocol):
@@ -176,8 +195,30 @@ class Membership(Protocol):
         """Replace this member's metadata, which causes a rebalance."""
         ...
 
+    def note(self, metadata: bytes) -> None:
+        """Replace this member's metadata from the next rebalance on, without causing one. Cheap."""
+        ...
+
     async def leave(self) -> None:
-        """Leave at once, so that the others take over without waiting for a time-out. Idempotent."""
+        """Leave at once, so that the others take over without waiting for a time-out. Idempotent.
+
+        A member with a place of its own (static membership) leaves without telling: it comes back.
+        """
+        ...
+
+    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+        """Tell that another member's process is gone, as far as the caller can see.
+
+        A log that would wait for the time-out removes it, if this member is the one to do so. A wrong guess
+        costs a rebalance and the joining of the removed, no more: the fence decides who may commit.
+
+        Args:
+            peer: who it is across member ids, for example its address: the same one is removed again
+                after ever longer times only.
+
+        Returns:
+            Whether it was removed by this call.
+        """
         ...
 
 
@@ -278,7 +319,13 @@ class Transport(Protocol):
         ...
 
     async def join(
-        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
+        self,
+        group: str,
+        *,
+        metadata: bytes,
+        assign: AssignFunction,
+        session_timeout_s: float,
+        inputs: GroupInputs | None = None,
     ) -> Membership:
         """Join a group; the assignment comes from `Membership.next_assignment`."""
         ...

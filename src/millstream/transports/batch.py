@@ -11,7 +11,7 @@ from aiokafka.record._crecords.memory_records import MemoryRecords
 from millstream.errors import LogDamagedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from aiokafka.record._crecords.default_records import DefaultRecord, DefaultRecordBatch
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BatchHeader",
+    "Producer",
     "build_batch",
+    "fill_batch",
     "headers_of",
     "iterate_batches",
     "iterate_records",
@@ -41,6 +43,15 @@ class BatchHeader(NamedTuple):
     first_timestamp: int
     max_timestamp: int
     records: int
+
+
+class Producer(NamedTuple):
+    """Who writes a batch to a Kafka broker, which keeps its batches in the order of their sequence."""
+
+    producer_id: int
+    epoch: int
+    sequence: int
+    transactional: bool
 
 
 def build_batch(
@@ -70,6 +81,33 @@ def build_batch(
         for offset, (timestamp, key, value, headers) in zip(offsets, records, strict=True):
             append(offset, timestamp, key, value, headers)
     return rebase(builder.build(), base_offset)
+
+
+def fill_batch(
+    records: Iterable[OutgoingRecord], *, producer: Producer, bytes_max: int
+) -> tuple[bytes, int]:
+    """One uncompressed batch of the first records, and how many they are: at least one.
+
+    Args:
+        records: at least one; in memory they may be plain tuples.
+        producer: whose batch it is.
+        bytes_max: where it ends; a record that is larger has it for itself.
+    """
+    builder = DefaultRecordBatchBuilder(
+        magic=2,
+        compression_type=0,
+        is_transactional=producer.transactional,
+        producer_id=producer.producer_id,
+        producer_epoch=producer.epoch,
+        base_sequence=producer.sequence,
+        batch_size=bytes_max,
+    )
+    append, count = builder.append, 0
+    for timestamp, key, value, headers in records:
+        if append(count, timestamp, key, value, headers) is None:
+            break
+        count += 1
+    return bytes(builder.build()), count
 
 
 def rebase(batch: bytes | bytearray, base_offset: int) -> bytes:

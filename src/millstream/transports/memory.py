@@ -51,7 +51,14 @@ if TYPE_CHECKING:
 
     from millstream.clock import Clock
     from millstream.records import OutgoingRecord
-    from millstream.transports.base import AssignFunction, Epoch, Membership, Reader, TopicSpec
+    from millstream.transports.base import (
+        AssignFunction,
+        Epoch,
+        GroupInputs,
+        Membership,
+        Reader,
+        TopicSpec,
+    )
 
 __all__ = ["MemoryLog", "MemoryTransport"]
 
@@ -274,7 +281,13 @@ class MemoryTransport:
         found.positions.update(offsets)
 
     async def join(
-        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
+        self,
+        group: str,
+        *,
+        metadata: bytes,
+        assign: AssignFunction,
+        session_timeout_s: float,
+        inputs: GroupInputs | None = None,
     ) -> Membership:
         """Join a group; ``session_timeout_s`` means nothing here."""
         membership = _MemoryMembership(self.log, self._group(group), _Member(metadata, assign))
@@ -491,6 +504,10 @@ class _MemoryMembership:
                         name: member.metadata
                         for name, member in sorted(self._group.members.items())
                     },
+                    shares={
+                        name: member.assigned
+                        for name, member in sorted(self._group.members.items())
+                    },
                 )
             await self._log._bell.wait_for_ring(self._log._bell.rings)
         raise InternalError("an assignment was awaited after leaving the group")
@@ -509,12 +526,20 @@ class _MemoryMembership:
             self._group.rebalance()
             self._log._bell.ring()
 
+    def note(self, metadata: bytes) -> None:
+        """Replace this member's metadata from the next rebalance on."""
+        self._member.metadata = metadata
+
     async def leave(self) -> None:
         """Leave at once. Idempotent."""
         self._left = True
         if self._group.members.pop(self._member_id, None) is not None:
             self._group.rebalance()
         self._log._bell.ring()
+
+    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+        """Nothing to do: members are in this process."""
+        return False
 
 
 def _start_at(partition: _Partition, offset: int) -> None:

@@ -1,6 +1,14 @@
 """What runs a program: shards, epochs, the group, recovery."""
 
-from millstream.worker._assign import MemberMetadata, ShardId, assign_shards, decode_assignment
+from millstream.worker._assign import (
+    MemberMetadata,
+    ShardAssignment,
+    ShardId,
+    assign_shards,
+    decode_assignment,
+    decode_metadata,
+    encode_metadata,
+)
 from millstream.worker._calls import Call, call_error, log_passed, run_call
 from millstream.worker._closing import Closing, window_position
 from millstream.worker._commit import CommitStats, Committer
@@ -35,6 +43,7 @@ __all__ = [
     "NotesPart",
     "RecoveryProgress",
     "Shard",
+    "ShardAssignment",
     "ShardCut",
     "ShardId",
     "ShardOptions",
@@ -45,6 +54,8 @@ __all__ = [
     "assign_shards",
     "call_error",
     "decode_assignment",
+    "decode_metadata",
+    "encode_metadata",
     "encode_note",
     "find_orphans",
     "log_passed",

@@ -1,98 +1,136 @@
-"""Which worker gets which shards: a pure function of what the workers say of themselves."""
+"""Which worker gets which shards: the function that a group's leader runs, whatever its workers' versions.
+
+Workers of two releases share a group while a program is being upgraded. So a plan has a version, which says how
+it is made and how it is to be understood, and each worker tells the newest and the oldest version that it knows.
+The leader takes the newest one that all of them understand: as long as one old worker is there everybody does
+as it does, and with the rebalance in which it leaves the new version begins.
+
+Who cannot take part is given nothing, and the reason: a worker that does not understand the version of those who
+are at work, one of another program under the same app id, one whose words cannot be read. Those who were there first
+go on; a leader that gave up instead would leave the group to the next leader, which would give up in turn.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from millstream.worker._assign_plan import plan_shards
+from millstream.worker._assign_wire import (
+    LAG_UNKNOWN,
+    MemberMetadata,
+    ShardAssignment,
+    ShardId,
+    decode_assignment,
+    decode_metadata,
+    encode_assignment,
+    encode_metadata,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["MemberMetadata", "ShardId", "assign_shards", "decode_assignment"]
+    Planner = Callable[[Mapping[str, MemberMetadata]], Mapping[str, ShardAssignment]]
 
-ShardId = tuple[int, int]
-"""Partition count and number: shard 3 of 4 is ``(4, 3)``."""
-
-
-class MemberMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker tells its group. ``owned`` and ``warm`` are shards as pairs of count and number."""
-
-    version: int = 1
-    url: str = ""
-    """Where its queries are answered; empty where it has no web server."""
-    slot: str = ""
-    topology: str = ""
-    counts: tuple[int, ...] = ()
-    """Partition counts for which it can run shards."""
-    owned: tuple[tuple[int, int], ...] = ()
-    warm: tuple[tuple[int, int], ...] = ()
-    """Shards whose state it has on disk."""
-    worker: str = ""
-    """Unique for each run of a worker, and stable when it joins again."""
+__all__ = [
+    "LAG_UNKNOWN",
+    "Assignor",
+    "MemberMetadata",
+    "ShardAssignment",
+    "ShardId",
+    "assign_shards",
+    "decode_assignment",
+    "decode_metadata",
+    "encode_assignment",
+    "encode_metadata",
+    "urls_of",
+]
 
 
-_encode_shards = msgspec.json.Encoder().encode
-_decode_shards = msgspec.json.Decoder(tuple[tuple[int, int], ...]).decode
-_decode_metadata = msgspec.json.Decoder(MemberMetadata).decode
+class Assignor:
+    """An `AssignFunction` that knows several versions of the plan.
 
-
-def assign_shards(members: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Give every shard to one member: balanced to one, and moving no more than that needs.
-
-    A shard stays where it is, else goes where its state is, else to whoever has the fewest.
+    Args:
+        planners: how a plan is made, by version.
     """
-    described = {member: _decode_metadata(data) for member, data in sorted(members.items())}
-    result: dict[str, list[ShardId]] = {member: [] for member in described}
-    for count in sorted({count for data in described.values() for count in data.counts}):
-        able = {m: data for m, data in described.items() if count in data.counts}
-        for member, shards in _assign_group(count, able, result).items():
-            result[member] += shards
-    return {member: _encode_shards(sorted(shards)) for member, shards in result.items()}
 
+    def __init__(self, planners: Mapping[int, Planner]) -> None:
+        self._planners = dict(planners)
 
-def _assign_group(
-    count: int, members: Mapping[str, MemberMetadata], loaded: Mapping[str, list[Any]]
-) -> dict[str, list[ShardId]]:
-    low, extra = divmod(count, len(members))
-    given: dict[str, list[ShardId]] = {member: [] for member in members}
-    left = {(count, number) for number in range(count)}
-    larger = 0
-
-    def room(member: str) -> bool:
-        held = len(given[member])
-        return held < low or (held == low and larger < extra)
-
-    def give(member: str, shard: ShardId) -> None:
-        nonlocal larger
-        given[member].append(shard)
-        left.discard(shard)
-        if len(given[member]) == low + 1:
-            larger += 1
-
-    def by_want(field: str) -> Iterable[tuple[str, ShardId]]:
-        # those who would hold most come first, so that few shards move
-        wants = {
-            member: [shard for shard in sorted(set(getattr(data, field))) if shard in left]
-            for member, data in members.items()
+    def __call__(self, members: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Metadata by member to assignment by member: pure, and the same in whatever order members come."""
+        refused: dict[str, str] = {}
+        described: dict[str, MemberMetadata] = {}
+        for member, data in sorted(members.items()):
+            try:
+                described[member] = decode_metadata(data)
+            except msgspec.DecodeError as exc:
+                refused[member] = (
+                    f"what this worker told the group cannot be read by its leader ({exc}): they run"
+                    f" releases of Millstream that are too far apart"
+                )
+        _part_with_strangers(described, refused)
+        plan: Mapping[str, ShardAssignment] = {}
+        version = max(self._planners)
+        if described:
+            version = self._agree(described, refused)
+            plan = self._planners[version](described)
+        return {
+            member: encode_assignment(
+                msgspec.structs.replace(plan[member], version=version)
+                if member in plan
+                else ShardAssignment(version=version, refused=refused[member])
+            )
+            for member in members
         }
-        for member in sorted(wants, key=lambda name: (-len(wants[name]), name)):
-            for shard in wants[member]:
-                yield member, shard
 
-    for field in ("owned", "warm"):
-        for member, shard in list(by_want(field)):
-            if shard in left and room(member):
-                give(member, shard)
-    for shard in sorted(left):
-        member = min(
-            (name for name in members if room(name)),
-            key=lambda name: (len(given[name]) + len(loaded[name]), name),
+    def _agree(self, described: dict[str, MemberMetadata], refused: dict[str, str]) -> int:
+        """The version that suits most of those who own shards, then most of all, then the newest."""
+
+        def suited(version: int) -> list[str]:
+            return [
+                member
+                for member, data in described.items()
+                if data.oldest_version <= version <= data.version
+            ]
+
+        def rank(version: int) -> tuple[int, int, int]:
+            members = suited(version)
+            return sum(1 for m in members if described[m].owned), len(members), version
+
+        version = max(self._planners, key=rank)
+        for member in described.keys() - set(suited(version)):
+            data = described.pop(member)
+            refused[member] = (
+                f"the group assigns shards by version {version}, and this worker knows the versions"
+                f" {data.oldest_version} to {data.version} only: upgrade over a release that knows both"
+            )
+        return version
+
+
+def _part_with_strangers(described: dict[str, MemberMetadata], refused: dict[str, str]) -> None:
+    """Take out those whose program is another than that of those who own shards."""
+    owning = Counter(data.topology for data in described.values() if data.owned)
+    programs = owning or Counter(data.topology for data in described.values())
+    topology = min(programs, key=lambda name: (-programs[name], name), default="")
+    for member in [name for name, data in described.items() if data.topology != topology]:
+        refused[member] = (
+            f"another program runs under the same app id: it has [{topology}], and this one has"
+            f" [{described.pop(member).topology}]. Give one of them another id, or stop its workers first"
         )
-        give(member, shard)
-    return given
 
 
-def decode_assignment(data: bytes) -> list[ShardId]:
-    """The shards that `assign_shards` gave a member."""
-    return [(count, number) for count, number in _decode_shards(data)] if data else []
+def urls_of(members: Mapping[str, bytes]) -> dict[str, str]:
+    """Where the members answer queries; those left out whose words cannot be read."""
+    found = {}
+    for member, data in members.items():
+        with suppress(msgspec.DecodeError):
+            found[member] = decode_metadata(data).url
+    return found
+
+
+assign_shards = Assignor({1: plan_shards})
+"""The assign function of this release."""

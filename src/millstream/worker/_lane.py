@@ -78,11 +78,15 @@ class Inbox:
         self.end = max(self.end, fetched.end_offset)
         if fetched.data:
             self.size += len(fetched.data)
-            self.chunks.append(self._read(fetched.data, str(fetched.tp)))
+            self.chunks.append(self._read(fetched.data, str(fetched.tp), fetched.next_offset))
         elif self.is_empty():
             self.position = fetched.next_offset
+        else:
+            self.chunks.append(iter([(iter(()), fetched.next_offset, -1)]))
 
-    def _read(self, data: bytes, where: str) -> Iterator[tuple[Iterator[IncomingRecord], int, int]]:
+    def _read(
+        self, data: bytes, where: str, end: int
+    ) -> Iterator[tuple[Iterator[IncomingRecord], int, int]]:
         for batch in iterate_batches(data, where=where):
             if batch.next_offset <= self.position:
                 continue
@@ -95,6 +99,8 @@ class Inbox:
             else:
                 # a batch may be iterated once, and not be asked for its iterator again
                 yield itertools.chain(batch), batch.next_offset, batch.max_timestamp
+        # behind the records there may be others that were never committed, and the ends of transactions
+        yield iter(()), end, -1
         self.size -= len(data)
         self._shard.epoch_bytes += len(data)
 

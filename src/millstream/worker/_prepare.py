@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["prepare_topics"]
 
+REPLICATED = 3
+IN_SYNC = {"min.insync.replicas": "2"}
+"""For internal topics with so many replicas: what is committed outlives a broker, and one may be down."""
+
 
 async def prepare_topics(
     topology: Topology,
@@ -43,6 +47,7 @@ async def prepare_topics(
             replication=replication,
             retention_ms=topic.retention_ms,
             compacted=topic.compacted,
+            config=IN_SYNC if topic.internal and replication >= REPLICATED else {},
         )
         for topic in resolved.topics.values()
         if topic.name not in existing and (only is None or topic.name in only)

@@ -8,8 +8,6 @@ import math
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from millstream.errors import BadQueryError, NotHereError, UnavailableError, UnknownTableError
 from millstream.records import Position, TopicPartition
 from millstream.tables._query import (
@@ -19,7 +17,7 @@ from millstream.tables._query import (
     Peer,
     merge_pages,
 )
-from millstream.worker._assign import MemberMetadata, assign_shards, decode_assignment
+from millstream.worker._assign import decode_assignment, urls_of
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
@@ -67,13 +65,9 @@ class LocalQueries:
         if assignment is None:
             return []
         if self._peers[0] is not assignment:
-            given = assign_shards(assignment.members)
             self._peers = (
                 assignment,
-                [
-                    _peer(member, data, given[member], here=member == assignment.member_id)
-                    for member, data in assignment.members.items()
-                ],
+                _peers(assignment.members, assignment.shares, here=assignment.member_id),
             )
         return self._peers[1]
 
@@ -240,11 +234,7 @@ class GroupQueries:
         now = time.monotonic()
         if now - self._described[0] > DESCRIBED_S:
             found = await self._transport.describe_group(self._group)
-            peers = [
-                _peer(member, data, found.assigned.get(member, b""), here=False)
-                for member, data in found.members.items()
-            ]
-            self._described = (now, peers)
+            self._described = (now, _peers(found.members, found.assigned, here=None))
         return self._described[1]
 
     async def read(self, read: Read) -> Page:
@@ -258,10 +248,19 @@ class GroupQueries:
         """Nothing is held."""
 
 
-def _peer(member: str, metadata: bytes, assigned: bytes, *, here: bool) -> Peer:
-    described = msgspec.json.decode(metadata, type=MemberMetadata)
-    shards = frozenset(decode_assignment(assigned))
-    return Peer(member=member, url=described.url, shards=shards, here=here)
+def _peers(
+    members: Mapping[str, bytes], shares: Mapping[str, bytes], *, here: str | None
+) -> list[Peer]:
+    """Those whose words can be read; one of another release may be in the group and have nothing to do."""
+    return [
+        Peer(
+            member=member,
+            url=url,
+            shards=frozenset(decode_assignment(shares.get(member, b"")).active),
+            here=member == here,
+        )
+        for member, url in urls_of(members).items()
+    ]
 
 
 class _Follower:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from millstream import hooks
 from millstream.errors import (
     FencedError,
@@ -19,19 +17,35 @@ from millstream.errors import (
     LogUnavailableError,
     TopologyError,
 )
+from millstream.records import TopicPartition
+from millstream.transports.base import GroupInputs
 from millstream.worker._assign import (
+    LAG_UNKNOWN,
     MemberMetadata,
+    ShardAssignment,
     ShardId,
     assign_shards,
     decode_assignment,
+    encode_metadata,
+    urls_of,
 )
 from millstream.worker._commit import Committer
 from millstream.worker._fetch import Fetcher
+from millstream.worker._purge import PURGE_INTERVAL_S, Purge
 from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
 from millstream.worker._state import StateLog, WorkerState
+from millstream.worker._watch import PeerWatch, neighbours
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Collection,
+        Coroutine,
+        Mapping,
+        Sequence,
+    )
 
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, StateBackend
@@ -75,11 +89,32 @@ class WorkerPlan:
     """Takes those of the log's topics that match a pattern into the agents' sources."""
     leader_tasks: Sequence[Callable[[Callable[[], Awaitable[Shard]]], Awaitable[None]]] = ()
     """Run where the first shard of the largest group is; given what waits until it is ready."""
+    passing: Collection[str] = ()
+    """Topics of which nobody reads a record again that was processed: the log may forget those."""
 
     @property
     def counts(self) -> list[int]:
         """Partition counts for which there is something to run, sorted."""
         return sorted(set(self.agents) | set(self.tables))
+
+    def inputs(self) -> GroupInputs:
+        """What the workers read."""
+        topics = {
+            count: sorted({topic for spec in specs for topic in spec.sources})
+            for count, specs in self.agents.items()
+        }
+
+        def partitions(assigned: bytes) -> list[TopicPartition]:
+            return [
+                TopicPartition(topic, number)
+                for count, number in decode_assignment(assigned).active
+                for topic in topics.get(count, ())
+            ]
+
+        return GroupInputs(
+            topics=sorted({topic for some in topics.values() for topic in some}),
+            partitions=partitions,
+        )
 
 
 class Worker:
@@ -118,6 +153,7 @@ class Worker:
         self._leading: list[asyncio.Task[Any]] = []
         self.counters: Counter[str] = Counter()
         """What happened outside of shards, under the names of `Shard.counters`."""
+        self._watch = PeerWatch(self._suspect)
         self.options = ShardOptions(
             app=plan.app,
             group=plan.app,
@@ -200,8 +236,10 @@ class Worker:
                         tasks.create_task(self.states.tell_for_ever(), name="on_state"),
                         tasks.create_task(self._follow_group(), name="group"),
                         tasks.create_task(self._tell_alive(), name="alive"),
+                        tasks.create_task(self._watch.run(), name="peers"),
                         tasks.create_task(self._maintain(), name="maintenance"),
                         tasks.create_task(self._follow_topics(), name="patterns"),
+                        tasks.create_task(self._forget_processed(), name="purge"),
                         *(
                             tasks.create_task(fetcher.run(), name=f"fetch {name}")
                             for name, fetcher in self.fetchers.items()
@@ -245,9 +283,10 @@ class Worker:
             return
         self.membership = await self._transport.join(
             self.plan.app,
-            metadata=self._metadata(()),
+            metadata=self._metadata(ShardAssignment(), generation=0),
             assign=assign_shards,
             session_timeout_s=self.plan.session_timeout_s,
+            inputs=self.plan.inputs(),
         )
         try:
             yield
@@ -294,22 +333,36 @@ class Worker:
                     await shard.take_new_inputs()
             self._stir()
 
+    async def _forget_processed(self) -> None:
+        purge = Purge(self._transport, self.plan.passing)
+        while self.plan.passing:
+            await self._clock.sleep(PURGE_INTERVAL_S)
+            shards = [shard for shard in self.shards.values() if shard.ready.is_set()]
+            await purge.run({tp: at for shard in shards for tp, at in shard.committed.items()})
+
     # the group ------------------------------------------------------------------------------------
 
-    def _metadata(self, owned: Sequence[ShardId]) -> bytes:
-        warm = [
+    def _metadata(self, share: ShardAssignment, *, generation: int) -> bytes:
+        """What this worker says of itself: what it was given last, and what else it has on disk."""
+        names = (name.partition("-") for name in self._state.shards())
+        on_disk = [
             (int(count), int(number))
-            for count, _, number in (name.partition("-") for name in self._state.shards())
-            if count.isdigit() and number.isdigit()
+            for count, _, number in names
+            if count.isdigit() and number.isdigit() and int(number) < int(count)
         ]
-        return msgspec.json.encode(
+        owned = set(share.active)
+        return encode_metadata(
             MemberMetadata(
                 url=self.url,
                 slot=self.slot,
                 topology=self.plan.fingerprint,
                 counts=tuple(self.plan.counts),
-                owned=tuple(sorted(owned)),
-                warm=tuple(sorted(warm)),
+                stateful=tuple(sorted(count for count, some in self.plan.tables.items() if some)),
+                generation=generation,
+                owned=share.active,
+                standby=share.standby,
+                warming=share.warming,
+                held={shard: LAG_UNKNOWN for shard in on_disk if shard not in owned},
             )
         )
 
@@ -318,26 +371,21 @@ class Worker:
             return
         while True:
             assignment = await self.membership.next_assignment()
-            self._check_topology(assignment)
+            if refused := decode_assignment(assignment.assigned).refused:
+                raise TopologyError(f"app {self.plan.app!r}: {refused}")
+            self._warn_of_refused(assignment)
             await self._apply(assignment)
 
-    def _check_topology(self, assignment: Assignment) -> None:
-        for member, data in assignment.members.items():
-            other = msgspec.json.decode(data, type=MemberMetadata)
-            if member != assignment.member_id and other.topology != self.plan.fingerprint:
-                error = TopologyError(
-                    f"another program runs under the app id {self.plan.app!r}: it has"
-                    f" [{other.topology}], and this one has [{self.plan.fingerprint}]. Give one of"
-                    f" them another id, or stop its workers first"
-                )
-                if self.assignment is None:
-                    raise error
-                logger.error("%s. This worker was here first, and goes on", error)
+    def _warn_of_refused(self, assignment: Assignment) -> None:
+        for member, data in assignment.shares.items():
+            if refused := decode_assignment(data).refused:
+                logger.error("%s is refused, and this worker goes on: %s", member, refused)
 
     async def _apply(self, assignment: Assignment) -> None:
         before = self.assignment
         assert self.membership is not None
-        mine = set(decode_assignment(assignment.assigned))
+        share = decode_assignment(assignment.assigned)
+        mine = set(share.active)
         steady = (
             before is not None
             and before.member_id == assignment.member_id
@@ -350,6 +398,8 @@ class Worker:
             self.assignment = assignment
             self.committer.member_id = assignment.member_id
             self.committer.generation = assignment.generation
+        self.membership.note(self._metadata(share, generation=assignment.generation))
+        self._watch.follow(neighbours(assignment.member_id, urls_of(assignment.members)))
         gained = sorted(mine - set(self.shards))
         for callback in self.assigned:
             await callback(gained)
@@ -358,6 +408,10 @@ class Worker:
         hooks.reached("group.assigned", generation=assignment.generation)
         self._lead()
         self._stir()
+
+    async def _suspect(self, member_id: str, url: str) -> bool:
+        """A worker's process is gone, as far as this one can see."""
+        return self.membership is not None and await self.membership.suspect(member_id, peer=url)
 
     async def _stop_shards(self, shard_ids: list[ShardId]) -> None:
         if not shard_ids:

@@ -189,6 +189,7 @@ def assignment_of(connection: sqlite3.Connection, group: str, member_id: str) ->
         member_id=member_id,
         assigned=mine,
         members={name: metadata for name, metadata, _ in rows},
+        shares={name: assigned for name, _, assigned in rows},
     )
 
 

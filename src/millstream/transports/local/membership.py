@@ -119,6 +119,10 @@ class LocalMembership:
         """Replace this member's metadata, which causes a rebalance."""
         await self._heart.tell(lambda connection: self._heart.update(connection, metadata))
 
+    def note(self, metadata: bytes) -> None:
+        """Replace this member's metadata from the next rebalance on."""
+        self._heart.post(lambda connection: self._heart.note(connection, metadata))
+
     async def leave(self) -> None:
         """Leave at once. Idempotent."""
         if self._left:
@@ -131,6 +135,10 @@ class LocalMembership:
             pass  # the lease will run out by itself
         finally:
             self._heart.stop()
+
+    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+        """Nothing to do: this member looks itself whether the others' processes are there."""
+        return False
 
     def close(self) -> None:
         """Wait for the thread's end, once it was told to leave; blocks."""
@@ -195,11 +203,15 @@ class _Heart:
 
     async def tell(self, command: Callable[[sqlite3.Connection], None]) -> None:
         """Have a command done in the thread; it is done even if the caller is cancelled."""
+        await asyncio.shield(asyncio.wrap_future(self.post(command)))
+
+    def post(self, command: Callable[[sqlite3.Connection], None]) -> Future[None]:
+        """Have a command done in the thread."""
         done: Future[None] = Future()
         self._commands.put((command, done))
         if self._ended:
             self._refuse_all()
-        await asyncio.shield(asyncio.wrap_future(done))
+        return done
 
     def abandon(self) -> None:
         """Leave, if the place was taken, and end the thread; nobody waits for it."""
@@ -289,6 +301,12 @@ class _Heart:
                 groups.rebalance(connection, self._terms.group, self._terms.assign)
         self._metadata = metadata
         self._follow(connection)
+
+    def note(self, connection: sqlite3.Connection, metadata: bytes) -> None:
+        """Replace the metadata; everybody reads it with the next generation."""
+        self._metadata = metadata
+        with self._file.writing(connection):
+            groups.set_metadata(connection, self._terms.group, self.member_id, metadata)
 
     def leave(self, connection: sqlite3.Connection) -> None:
         """Give the place up."""

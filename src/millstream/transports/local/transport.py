@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Epoch,
         Fetched,
         GroupDescription,
+        GroupInputs,
         Membership,
         OffsetAndMetadata,
         Reader,
@@ -180,7 +181,13 @@ class LocalTransport:
         await self._write(_set_committed, group, offsets, where=self.url)
 
     async def join(
-        self, group: str, *, metadata: bytes, assign: AssignFunction, session_timeout_s: float
+        self,
+        group: str,
+        *,
+        metadata: bytes,
+        assign: AssignFunction,
+        session_timeout_s: float,
+        inputs: GroupInputs | None = None,
     ) -> Membership:
         """Join a group."""
         opened = self._opened()

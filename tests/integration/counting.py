@@ -1,0 +1,50 @@
+"""A worker on Kafka that counts, and may be killed: it says when it is ready, and which shards it has.
+
+Arguments: the broker's url, the app's id, the topic, the folder for state, the session time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import millstream as ms
+from tests.brokers import say
+
+
+def build(url: str, app_id: str, topic: str, folder: str, session: str) -> ms.App:
+    """The app, and its table ``counts``."""
+    app = ms.App(
+        app_id,
+        broker=url,
+        state_dir=folder,
+        session_timeout=session,
+        commit_interval="5ms",
+    )
+    words = app.topic(topic, key=str, value=str)
+    counts = app.table("counts", key=str, value=int, default=0)
+    totals = app.topic(f"{app_id}-totals", key=str, value=int)
+
+    @app.agent(words)
+    async def count(stream: ms.Stream[str]) -> None:
+        async for word in stream:
+            counts[word] += 1
+            await totals.send(counts[word], key=word)
+
+    @app.on_shards()
+    async def told(shards: list[tuple[int, int]]) -> None:
+        say(gained=shards)
+
+    return app
+
+
+async def main(*arguments: str) -> None:
+    """Work until killed."""
+    app = build(*arguments)
+    async with app.running(web=True):
+        say(ready=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

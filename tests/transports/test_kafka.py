@@ -1,0 +1,49 @@
+"""A Kafka broker passes the suite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from millstream.transports.kafka.transport import KafkaTransport
+from tests.integration.groups import evict
+from tests.transports.conformance import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from tests.brokers import Cluster
+
+
+TOPICS = ["a", "b", "right", "short", "t", "table"]
+GROUPS = ["g", "h"]
+DEADLINE_S = 30.0
+
+
+class KafkaLab:
+    """A broker of the tests' own, without what the suite has left there before."""
+
+    dense = False
+
+    def __init__(self, broker: Cluster) -> None:
+        self._broker = broker
+        admin = broker.admin()
+        for name in admin.list_topics(timeout=DEADLINE_S).topics.keys() & set(TOPICS):
+            admin.delete_topics([name])[name].result(DEADLINE_S)
+        there = {each.group_id for each in admin.list_consumer_groups().result(DEADLINE_S).valid}
+        for name in there & set(GROUPS):
+            admin.delete_consumer_groups([name])[name].result(DEADLINE_S)
+
+    def open_transport(self) -> KafkaTransport:
+        return KafkaTransport(self._broker.url)
+
+    async def evict(self, group: str, member_id: str) -> None:
+        await evict(self._broker.url, group, member_id)
+
+    def advance(self, milliseconds: int) -> None:
+        pytest.skip("a broker has its own clock")
+
+
+@pytest.fixture
+def lab(own_kafka: Cluster) -> KafkaLab:
+    """A broker as if it were new."""
+    return KafkaLab(own_kafka)

@@ -1,0 +1,52 @@
+"""What a lane holds of one partition: positions come to the end, whatever lies between and behind the records."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from millstream.agents import Source
+from millstream.records import OutgoingRecord, TopicPartition
+from millstream.transports.base import Fetched
+from millstream.transports.batch import build_batch
+from millstream.worker._lane import Inbox
+
+TP = TopicPartition("t", 0)
+
+
+def batch_of(*times: int) -> bytes:
+    """A batch at offset 0."""
+    return bytes(build_batch([OutgoingRecord(time, b"k", b"v", []) for time in times]))
+
+
+@pytest.mark.parametrize("look", ["take", "peek"])
+@pytest.mark.parametrize(
+    "brought",
+    [
+        # the end of a transaction, or records that were never committed, behind the records
+        [Fetched(TP, batch_of(1, 2), 5, 5)],
+        # the same, fetched while the records wait in the inbox
+        [Fetched(TP, batch_of(1, 2), 2, 2), Fetched(TP, b"", 5, 5)],
+        # nothing else
+        [Fetched(TP, b"", 5, 5)],
+    ],
+)
+def test_the_end_is_reached(brought: list[Fetched], look: str) -> None:
+    """An inbox that has nothing more stands at the end: lanes with several inputs wait for it otherwise."""
+    shard: Any = SimpleNamespace(stream_time=-1, epoch_bytes=0, time_reached=lambda time: None)
+    inbox = Inbox(
+        Source(topic="t", decode=bytes, decode_key=bytes, time_of=None, type_name="bytes"), 0, shard
+    )
+    for fetched in brought:
+        inbox.add(fetched)
+    if look == "take":
+        while inbox.take(1):
+            pass
+    else:
+        while inbox.peek() is not None:
+            inbox.pop()
+    assert inbox.position == inbox.end == 5
+    assert inbox.is_empty()
+    assert inbox.size == 0
