@@ -270,7 +270,7 @@ class World:
         self._concurrency = (
             rng.choice([0, 0, 1, 4, 50]) if schedule.concurrency is None else schedule.concurrency
         )
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "epoch_bytes_max": rng.choice([300, 3_000, 32 << 20]),
             "inbox_bytes_max": rng.choice([300, 8 << 20]),
         }

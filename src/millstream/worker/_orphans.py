@@ -66,8 +66,8 @@ async def refuse_orphans(
         TopologyError: something was; the message names it, and tells how to go on.
     """
     found = await find_orphans(topology, transport, infos)
-    if not found:
-        return
+    if not found or (await transport.describe_group(topology.app)).members:
+        return  # of what runs beside it, a worker is told when it joins
     listed = ", ".join(
         f"{what} ({count:,} record{'' if count == 1 else 's'} in {name})"
         for name, count in found.items()
