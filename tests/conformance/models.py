@@ -38,8 +38,9 @@ class Aligned:
     """Tumbling and hopping windows: every start up to the record is tried."""
 
     def __init__(self, params: dict[str, Any]) -> None:
-        self.size, self.grace = params["size"], params["grace"]
-        self.advance = params.get("advance", self.size)
+        self.size: int = params["size"]
+        self.grace: int = params["grace"]
+        self.advance: int = params.get("advance", self.size)
         self.held: dict[tuple[str, int], tuple[str, int]] = {}
 
     def feed(self, key: str, added: str | None, time: int, stream_time: int) -> list[Row]:
@@ -62,7 +63,8 @@ class Sliding:
     """Sliding windows as Kafka Streams makes them, each looked for among all that there ever were."""
 
     def __init__(self, params: dict[str, Any]) -> None:
-        self.width, self.grace = params["difference"], params["grace"]
+        self.width: int = params["difference"]
+        self.grace: int = params["grace"]
         self.held: dict[str, dict[int, tuple[str, int]]] = {}
 
     def feed(self, key: str, added: str | None, time: int, stream_time: int) -> list[Row]:
@@ -133,7 +135,8 @@ class Sessions:
     """Sessions as lists of their records' times."""
 
     def __init__(self, params: dict[str, Any]) -> None:
-        self.gap, self.grace = params["gap"], params["grace"]
+        self.gap: int = params["gap"]
+        self.grace: int = params["grace"]
         self.kept = DAY_MS if params.get("long_retention") else self.gap + self.grace
         self.held: list[tuple[str, list[int], str]] = []
 

@@ -46,9 +46,9 @@ def parity(value: str) -> str:
     return "odd" if last_digit(value) % 2 else "even"
 
 
-def build(case: dict[str, Any], compat: str | None) -> Program:
+def build(case: dict[str, Any], compat: str | None, **settings: Any) -> Program:
     """The program of a case."""
-    app = ms.App("case", partitions=1, commit_interval="1ms", compat=compat)
+    app = ms.App("case", partitions=1, commit_interval="1ms", compat=compat, **settings)
     inputs = {name: app.topic(name, value=str, codec="str") for name in ("a", "b")}
     output = app.topic("out", value=str, codec="str")
     PROGRAMS[case["topology"]](app, inputs["a"], inputs["b"], output, case["params"])
