@@ -100,6 +100,7 @@ class Streams:
         shown: Callable[[Any], Any] | None = None,
         stamped: bool = True,
         checked: bool = True,
+        clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
         """Declare a table that an operator writes, and agents only read."""
@@ -120,6 +121,7 @@ class Streams:
             checked=checked,
             help=help,
         )
+        declared.clocks = tuple(clocks)
         self._app.tables.add(declared)
         if windows is not None:
             declared.windowed(declared.table, windows, merge=merge)
