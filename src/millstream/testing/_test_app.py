@@ -365,9 +365,8 @@ class TestApp:
 
 def _all_wait(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether all other tasks wait for something; False where the loop does not tell."""
-    ready = getattr(
-        loop, "_ready", None
-    )  # of asyncio's own loops, which have no public word for it
+    # of asyncio's own loops, which have no public word for it
+    ready = getattr(loop, "_ready", None)
     return ready is not None and not ready
 
 
