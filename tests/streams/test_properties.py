@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +19,9 @@ from tests.conformance.programs import build
 from tests.conformance.run import outputs
 from tests.kit import second_worker
 from tests.streams.running import by_key, disturb, feed, fold, interrupt, read
+
+if TYPE_CHECKING:
+    import random
 
 END = 10_000_000
 """Event time after everything else."""
