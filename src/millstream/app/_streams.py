@@ -66,7 +66,7 @@ class Streams:
         if full in self._app.topics:
             raise TopologyError(
                 f"two streams would move their records through {full!r}: give one of them another name,"
-                f" for example name={name + '-2'!r}"
+                f" for example name={name + '-2'!r}, or .repartition(name={name + '-2'!r}) after key_by()"
             )
         key_codec: Any = AnyKeyCodec() if key is Any else key_codec_for(key)
         if beside is not None:
