@@ -46,9 +46,9 @@ def parity(value: str) -> str:
     return "odd" if last_digit(value) % 2 else "even"
 
 
-def build(case: dict[str, Any], compat: str | None) -> Program:
+def build(case: dict[str, Any], compat: str | None, **settings: Any) -> Program:
     """The program of a case."""
-    app = ms.App("case", partitions=1, commit_interval="1ms", compat=compat)
+    app = ms.App("case", partitions=1, commit_interval="1ms", compat=compat, **settings)
     inputs = {name: app.topic(name, value=str, codec="str") for name in ("a", "b")}
     output = app.topic("out", value=str, codec="str")
     PROGRAMS[case["topology"]](app, inputs["a"], inputs["b"], output, case["params"])
@@ -76,8 +76,8 @@ def count(
 def _windowed(
     windowed: WindowedStream[str, str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
-    emit: Any = "every" if params["emit"] == "update" else "final"
-    if params["emit"] == "suppress":
+    emit: Any = "every" if params.get("emit", "update") == "update" else "final"
+    if params.get("emit", "update") == "suppress":
         emit = ms.Suppress()
     table = windowed.aggregate(
         default="", add=added, name="t", emit=emit, merge=lambda x, y: f"{x}{y}"
@@ -86,7 +86,7 @@ def _windowed(
 
 
 def _retention(params: dict[str, Any]) -> Any:
-    return LONG_RETENTION if params["long_retention"] else None
+    return LONG_RETENTION if params.get("long_retention") else None
 
 
 def tumbling(

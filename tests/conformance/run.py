@@ -10,9 +10,13 @@ from millstream.transports.batch import iterate_records
 from tests.conformance.programs import build
 
 if TYPE_CHECKING:
+    from millstream.transports.base import Transport
     from tests.conformance.programs import Program
 
-__all__ = ["Disturbance", "run_case"]
+__all__ = ["Disturbance", "Output", "difference", "expected", "outputs", "run_case"]
+
+Output = list[list[list[Any]]]
+"""After each input: what came out, as key, value and timestamp."""
 
 Disturbance = Literal["crash", "lose", "rebalance"] | None
 """What happens after each input: a crash, one that loses the disk as well, or a rebalance."""
@@ -20,19 +24,20 @@ Disturbance = Literal["crash", "lose", "rebalance"] | None
 
 async def run_case(
     case: dict[str, Any], *, compat: str | None = None, disturbed: Disturbance = None
-) -> list[list[list[Any]]]:
+) -> Output:
     """What the program of a case puts out after each input, as the cases have it.
 
     The wall clock moves by a second after each, as it did for Kafka Streams.
     """
     program = build(case, compat)
-    results: list[list[list[Any]]] = []
+    results: Output = []
     async with TestApp(program.app, start=0) as t:
         at = 0
         for topic, key, value, timestamp in case["in"]:
             await t.send(program.inputs[topic], value, key=key, timestamp=timestamp)
             await t.advance(wall="1s")
-            found, at = await _printed(t, program, at)
+            assert t._runtime is not None
+            found, at = await outputs(t._runtime.transport, program, at)
             results.append(found)
             if disturbed == "rebalance":
                 await t.rebalance()
@@ -41,11 +46,10 @@ async def run_case(
     return results
 
 
-async def _printed(t: TestApp, program: Program, at: int) -> tuple[list[list[Any]], int]:
+async def outputs(transport: Transport, program: Program, at: int) -> tuple[list[list[Any]], int]:
     """The output's records from an offset on, and the offset to go on from."""
-    assert t._runtime is not None
     tp = TopicPartition(program.output.name, 0)
-    reader = t._runtime.transport.reader()
+    reader = transport.reader()
     found: list[list[Any]] = []
     for fetched in await reader.fetch({tp: at}, max_bytes=1 << 20, max_wait_s=0):
         for record in iterate_records(fetched.data, where=str(tp), position=at):
@@ -59,3 +63,18 @@ async def _printed(t: TestApp, program: Program, at: int) -> tuple[list[list[Any
         at = fetched.next_offset
     await reader.close()
     return found, at
+
+
+def expected(case: dict[str, Any]) -> Output:
+    """What Kafka Streams put out; where its last input raised, only what came before counts."""
+    out: Output = case["out"]
+    return out[: len(case["in"]) - 1] if "error" in case else out
+
+
+def difference(case: dict[str, Any], found: Output, wanted: Output) -> str | None:
+    """The first input after which something else came out than was wanted, in words; or None."""
+    for index, want in enumerate(wanted):
+        if found[index] != want:
+            inputs = "\n      ".join(str(one) for one in case["in"][: index + 1])
+            return f"after {inputs}\n    got  {found[index]}\n    want {want}"
+    return None

@@ -321,13 +321,27 @@ class Topic(Generic[V, K]):
         if shard.epoch_bytes > shard.epoch_bytes_watch:
             shard.filling(scope)
 
-    def put_encoded(self, scope: Scope, value: V | None, *, key: bytes, timestamp: int) -> None:
-        """Like `put`, with a key that is bytes already."""
+    def put_encoded(
+        self,
+        scope: Scope,
+        value: V | None,
+        *,
+        key: bytes,
+        timestamp: int,
+        headers: Headers = NO_HEADERS,
+        placed_by: bytes | None = None,
+    ) -> None:
+        """Like `put`, with a key that is bytes already.
+
+        Args:
+            placed_by: the bytes that decide the partition, where these are not the key's.
+        """
         try:
             data = None if value is None else self._dumps(value)
         except Exception as exc:
             raise EncodeError(f"topic {self.name!r}", value=value, reason=str(exc)) from exc
-        self._append(scope, self.place(key), timestamp, key, data, NO_HEADERS)
+        tp = self.place(key if placed_by is None else placed_by)
+        self._append(scope, tp, timestamp, key, data, headers)
 
     async def send(
         self,

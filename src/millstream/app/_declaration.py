@@ -105,6 +105,8 @@ class DeclaredTable(Generic[K, V]):
         """What makes its changes, where a stream does, or where streams use it as a table."""
         self.on_due: Callable[..., Awaitable[Any]] | None = None
         """Called when something in a part is due, other than a final window."""
+        self.clocks: tuple[str, ...] = ()
+        """Of windows: tables by whose time they expire."""
         self.stamped = stamped
         self._part_maker = make_part
         self._shown = shown
@@ -279,6 +281,7 @@ class DeclaredTable(Generic[K, V]):
             state_key=None if self.topic is None else self.state_key,
             index_key=self.index_key(),
             checked=self._checked,
+            clocks=self.clocks,
             stored_value=self._stamp if self.topic is not None and self.stamped else None,
         )
 

@@ -70,7 +70,7 @@ class Streams:
         if full in self._app.topics:
             raise TopologyError(
                 f"two streams would move their records through {full!r}: give one of them another name,"
-                f" for example name={name + '-2'!r}"
+                f" for example name={name + '-2'!r}, or .repartition(name={name + '-2'!r}) after key_by()"
             )
         key_codec: Any = AnyKeyCodec() if key is Any else key_codec_for(key)
         if beside is not None:
@@ -103,6 +103,7 @@ class Streams:
         shown: Callable[[Any], Any] | None = None,
         stamped: bool = True,
         checked: bool = True,
+        clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
         """Declare a table that an operator writes, and agents only read."""
@@ -123,6 +124,7 @@ class Streams:
             checked=checked,
             help=help,
         )
+        declared.clocks = tuple(clocks)
         self._app.tables.add(declared)
         if windows is not None:
             declared.windowed(declared.table, windows, merge=merge)

@@ -235,7 +235,11 @@ class WindowedAggregate(Operator):
             scope = context.scope
             event_time, scope.timestamp = scope.timestamp, timestamp
             changed: list[tuple[Window, Any, Any]] | None = None if final else []
-            mine = None if time is None else time.seen(scope)
+            mine = None
+            if time is not None:
+                mine = time.seen(scope)
+                if mine > timestamp:
+                    time.tie(mine, scope)
             part.update(key, operation, (timestamp, value), initial, scope, changed, mine)
             scope.timestamp = event_time
             if not changed:

@@ -7,6 +7,10 @@ shard of its foreign key: its own key, a hash of its value, and what is to be do
 subscriptions by foreign key, and answers with its value now; a change on the right answers all of its
 subscribers. An answer comes back to the left key's shard, and counts only if the left value still has the hash that
 the answer names: any other is overtaken by a newer one, which is on its way. (Kafka Streams, KIP-213.)
+
+So every change on the left needs an answer: the one before may have been overtaken by it, and with that the result's
+end. Where Kafka Streams sends none, as there was no result and is none, ours is *quiet*: nothing follows from it
+unless there is a result.
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 
     hash: bytes | None
     value: bytes | None
+    quiet: bool = False
+    """Whether it says nothing new if there is no result."""
 
 
 class StructCodec:
@@ -125,24 +131,27 @@ class Subscribe(Operator):
         left: Operator,
         foreign_key: Callable[[Any], Any],
         topic: Topic[Any, Any],
+        answers: Topic[Any, Any],
         *,
         name: str,
         outer: bool,
     ) -> None:
         """
         Args:
+            answers: the way back, taken at once where nobody is to be asked.
             outer: whether rows without a match come out as well.
         """
         super().__init__(left, name=name)
         self.foreign_key = foreign_key
         self.topic = topic
+        self.answers = answers
         self.outer = outer
-        self.sinks.append(topic.name)
+        self.sinks += [topic.name, answers.name]
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         foreign_key, topic, dumps = self.foreign_key, self.topic, self.values.dumps
         dump_key = self.topics[0].key_codec.dumps
-        outer = self.outer
+        outer, answers = self.outer, self.answers
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> None:
             if new is None and old is None:
@@ -163,6 +172,9 @@ class Subscribe(Operator):
             elif after is None:
                 if before is not None:
                     send(before, DELETE_AND_ANSWER)
+                else:
+                    quiet = Answer(hashed, None, quiet=True)
+                    answers.put_encoded(context.scope, quiet, key=data, timestamp=timestamp)
             elif before is not None and before != after:
                 send(before, DELETE_SILENTLY)
                 send(after, ANSWER_ANYWAY)
@@ -190,8 +202,10 @@ class Serve(Operator):
         part, get, dumps = context.parts[self.name], right.getter(context), right.values.dumps
         topic = self.topic
 
-        def answer(key: bytes, hashed: bytes | None, value: Any, timestamp: int) -> None:
-            made = Answer(hashed, None if value is None else dumps(value))
+        def answer(
+            key: bytes, hashed: bytes | None, value: Any, timestamp: int, *, quiet: bool = False
+        ) -> None:
+            made = Answer(hashed, None if value is None else dumps(value), quiet)
             topic.put_encoded(context.scope, made, key=key, timestamp=timestamp)
 
         def subscribed(foreign: Any, message: Subscription, timestamp: int) -> None:
@@ -205,10 +219,10 @@ class Serve(Operator):
                 timestamp = max(timestamp, pair[1])
             if message.request == DELETE_AND_ANSWER:
                 answer(message.key, message.hash, None, timestamp)
-            elif message.request == ANSWER_ANYWAY or (
-                message.request == ANSWER_IF_THERE and pair is not None
-            ):
-                answer(message.key, message.hash, None if pair is None else pair[0], timestamp)
+            elif message.request in (ANSWER_ANYWAY, ANSWER_IF_THERE):
+                value = None if pair is None else pair[0]
+                quiet = pair is None and message.request == ANSWER_IF_THERE
+                answer(message.key, message.hash, value, timestamp, quiet=quiet)
 
         def changed(key: Any, new: Any, old: Any, timestamp: int) -> None:
             for (_, left_key), hashed in part.of(key, context.scope):
@@ -230,11 +244,17 @@ class Resolve(Operator):
         joiner: Callable[[Any, Any], Any],
         *,
         name: str,
+        results: str,
         outer: bool,
         value_type: Any,
     ) -> None:
+        """
+        Args:
+            results: the table that they go to.
+        """
         super().__init__(answers, name=name)
         self.left = left
+        self.results = results
         self.reads.extend(left.stores)
         self.right_values = right_values
         self.joiner = joiner
@@ -246,9 +266,12 @@ class Resolve(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         get, dumps = self.left.getter(context), self.left.values.dumps
         loads, joiner, outer = self.right_values.loads, self.joiner, self.outer
+        results = context.parts[self.results]
 
         def sides(key: Any, answer: Answer) -> tuple[bool, Any, Any]:
             """Whether the answer counts, and both values."""
+            if answer.quiet and results.get(key, context.scope) is MISSING:
+                return False, None, None
             pair = get(key)
             left = None if pair is None else pair[0]
             if hash_of(None if left is None else dumps(left)) != answer.hash:
@@ -325,7 +348,8 @@ def join_foreign(
     outer = how == "left"
     getter = field_getter(on, left.value_type)
     plan = home.plan
-    plan.add(Subscribe(left, getter, subscriptions, name=f"{name}-subscribe", outer=outer))
+    subscribe = f"{name}-subscribe"
+    plan.add(Subscribe(left, getter, subscriptions, answers, name=subscribe, outer=outer))
     serve = Serve(plan.source([subscriptions]), right, answers, name=f"{name}-subscriptions")
     plan.add(serve)
     home.kept_table(
@@ -347,6 +371,7 @@ def join_foreign(
             right.values,
             joiner,
             name=f"{name}-resolve",
+            results=name,
             outer=outer,
             value_type=value_type,
         )

@@ -117,6 +117,7 @@ class _Shape:
             windows=windows,
             merge=self.merge if isinstance(windows, kinds.Session) else None,
             shown=self.shown,
+            clocks=operator.stores[1:],
         )
         if isinstance(operator, WindowedAggregate) and final:
             home.final_hook(name, operator.close)

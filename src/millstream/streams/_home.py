@@ -73,6 +73,7 @@ class StreamHome(Protocol):
         shown: Callable[[Any], Any] | None = None,
         stamped: bool = True,
         checked: bool = True,
+        clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
         """Declare a table that an operator writes, and agents only read.
@@ -85,6 +86,8 @@ class StreamHome(Protocol):
             shown: makes what programs see of what is kept.
             stamped: whether each value is kept with a timestamp, as ``(timestamp, value)``.
             checked: whether a key has to belong to the shard that uses it.
+            clocks: of windows, tables whose time decides what expires, the slowest one's; its own where
+                there are none.
 
         Returns:
             The table, for the program to read.

@@ -37,8 +37,7 @@ def put_record(scope: Scope, topic: Topic[Any, Any], key: Any, value: Any, times
     Where the topic derives its keys (``key_from``), that decides the key. A windowed result's window
     goes into headers.
     """
-    record = scope.record
-    headers: Headers | None = record.headers if record is not None and record.headers else None
+    headers: Headers | None = headers_of(scope) or None
     if type(key) is Windowed:
         headers = [*(headers or []), *window_headers(key)]
         key = key.key
@@ -55,6 +54,12 @@ def put_record(scope: Scope, topic: Topic[Any, Any], key: Any, value: Any, times
     )
 
 
+def headers_of(scope: Scope) -> Headers:
+    """Those of the record at hand, where there is one."""
+    record = scope.record
+    return [] if record is None or not record.headers else record.headers
+
+
 def window_headers(key: Windowed) -> Headers:
     """The window as headers: its bounds in ms, as text."""
     return [
@@ -67,6 +72,7 @@ def put_windowed(
     value_of: Callable[[Any, Any, Any], Any] | None,
     windowed_key: Literal["kafka-streams"] | None,
     *,
+    dump_key: Callable[[Any], bytes],
     session: bool,
 ) -> Send:
     """A `Send` for windowed results that a program wants in a form of its own.
@@ -74,7 +80,8 @@ def put_windowed(
     Args:
         value_of: makes the record's value from key, window and result.
         windowed_key: ``kafka-streams`` for the bytes of its windowed keys: the key, then the window's start
-            as eight bytes; of sessions the end and then the start.
+            as eight bytes; of sessions the end and then the start. As there, the key alone decides the partition.
+        dump_key: gives the bytes of a group's key.
         session: whether the windows are sessions.
     """
     if windowed_key not in (None, "kafka-streams"):
@@ -89,11 +96,15 @@ def put_windowed(
         if windowed_key is None:
             put_record(scope, topic, key, shown, timestamp)
             return
-        data = topic.key_codec.dumps(key.key)
-        if session:
-            data += _long.pack(key.window.end)
+        data = dump_key(key.key)
+        end = _long.pack(key.window.end) if session else b""
         topic.put_encoded(
-            scope, shown, key=data + _long.pack(key.window.start), timestamp=timestamp
+            scope,
+            shown,
+            key=data + end + _long.pack(key.window.start),
+            timestamp=timestamp,
+            headers=headers_of(scope),
+            placed_by=data,
         )
 
     return send

@@ -560,7 +560,8 @@ class WindowedTable(tables.WindowedTable[K, V]):
         send = put_record
         if value is not None or windowed_key is not None:
             session = isinstance(self.declared, Session)
-            send = put_windowed(value, windowed_key, session=session)
+            home: Any = self.home
+            send = put_windowed(value, windowed_key, dump_key=home.place, session=session)
         values = Values(flow.operator, name=flow.operator.name)
         flow.home.plan.add(values)
         flow.home.check_own(topic, f"table {self.name!r}")

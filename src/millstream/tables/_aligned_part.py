@@ -300,7 +300,7 @@ class AlignedPart(WindowedPart):
     # expiry ---------------------------------------------------------------------------------------
 
     def _expiry_limit(self) -> int:
-        return self.lasting_time - self.windows.retention_ms
+        return self.keeping_time - self.windows.retention_ms
 
     def _closed_limit(self) -> int:
         return int.from_bytes(self._cut_cursor[1:9], "big") - 1

@@ -188,8 +188,8 @@ class KeyedPart(WindowedPart):
     def _floor(self) -> int:
         """The lowest end of a window that can still change."""
         if isinstance(self.windows, Session):
-            return self.lasting_time - self.windows.retention_ms
-        return self.lasting_time - self.windows.grace_ms - 2 * self.windows.width_ms
+            return self.keeping_time - self.windows.retention_ms
+        return self.keeping_time - self.windows.grace_ms - 2 * self.windows.width_ms
 
     def _remember(self, entry: tuple[Any, int, int]) -> None:
         known = self._windows_of(entry[0])
@@ -530,8 +530,8 @@ class KeyedPart(WindowedPart):
     def _expiry_limit(self) -> int:
         windows = self.windows
         if isinstance(windows, Session):
-            return self.lasting_time - windows.expires_at(0)
-        return self.lasting_time - windows.expires_at(0) + windows.width_ms
+            return self.keeping_time - windows.expires_at(0)
+        return self.keeping_time - windows.expires_at(0) + windows.width_ms
 
     def _closed_limit(self) -> int:
         return int.from_bytes(self._cut_cursor[1:9], "big") - 1

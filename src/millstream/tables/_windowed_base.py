@@ -38,7 +38,7 @@ from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._timed_part import NEVER, TIME_KEY, Due, TimedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from millstream.clock import Clock
     from millstream.context import IncomingRecord, PreImage, Scope
@@ -76,6 +76,7 @@ class WindowedPart(TimedPart):
         "_recheck",
         "_scan_from",
         "clock",
+        "clocks",
         "closed_at",
         "closes",
         "flat",
@@ -128,6 +129,8 @@ class WindowedPart(TimedPart):
             cache_size=cache_size,
         )
         self.clock = clock
+        self.clocks: Sequence[TimedPart] = ()
+        """Where several inputs are late by times of their own: these times. What the slowest may still change is kept."""
         self.closes = closes
         self.store_retention_ms = 0
         """Where Kafka Streams' answers are wanted: how long its store would keep windows; else 0. What has expired
@@ -164,6 +167,13 @@ class WindowedPart(TimedPart):
         self.late_records += 1
         if self.on_late is not None:
             self.on_late(scope.timestamp)
+
+    @property
+    def keeping_time(self) -> int:
+        """The time by which windows expire, as far as it lasts."""
+        if self.clocks:
+            return min(clock.lasting_time for clock in self.clocks)
+        return self.lasting_time
 
     # values ---------------------------------------------------------------------------------------
 
@@ -275,7 +285,7 @@ class WindowedPart(TimedPart):
 
     @abstractmethod
     def _expiry_limit(self) -> int:
-        """What has expired at `lasting_time` ends up to here; in the unit of the part's layout."""
+        """What has expired at `keeping_time` ends up to here; in the unit of the part's layout."""
 
     @abstractmethod
     def _closed_limit(self) -> int:

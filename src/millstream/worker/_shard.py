@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 from millstream.agents import Failure, Instance, Policy, Source, user_line
 from millstream.context import Output, PreImage, Scope, current
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.context import IncomingRecord
     from millstream.state.base import ShardStore, TableStore
-    from millstream.tables import TablePart
+    from millstream.tables import TablePart, WindowedPart
     from millstream.transports.base import OffsetAndMetadata, Transport
     from millstream.worker._calls import CallFailure
 
@@ -88,6 +88,8 @@ class TableSpec:
     index_key: Callable[[bytes], bytes | None] | None = None
     checked: bool = True
     """Whether a key has to belong to the shard that uses it."""
+    clocks: Sequence[str] = ()
+    """Tables whose time decides what expires in this one, the slowest one's; its own where there are none."""
     stored_value: Callable[[IncomingRecord], bytes | None] | None = None
     """A record of ``source`` to the bytes that the store has, where these are not the record's value."""
 
@@ -353,6 +355,10 @@ class Shard:
             if table.name not in self.own_parts:
                 self.own_parts[table.name] = self._make_part(table)
         self.parts = {**self._options.everywhere, **self.own_parts}
+        for table in self._tables.values():
+            if table.clocks:
+                clocks = [cast("TimedPart", self.own_parts[name]) for name in table.clocks]
+                cast("WindowedPart", self.own_parts[table.name]).clocks = clocks
         for part in self.own_parts.values():
             part.recovered()
             await check_stored(part, self._known_schema(part), options.progress)

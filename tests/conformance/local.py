@@ -1,0 +1,67 @@
+"""Running a conformance case on the embedded log and RocksDB, with real time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from millstream.app._runtime import Runtime
+from tests.conformance.programs import build
+from tests.conformance.run import Output, outputs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from millstream.worker import Shard, Worker
+
+__all__ = ["run_on_disk"]
+
+WAIT_S = 30.0
+
+
+async def run_on_disk(case: dict[str, Any], folder: Path, *, crash_every: int = 0) -> Output:
+    """What the program of a case puts out after each input.
+
+    Args:
+        folder: where log and state lie.
+        crash_every: after so many inputs the worker ends as by a kill, and another one goes on.
+    """
+    results: Output = []
+    inputs = list(case["in"])
+    at = 0
+    while inputs:
+        taken = inputs[: crash_every or len(inputs)]
+        del inputs[: len(taken)]
+        program = build(case, None, broker=f"local://{folder / 'case.db'}", state_dir=folder)
+        async with Runtime(program.app).running() as runtime:
+            worker = runtime.worker
+            assert worker is not None
+            for topic, key, value, timestamp in taken:
+                await program.inputs[topic].send(value, key=key, timestamp=timestamp)
+                await _committed(worker, runtime)
+                found, at = await outputs(runtime.transport, program, at)
+                results.append(found)
+            if inputs:
+                worker.abandon()
+    return results
+
+
+async def _committed(worker: Worker, runtime: Runtime) -> None:
+    """Wait until everything that is in the log is processed and committed."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + WAIT_S
+    while not await _at_the_end(worker, runtime):
+        if runtime.failed() or loop.time() > deadline:
+            raise AssertionError("the worker has stopped, or does not come to the end of its input")
+        await asyncio.sleep(0.001)
+
+
+async def _at_the_end(worker: Worker, runtime: Runtime) -> bool:
+    if not worker.ready.is_set():
+        return False
+    shards: list[Shard] = list(worker.shards.values())
+    for shard in shards:
+        ends = await runtime.transport.end_offsets(shard.inputs())
+        if any(shard.committed.get(tp, 0) < end for tp, end in ends.items()):
+            return False
+    return not any(shard.is_closing or shard.has_work() for shard in shards)

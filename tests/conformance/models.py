@@ -1,0 +1,247 @@
+"""What is right, computed as naively as can be: windows as plain dicts, nothing forgotten that may matter.
+
+These models know nothing of our code. Each takes a case's inputs and gives the outputs after each, as the cases
+have them. Where Kafka Streams' recorded answer rests on one of its defects, ours is held against these.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["MODELS", "model_of"]
+
+Input = tuple[str, str | None, str | None, int]
+"""Topic, key, value, timestamp."""
+Output = list[list[list[Any]]]
+DAY_MS = 86_400_000
+"""What ``long_retention`` is."""
+
+
+class Row(NamedTuple):
+    """A window's result."""
+
+    key: str
+    start: int
+    end: int
+    value: str | None
+    timestamp: int
+
+    def printed(self) -> list[Any]:
+        """As the cases have it."""
+        return [f"{self.key}@{self.start}/{self.end}", self.value, self.timestamp]
+
+
+class Aligned:
+    """Tumbling and hopping windows: every start up to the record is tried."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.size: int = params["size"]
+        self.grace: int = params["grace"]
+        self.advance: int = params.get("advance", self.size)
+        self.held: dict[tuple[str, int], tuple[str, int]] = {}
+
+    def feed(self, key: str, added: str | None, time: int, stream_time: int) -> list[Row]:
+        """Results of a record, in order of window start."""
+        rows = []
+        for start in range(0, time + 1, self.advance):
+            end = start + self.size
+            if time < end and end > stream_time - self.grace:
+                value, newest = self.held.get((key, start), ("", -1))
+                self.held[key, start] = value + (added or "_;"), max(newest, time)
+                rows.append(Row(key, start, end, *self.held[key, start]))
+        return rows
+
+    def final_at(self, row: Row) -> int:
+        """The stream time from which on the window takes no record."""
+        return row.end + self.grace
+
+
+class Sliding:
+    """Sliding windows as Kafka Streams makes them, each looked for among all that there ever were."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.width: int = params["difference"]
+        self.grace: int = params["grace"]
+        self.held: dict[str, dict[int, tuple[str, int]]] = {}
+
+    def feed(self, key: str, added: str | None, time: int, stream_time: int) -> list[Row]:
+        """Results of a record, in Kafka Streams' order."""
+        close = stream_time - self.grace
+        if added is None or time + self.width < close:
+            return []
+        held = self.held.setdefault(key, {})
+        before = dict(held)
+        rows: list[Row] = []
+
+        def put(start: int, value: str, newest: int) -> None:
+            held[start] = value, newest
+            rows.append(Row(key, start, start + self.width, value, newest))
+
+        def update(start: int, value: str, newest: int) -> None:
+            if start + self.width >= close:
+                put(start, value + added, max(newest, time))
+
+        early = time < self.width
+        left = 0 if early else time - self.width
+        takers = [start for start in before if start <= time <= start + self.width]
+        later = [start for start in sorted(takers, reverse=not early) if not (early and start == 0)]
+        previous: int | None = None
+        for start in later:
+            if not early and start == left and before[start][1] >= time:
+                update(start, *before[start])
+                return rows  # a record of this moment has made what was missing
+            update(start, *before[start])
+        around = max((start for start in takers if early or start > left), default=None)
+        if early:
+            if 0 in before and before[0][1] < time:
+                previous = before[0][1]
+        else:
+            ended = max((s for s in before if time - 2 * self.width <= s < left), default=None)
+            if left in before:
+                previous = before[left][1]
+            elif ended is not None:
+                previous = before[ended][1]
+
+        def own_right() -> None:
+            if around is not None and time + 1 not in before and before[around][1] > time:
+                put(time + 1, *before[around])
+
+        if early:
+            own_right()
+        if (
+            previous is not None
+            and previous + 1 not in before
+            and time <= previous + 1 + self.width
+        ):
+            update(previous + 1, "", -1)
+        if early:
+            update(0, *before.get(0, ("", -1)))
+        elif left not in before:
+            shares = ended is not None and previous is not None and previous >= left
+            update(left, before[ended][0] if shares and ended is not None else "", -1)
+        if not early:
+            own_right()
+        return rows
+
+    def final_at(self, row: Row) -> int:
+        """The first stream time at which its end is out of grace."""
+        return row.end + self.grace + 1
+
+
+class Sessions:
+    """Sessions as lists of their records' times."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        self.gap: int = params["gap"]
+        self.grace: int = params["grace"]
+        self.kept = DAY_MS if params.get("long_retention") else self.gap + self.grace
+        self.held: list[tuple[str, list[int], str]] = []
+
+    def feed(self, key: str, added: str | None, time: int, stream_time: int) -> list[Row]:
+        """A tombstone for each session that is merged, then the one that they become."""
+        close = stream_time - self.gap - self.grace
+        # one that is out of grace takes no lone record, but joins others as long as it is kept
+        self.held = [one for one in self.held if max(one[1]) >= stream_time - self.kept]
+        near = sorted(
+            (
+                session
+                for session in self.held
+                if session[0] == key
+                and min(session[1]) - self.gap <= time <= max(session[1]) + self.gap
+            ),
+            key=lambda session: min(session[1]),
+        )
+        times = [time, *(one for session in near for one in session[1])]
+        if max(times) < close:
+            return []
+        rows = []
+        for session in near:
+            self.held.remove(session)
+            if min(times) < max(times):
+                rows.append(Row(key, min(session[1]), max(session[1]), None, max(session[1])))
+        value = "".join(session[2] for session in near) + (added or "_;")
+        self.held.append((key, times, value))
+        return [*rows, Row(key, min(times), max(times), value, max(times))]
+
+    def final_at(self, row: Row) -> int:
+        """The first stream time at which no lone record can join it."""
+        return row.end + self.gap + self.grace + 1
+
+
+def windowed(make: Callable[[dict[str, Any]], Aligned | Sliding | Sessions]) -> Any:
+    """The model of a windowed aggregate: updates, or each window once when it is final."""
+
+    def run(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
+        windows = make(params)
+        stream_time = -1
+        waiting: dict[tuple[str, int, int], Row] = {}
+        out: Output = []
+        for _, key, value, time in inputs:
+            rows: list[Row] = []
+            if key is not None and not (value is None and isinstance(windows, Sliding)):
+                stream_time = max(stream_time, time)
+                rows = windows.feed(key, None if value is None else f"{value};", time, stream_time)
+            if params.get("emit", "update") != "update":
+                rows = finals(
+                    waiting, rows, windows.final_at, stream_time, params.get("emit", "update")
+                )
+            out.append([row.printed() for row in rows])
+        return out
+
+    return run
+
+
+def finals(
+    waiting: dict[tuple[str, int, int], Row],
+    updated: Iterable[Row],
+    final_at: Callable[[Row], int],
+    stream_time: int,
+    emit: str,
+) -> list[Row]:
+    """What is final now, in order of window end.
+
+    Windows that end together come by key, with emit-on-close by start first.
+    """
+    for row in updated:
+        waiting.pop(row[:3], None)
+        if row.value is not None:
+            waiting[row[:3]] = row
+    due = [row for row in waiting.values() if final_at(row) <= stream_time]
+    for row in due:
+        del waiting[row[:3]]
+    if emit == "suppress":
+        return sorted(due, key=lambda row: (row.end, row.key, row.start))
+    return sorted(due, key=lambda row: (row.end, row.start, row.key))
+
+
+def cogroup_tumbling(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
+    """Each input is late by its own time; a window keeps what all of them bring."""
+    windows = Aligned(params)
+    stream_time = {"a": -1, "b": -1}
+    out: Output = []
+    for topic, key, value, time in inputs:
+        rows: list[Row] = []
+        if key is not None:
+            stream_time[topic] = max(stream_time[topic], time)
+            shown = "null" if value is None else value
+            added = f"{shown};" if topic == "a" else f"({shown})"
+            rows = windows.feed(key, added, time, stream_time[topic])
+        out.append([row.printed() for row in rows])
+    return out
+
+
+MODELS: dict[str, Callable[[Sequence[Input], dict[str, Any]], Output]] = {
+    "tumbling": windowed(Aligned),
+    "hopping": windowed(Aligned),
+    "sliding": windowed(Sliding),
+    "session": windowed(Sessions),
+    "cogroup_tumbling": cogroup_tumbling,
+}
+
+
+def model_of(case: dict[str, Any]) -> Output:
+    """The right answer to a case."""
+    return MODELS[case["topology"]]([tuple(one) for one in case["in"]], case["params"])

@@ -1,0 +1,218 @@
+"""Results that are held back: by event time, by the wall clock, until windows are final, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import millstream as ms
+from millstream.errors import AgentError, ConfigurationError
+from millstream.testing import TestApp
+from tests.streams.running import Disturbance, by_key, disturb, feed, interrupt, read
+
+Change = tuple[str, str | None, int]
+"""Key, value, timestamp."""
+
+
+class Step(NamedTuple):
+    """Some changes at once, and what happens to the worker when it is through with some of the work."""
+
+    changes: list[Change]
+    turns: int
+    disturbance: Disturbance
+
+
+@st.composite
+def changes(draw: st.DrawFn) -> list[Change]:
+    """Changes of some keys; time goes forward, with some that are late."""
+    now, found = 0, []
+    for number in range(draw(st.integers(1, 30))):
+        now += draw(st.sampled_from([0, 1, 1, 3, 12]))
+        late = draw(st.sampled_from([0, 0, 0, 2, 15]))
+        value = draw(st.sampled_from([None, "v", "v", "v"]))
+        key = draw(st.sampled_from("ABC"))
+        found.append((key, value and f"{value}{number}", max(0, now - late)))
+    return found
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[Step]:
+    """The same, some at a time."""
+    left, found = draw(changes()), []
+    while left:
+        size = draw(st.integers(1, 6))
+        some, left = left[:size], left[size:]
+        how: Disturbance = draw(st.sampled_from(["", "", "", "crash", "lose", "rebalance"]))
+        found.append(Step(some, draw(st.integers(0, 20)), how))
+    return found
+
+
+def suppressed(listed: list[Change], limit: int, records_max: int) -> list[Change]:
+    """The naive model: a list of what is held, looked through after each change."""
+    held: dict[str, list[Any]] = {}
+    out: list[Change] = []
+    stream_time = -1
+    for key, value, time in listed:
+        stream_time = max(stream_time, time)
+        first = held[key][0] if key in held else time
+        held[key] = [first, key, value, time]
+        while held:
+            oldest = min(held.values(), key=lambda one: (one[0], one[1]))
+            if oldest[0] > stream_time - limit and len(held) <= records_max:
+                break
+            out.append(tuple(held.pop(oldest[1])[1:]))
+    return out
+
+
+def table_with(suppress: ms.Suppress, **settings: Any) -> Any:
+    """A table read from a topic, its changes held back on their way to another."""
+    app = ms.App("shop", partitions=1, **settings)
+    source, out = (app.topic(name, value=str, codec="str") for name in ("source", "out"))
+    app.table("t", topic=source).suppress(suppress, name="held").to(out)
+    return app, source, out
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps(), st.sampled_from([0, 1, 10]), st.sampled_from([None, 1, 2]))
+def test_at_most_one_in_a_limit(listed: list[Step], limit: int, records_max: int | None) -> None:
+    """A key's latest change comes out, when its first one is old enough, or when the buffer is full."""
+
+    async def run() -> None:
+        app, source, out = table_with(ms.Suppress(limit / 1_000, records_max=records_max))
+        async with TestApp(app) as t:
+            for some, turns, disturbance in listed:
+                await feed(t, source, some, settle=False)
+                await interrupt(t, turns, disturbance)
+            all_changes = [change for step in listed for change in step.changes]
+            wanted = suppressed(all_changes, limit, 1 << 60 if records_max is None else records_max)
+            assert [(r.key, r.value, r.timestamp) for r in read(t, out)] == wanted
+            await t.advance(stream="1h")
+            newest = {key: value for key, value, _ in all_changes}
+            assert newest == {key: values[-1] for key, values in by_key(read(t, out)).items()}
+            assert t.table(app.tables["held"].table).items() == []
+
+    asyncio.run(run())
+
+
+@settings(max_examples=30, deadline=None)
+@given(changes(), st.integers(1, 12))
+def test_the_promise_itself(listed: list[Change], limit: int) -> None:
+    """Where time does not go back, two results of a key are at least the limit apart."""
+    times: dict[str, list[int]] = {}
+
+    async def run() -> None:
+        app, source, out = table_with(ms.Suppress(limit / 1_000))
+        seen = 0
+        async with TestApp(app) as t:
+            for key, value, time in sorted(listed, key=lambda change: change[2]):
+                await feed(t, source, [(key, value, time)])
+                records = read(t, out)
+                for record in records[seen:]:
+                    times.setdefault(record.key, []).append(time)
+                seen = len(records)
+
+    asyncio.run(run())
+    assert all(b - a >= limit for of_key in times.values() for a, b in itertools.pairwise(of_key))
+
+
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_windows_in_a_limit(crashes: bool) -> None:
+    """A window's results count as those of a key: the latest in a limit, with the window's bounds."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=int), app.topic("out", value=int)
+    groups = app.stream(source).group_by().tumbling("100ms", grace="1s")
+    groups.count(name="t", emit=ms.Suppress("20ms")).to(out)
+    async with TestApp(app) as t:
+        for key, time in [
+            ("a", 0),
+            ("a", 5),
+            ("b", 6),
+            ("a", 19),
+            ("a", 20),
+            ("a", 105),
+            ("b", 126),
+        ]:
+            await feed(t, source, [(key, 1, time)])
+            if crashes:
+                await t.crash(lose_state=True)
+        found = [(*record.windowed, record.value, record.timestamp) for record in read(t, out)]
+        assert found == [("a", 0, 100, 4, 20), ("b", 0, 100, 1, 6), ("a", 100, 200, 1, 105)]
+
+
+async def test_the_wall_clock() -> None:
+    """``emit_every``: the latest of each key, once in the interval, whatever event time does."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=int), app.topic("out", value=int)
+    app.stream(source).group_by().sum(name="sums", emit_every="10s").to(out)
+    async with TestApp(app) as t:
+        for number in range(14):
+            await feed(t, source, [("a", 1, number * 100_000), ("b", 2, 0)])
+            await t.advance(wall="1s")
+        assert by_key(read(t, out)) == {"a": [10], "b": [20]}
+        await t.crash()
+        assert len(read(t, out)) == 2
+        await t.advance(wall="10s")
+        assert by_key(read(t, out)) == {"a": [10, 14], "b": [20, 28]}
+        await t.advance(wall="1h")
+        assert len(read(t, out)) == 4
+        assert t.table(app.tables["sums"].table) == {"a": 14, "b": 28}
+
+
+async def test_a_full_buffer_lets_the_oldest_out() -> None:
+    """Bounds in bytes count keys and values, new and old."""
+    app, source, out = table_with(ms.Suppress("1h", bytes_max=40))
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", "x" * 10, 0), ("b", "x" * 10, 1), ("c", "x" * 10, 2)])
+        assert read(t, out) == []
+        await feed(t, source, [("a", "x" * 30, 3)])
+        assert [record.key for record in read(t, out)] == ["a"]
+        await t.crash(lose_state=True)
+        await feed(t, source, [("d", "x" * 30, 4)])
+        assert [record.key for record in read(t, out)] == ["a", "b", "c"]
+
+
+async def test_a_full_buffer_may_stop_the_worker() -> None:
+    """``when_full="stop"``: the error names the bound; with ``on_error="skip"`` the record leaves no trace."""
+    app, source, out = table_with(ms.Suppress("1h", records_max=2, when_full="stop"))
+    with pytest.raises(AgentError, match=r"Suppress\(records_max=\)"):
+        async with TestApp(app) as t:
+            await feed(t, source, [(key, "x", 0) for key in "abc"])
+    app, source, out = table_with(
+        ms.Suppress("1m", records_max=2, when_full="stop"), on_error="skip"
+    )
+    async with TestApp(app) as t:
+        await feed(t, source, [(key, "x", 0) for key in "abca"])
+        assert sorted(t.table(app.tables["held"].table)) == ["a", "b"]
+        await feed(t, source, [("a", "y", 60_000), ("c", "y", 60_001)])
+        assert by_key(read(t, out)) == {"a": ["y"], "b": ["x"]}
+        assert sorted(t.table(app.tables["held"].table)) == ["c"]
+
+
+async def test_a_queried_table_shows_what_is_held() -> None:
+    """What is held back is held from those downstream; the table itself has it."""
+    app, source, out = table_with(ms.Suppress("1h"))
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", "x", 0)])
+        assert t.table(app.tables["t"].table) == {"a": "x"}
+        await disturb(t, "lose")
+        assert t.table(app.tables["t"].table) == {"a": "x"}
+        assert read(t, out) == []
+
+
+def test_what_cannot_be() -> None:
+    """No limit without windows; finals neither; words other than the two."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=str)
+    with pytest.raises(ConfigurationError, match="there are no windows here"):
+        app.table("t", topic=source).suppress(ms.Suppress())
+    with pytest.raises(ConfigurationError, match="goes with windows"):
+        app.stream(source).group_by().count(name="c", emit="final")
+    with pytest.raises(ConfigurationError, match="none of update, every, final"):
+        app.stream(source).group_by().count(name="d", emit="often")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="neither 'emit' nor 'stop'"):
+        ms.Suppress("1s", when_full="drop")  # type: ignore[arg-type]

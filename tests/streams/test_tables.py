@@ -1,0 +1,301 @@
+"""Tables that streams make and use: after any changes, each is what its definition says of its sources."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import millstream as ms
+from millstream.errors import ConfigurationError, TopologyError
+from millstream.testing import TestApp
+from tests.streams.running import Disturbance, feed, fold, interrupt, read
+
+
+class Change(NamedTuple):
+    """A record of the left or of the right table: a key, and ``group:number`` or nothing."""
+
+    left: bool
+    key: str
+    value: str | None
+
+
+class Step(NamedTuple):
+    """Some changes at once, and what happens to the worker when it is through with some of the work."""
+
+    changes: list[Change]
+    turns: int
+    disturbance: Disturbance
+
+
+steps = st.lists(
+    st.builds(
+        Step,
+        st.lists(
+            st.builds(
+                Change,
+                st.booleans(),
+                st.sampled_from(["k1", "k2", "k3", "k4"]),
+                st.none()
+                | st.builds(lambda g, n: f"{g}:{n}", st.sampled_from("ABC-"), st.integers(0, 5)),
+            ),
+            min_size=1,
+            max_size=8,
+        ),
+        st.integers(0, 40),
+        st.sampled_from(["", "", "", "crash", "lose", "rebalance"]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def group_of(value: str) -> str | None:
+    """What is before the colon; entries of ``-`` belong to no group."""
+    return None if value[0] == "-" else value[0]
+
+
+def number_of(value: str) -> int:
+    """What is after it."""
+    return int(value[2:])
+
+
+def added(so_far: list[int], value: str) -> list[int]:
+    """Numbers in order, changed in place."""
+    so_far.append(number_of(value))
+    so_far.sort()
+    return so_far
+
+
+def removed(so_far: list[int], value: str) -> list[int]:
+    """The other way."""
+    so_far.remove(number_of(value))
+    return so_far
+
+
+async def slowly(value: str) -> str:
+    """In capitals, after a while."""
+    await asyncio.sleep(0)
+    return value.swapcase()
+
+
+def pair(left: str | None, right: str | None) -> str:
+    """Both sides."""
+    return f"{left}|{right}"
+
+
+HOW: tuple[Any, ...] = ("inner", "left", "outer")
+
+
+class Program:
+    """Two tables, and much that follows from them; each result in a table and in a topic of its own."""
+
+    def __init__(self, partitions: int) -> None:
+        self.app = app = ms.App("shop", partitions=partitions)
+        self.right, self.left = (app.topic(side, value=str, codec="str") for side in ("r", "l"))
+        left, right = app.table("left", topic=self.left), app.table("right", topic=self.right)
+        groups = left.group_by(group_of, name="groups")
+        numbers = right.map_values(number_of)
+        even = left.filter(is_even)
+        self.results: dict[str, Any] = {
+            "count": groups.count(name="count"),
+            "sum": groups.sum(number_of, name="sum"),
+            "mean": groups.mean(number_of, name="mean"),
+            "list": groups.aggregate(default=list[int], add=added, subtract=removed, name="list"),
+            "even": left.filter(is_even, name="even"),
+            "slow": left.map_values(slowly, name="slow"),
+            "again": left.changes().to_table("again"),
+            "even-join": even.join(numbers, pair, how="outer", name="even-join"),
+            **{f"{how}-join": left.join(right, pair, how=how, name=f"{how}-join") for how in HOW},
+        }
+        self.topics: dict[str, ms.Topic[Any]] = {}
+        for name, table in self.results.items():
+            self.topics[name] = topic = app.topic(f"{name}-changes", value=Any)
+            table.to(topic)
+
+    @staticmethod
+    def wanted(left: dict[str, str], right: dict[str, str]) -> dict[str, dict[str, Any]]:
+        """Everything, made at once from the two tables as they are."""
+        members: dict[str, list[int]] = {}
+        for value in left.values():
+            if group_of(value) is not None:
+                members.setdefault(value[0], []).append(number_of(value))
+        even = {key: value for key, value in left.items() if is_even(value)}
+        numbers = {key: number_of(value) for key, value in right.items()}
+        return {
+            "count": {group: len(found) for group, found in members.items()},
+            "sum": {group: sum(found) for group, found in members.items()},
+            "mean": {group: sum(found) / len(found) for group, found in members.items()},
+            "list": {group: sorted(found) for group, found in members.items()},
+            "even": even,
+            "slow": {key: value.swapcase() for key, value in left.items()},
+            "again": left,
+            "even-join": joined(even, numbers, "outer"),
+            **{f"{how}-join": joined(left, right, how) for how in HOW},
+        }
+
+
+def is_even(value: str) -> bool:
+    """Whether its number is."""
+    return number_of(value) % 2 == 0
+
+
+def joined(left: dict[str, Any], right: dict[str, Any], how: str) -> dict[str, str]:
+    """The join of two tables."""
+    keys = {"inner": left.keys() & right.keys(), "left": left.keys()}.get(how, left.keys() | right)
+    return {key: pair(left.get(key), right.get(key)) for key in keys}
+
+
+async def run(listed: list[Step], partitions: int) -> None:
+    program = Program(partitions)
+    left: dict[str, str] = {}
+    right: dict[str, str] = {}
+    now = 0
+    async with TestApp(program.app) as t:
+        for changes, turns, disturbance in listed:
+            for change in changes:
+                now += 1
+                topic = program.left if change.left else program.right
+                await feed(t, topic, [(change.key, change.value, now)], settle=False)
+                table = left if change.left else right
+                table.pop(change.key, None)
+                if change.value is not None:
+                    table[change.key] = change.value
+            await interrupt(t, turns, disturbance)
+            for name, wanted in program.wanted(left, right).items():
+                kept = dict(t.table(program.results[name]).items())
+                shown = fold(read(t, program.topics[name]))
+                if name in (
+                    "count",
+                    "sum",
+                    "list",
+                ):  # a group that has lost its last member shows nothing much
+                    groups = {group for group in kept if group in wanted or kept[group]}
+                    kept, shown = ({g: found[g] for g in groups} for found in (kept, shown))
+                assert kept == wanted, name
+                assert shown == wanted, name
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps, st.sampled_from([1, 3]))
+def test_tables_follow_their_sources(listed: list[Step], partitions: int) -> None:
+    """Whatever changes, and whatever happens to workers meanwhile, tables and their changes say what is so."""
+    asyncio.run(run(listed, partitions))
+
+
+MICRO: dict[str, Any] = {
+    # a group that changes: the old one first; the same group: one result
+    "count": (
+        ["k1=x", "k1=y", "k1=x", "k1=x", "k1=null"],
+        ["x=1", "x=0", "y=1", "y=0", "x=1", "x=1", "x=0"],
+    ),
+    "inner": (["R@5", "L@3", "R=null@7", "L=null@8"], ["(L,R)@5", "null@7"]),
+    "outer": (
+        ["R@5", "L@3", "R=null@7", "L=null@8", "L=null@9"],
+        ["(None,R)@5", "(L,R)@5", "(L,None)@7", "null@8"],
+    ),
+}
+"""Rows 9 to 11 of the micro cases."""
+
+
+async def test_counts_of_a_table() -> None:
+    """Row 9: subtract the old value, add the new one; nought is a result."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=str), app.topic("out", value=int)
+    app.table("t", topic=source).group_by(str, name="values").count(name="counts").to(out)
+    inputs, wanted = MICRO["count"]
+    async with TestApp(app) as t:
+        for number, text in enumerate(inputs):
+            key, _, value = text.partition("=")
+            await feed(t, source, [(key, None if value == "null" else value, number)])
+        assert [f"{record.key}={record.value}" for record in read(t, out)] == wanted
+
+
+@pytest.mark.parametrize("how", ["inner", "outer"])
+async def test_joins_of_tables(how: Any) -> None:
+    """Rows 10 and 11: the timestamp is the higher one; a tombstone only where there may have been a result."""
+    app = ms.App("shop", partitions=1)
+    topics = {side: app.topic(side, value=str) for side in "LR"}
+    left, right = (app.table(f"table-{side}", topic=topics[side]) for side in "LR")
+    out = app.topic("out", value=str)
+    left.join(right, lambda x, y: f"({x},{y})", how=how).to(out)
+    inputs, wanted = MICRO[how]
+    async with TestApp(app) as t:
+        for text in inputs:
+            change, _, time = text.partition("@")
+            value = None if change.endswith("null") else change[0]
+            await feed(t, topics[change[0]], [("k", value, int(time))])
+        found = [f"{record.value or 'null'}@{record.timestamp}" for record in read(t, out)]
+        assert found == wanted
+
+
+async def test_an_async_fold_is_awaited() -> None:
+    """One change after the other, although each takes a while."""
+
+    async def add(so_far: list[str], value: str) -> list[str]:
+        before = list(so_far)
+        await asyncio.sleep(0)
+        return [*before, value]
+
+    async def subtract(so_far: list[str], value: str) -> list[str]:
+        await asyncio.sleep(0)
+        return [one for one in so_far if one != value]
+
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=str)
+    groups = app.table("t", topic=source).group_by(group_of, name="groups")
+    table = groups.aggregate(default=list[str], add=add, subtract=subtract, name="list")
+    async with TestApp(app) as t:
+        records = [("k1", "A:1", 0), ("k2", "A:2", 1), ("k1", "A:3", 2), ("k2", None, 3)]
+        await feed(t, source, records)
+        assert t.table(table) == {"A": ["A:3"]}
+
+
+async def test_agents_read_what_streams_make() -> None:
+    """Inside of an agent the table is a mapping that cannot be written; outside, a view."""
+    app = ms.App("shop", partitions=2)
+    source = app.topic("source", value=int)
+    sums = app.stream(source).group_by().sum(name="sums")
+    asked = app.topic("asked", value=str, key_from=str)
+    seen: list[Any] = []
+
+    @app.agent(asked)
+    async def ask(stream: ms.Stream[str]) -> None:
+        async for key in stream:
+            seen.append((key in sums, sums.get(key, -1), sums.get(key)))
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                sums[key] = 0
+
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 0), ("b", 5, 0), ("a", 2, 0)])
+        await t.send_many(asked, ["a", "c"])
+        assert sorted(seen, key=str) == [(False, -1, None), (True, 3, 3)]
+        view = sums.view()
+        assert await view.get("b") == 5
+        assert sorted([pair async for pair in view.items()]) == [("a", 3), ("b", 5)]
+
+
+def test_what_tables_refuse() -> None:
+    """Lookups cannot wait, and what is named after nothing gets no name of ours."""
+    app = ms.App("shop", partitions=1)
+    table = app.table("t", topic=app.topic("source", value=str))
+    with pytest.raises(ConfigurationError, match=r"filter\(\) may not be async"):
+        table.filter(slowly)
+    with pytest.raises(ConfigurationError, match=r"map_values\(\) needs a name"):
+        table.map_values(slowly)
+    with pytest.raises(ConfigurationError, match="joiner of tables may not be async"):
+        table.join(table.filter(bool), lambda a, b: a, how="outer").join(table, pair_later)
+    with pytest.raises(ConfigurationError, match="none of inner, left, outer"):
+        table.join(table, pair, how="right")  # type: ignore[arg-type]
+    with pytest.raises(TopologyError, match="give it a name, for example group_by"):
+        table.group_by(group_of)
+    with pytest.raises(TopologyError, match="written by agents"):
+        app.table("own", key=str, value=int).changes()
+
+
+async def pair_later(left: str, right: str) -> str:
+    """Both sides, after a while."""
+    return pair(left, right)

@@ -1,0 +1,226 @@
+"""What a program of streams becomes: topics, tables, and the agents that run it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+import millstream as ms
+from millstream.errors import PartitionCountError, TopologyError
+from millstream.testing import TestApp
+from tests.streams.running import by_key, feed, read
+
+
+class Order(msgspec.Struct):
+    """What most of the programs here are about."""
+
+    id: str
+    account: str
+    amount: float
+
+
+def shop(**settings: Any) -> tuple[ms.App, ms.Topic[Order]]:
+    app = ms.App("shop", partitions=2, **settings)
+    return app, app.topic("orders", value=Order, key_from="account")
+
+
+def moved(app: ms.App) -> list[str]:
+    """Topics through which records move to the shards of their keys."""
+    return sorted(name for name in app.topology.topics if name.endswith("-repartition"))
+
+
+def agents(app: ms.App) -> dict[str, tuple[list[str], list[str]]]:
+    """Sources and sinks of each agent."""
+    return {
+        agent.name: (sorted(agent.sources), sorted(agent.sinks))
+        for agent in app.topology.agents.values()
+    }
+
+
+# -- what moves, and what need not ----------------------------------------------------------------
+
+
+def test_nothing_moves_without_need() -> None:
+    """The topic's own key, the field that it is derived from, and values that change: records stay."""
+    app, orders = shop()
+    stream = app.stream(orders)
+    stream.group_by().count(name="a")
+    stream.group_by("account").count(name="b")
+    large = stream.filter(lambda order: order.amount > 5).map(lambda order: order.amount)
+    large.group_by().sum(name="c")
+    stream.to_table("d")
+    stream.merge(stream.peek(print)).group_by().count(name="e")
+    assert moved(app) == []
+    assert list(agents(app)) == ["stream:orders"]
+
+
+def test_a_new_key_moves_once() -> None:
+    """One topic serves all who need the records by a key, whatever they do with them then."""
+    app, orders = shop()
+    stream = app.stream(orders)
+    stream.group_by("id").count(name="a")
+    stream.group_by("id").tumbling("1s").count(name="b")
+    by_size = stream.group_by(lambda order: order.amount > 5, name="size")
+    by_size.count(name="c")
+    by_size.mean("amount", name="d")
+    rekeyed = stream.key_by(lambda order: order.id[0], type=str)
+    rekeyed.to_table("e")
+    rekeyed.group_by().count(name="f")
+    rekeyed.filter(lambda order: order.amount).repartition(name="large").to_table("g")
+    assert moved(app) == [
+        "shop-large-repartition",
+        "shop-orders-by-id-repartition",
+        "shop-orders-keyed-repartition",
+        "shop-size-repartition",
+    ]
+
+
+async def test_what_moved_is_where_its_key_belongs() -> None:
+    """On the other side of the topic, all records of a key are in one shard, with timestamp and headers."""
+    app, orders = shop()
+    out = app.topic("out", value=Order)
+    stream = app.stream(orders).key_by("id").repartition(name="by-id", partitions=3)
+    counts = stream.group_by().count(name="counts")
+    stream.to(out)
+    async with TestApp(app) as t:
+        listed = [Order(f"o{n % 5}", f"a{n}", n) for n in range(40)]
+        records = [(None, order, number) for number, order in enumerate(listed)]
+        await feed(t, orders, records, headers={"from": "test"})
+        assert t._runtime is not None
+        assert t._runtime.partitions["shop-by-id-repartition"] == 3
+        assert t.table(counts) == {f"o{n}": 8 for n in range(5)}
+        found = read(t, out)
+        assert sorted(record.timestamp for record in found) == list(range(40))
+        assert all(record.headers == {"from": b"test"} for record in found)
+        assert {key: len(values) for key, values in by_key(found).items()} == {
+            f"o{n}": 8 for n in range(5)
+        }
+
+
+def test_agents_of_streams() -> None:
+    """Filters and maps run with the agent; what has to move, moves through a topic named after the agent."""
+    app, orders = shop()
+
+    @app.agent(app.stream(orders).filter(lambda order: order.amount).map(lambda order: order.id))
+    async def near(stream: ms.Stream[str]) -> None: ...
+
+    @app.agent(app.stream(orders).group_by("id"))
+    async def regrouped(stream: ms.Stream[Order]) -> None: ...
+
+    @app.agent(app.stream(orders).flat_map(lambda order: [order.id, order.account]))
+    async def many(stream: ms.Stream[str]) -> None: ...
+
+    assert moved(app) == ["shop-many-input-repartition", "shop-orders-by-id-repartition"]
+    found = agents(app)
+    assert found["near"][0] == ["orders"]
+    assert found["regrouped"][0] == ["shop-orders-by-id-repartition"]
+    assert found["many"][0] == ["shop-many-input-repartition"]
+    assert found["stream:orders"] == (["orders"], moved(app))
+
+
+# -- pipelines ------------------------------------------------------------------------------------
+
+
+def test_what_runs_together() -> None:
+    """Operators that are connected by calls, or use one table, are one agent; topics part them."""
+    app, orders = shop()
+    people = app.topic("people", value=str, codec="str")
+    other = app.topic("other", value=int)
+    out = app.topic("out", value=Any)
+    totals = app.stream(orders).group_by().sum("amount", name="totals")
+    totals.join(app.table("names", topic=people), lambda total, name: f"{name}: {total}").to(out)
+    app.stream(orders).group_by("id").count(name="by-id")
+    app.stream(other).map(str).to(out)
+    found = agents(app)
+    assert set(found) == {
+        "stream:orders+people",
+        "stream:shop-orders-by-id-repartition",
+        "stream:other",
+    }
+    assert found["stream:orders+people"] == (
+        ["orders", "people"],
+        ["out", "shop-orders-by-id-repartition"],
+    )
+
+
+def test_what_nobody_needs_does_not_run() -> None:
+    """A stream that ends nowhere makes no agent."""
+    app, orders = shop()
+    app.stream(orders).filter(lambda order: order.amount).map(lambda order: order.id)
+    assert agents(app) == {}
+    app.stream(orders).foreach(print)
+    assert list(agents(app)) == ["stream:orders"]
+
+
+async def test_declarations_are_not_used_up() -> None:
+    """A stream is a value: it may be used twice, and the app may run again."""
+    app, orders = shop()
+    first, second = app.topic("first", value=str), app.topic("second", value=str)
+    ids = app.stream(orders).map(lambda order: order.id)
+    ids.map(str.upper).to(first)
+    ids.to(second)
+    for _ in range(2):
+        async with TestApp(app) as t:
+            await t.send(orders, Order("a", "x", 1.0))
+            assert (t.sent(first), t.sent(second)) == (["A"], ["a"])
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def test_names_come_from_what_is_done() -> None:
+    """Tables are named after source and operator, and so are their changelogs."""
+    app, orders = shop()
+    stream = app.stream(orders)
+    stream.group_by().count()
+    stream.group_by("id").sum("amount")
+    stream.group_by().top_k(3, by="amount")
+    assert sorted(app.tables) == ["orders-by-id-sum", "orders-count", "orders-top-3"]
+    assert app.topology.tables["orders-count"].changelog == "shop-orders-count-changelog"
+
+
+def test_names_that_clash() -> None:
+    """Each clash is an error that proposes a name."""
+    app, orders = shop()
+    stream = app.stream(orders)
+    stream.group_by().count()
+    with pytest.raises(TopologyError, match="orders-count"):
+        stream.filter(bool).group_by().count()
+    with pytest.raises(TopologyError, match=r"name='orders-count-2'"):
+        stream.group_by().sum(name="orders-count")
+    stream.key_by("id").repartition(name="moved")
+    with pytest.raises(TopologyError, match=r"name='moved-2'"):
+        stream.key_by(lambda order: "x").repartition(name="moved")
+    rekeyed = stream.key_by(lambda order: order.id)
+    rekeyed.to_table("all")
+    with pytest.raises(TopologyError, match=r"\.repartition\(name='orders-keyed-2'\) after key_by"):
+        rekeyed.filter(bool).to_table("some")
+    with pytest.raises(TopologyError, match="give it a name, for example group_by"):
+        stream.group_by(lambda order: order.id)
+    with pytest.raises(TopologyError, match="one of the branches already"):
+        stream.split({"large": bool}, default="large")
+    app.table("plain", key=str, value=int)
+    with pytest.raises(TopologyError, match="plain"):
+        stream.to_table("plain")
+
+
+def test_topics_of_others() -> None:
+    """A stream reads topics of its own app, and at least one."""
+    app, orders = shop()
+    other, _ = shop()
+    with pytest.raises(TopologyError, match="needs the topics"):
+        app.stream()
+    with pytest.raises(TopologyError, match="orders"):
+        other.stream(orders)
+
+
+def test_partitions_have_to_fit() -> None:
+    """Tables that are joined by key have to be co-partitioned: else an error before the first record."""
+    app = ms.App("shop", partitions=2)
+    left = app.table("left", topic=app.topic("l", value=str, partitions=2))
+    right = app.table("right", topic=app.topic("r", value=str, partitions=3))
+    left.join(right, lambda a, b: a + b).to(app.topic("out", value=str))
+    with pytest.raises(PartitionCountError, match="l has 2, r has 3"):
+        app.topology.shard_counts()
