@@ -64,6 +64,7 @@ from millstream.transports.kafka._group_words import (
     write_share,
 )
 from millstream.transports.kafka._messages import duration
+from millstream.transports.local.processes import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,7 +137,7 @@ class Member:
     def __init__(self, access: Access, terms: Terms, metadata: bytes, owner: Owner) -> None:
         self.member_id = ""
         self.confirmed_at = float("-inf")
-        """When it sent what the group answered last with a yes (monotonic clock)."""
+        """When it sent what the group answered last with a yes, on the clock that a suspended machine does not stop."""
         self.metadata = metadata
         """Said with the next joining; may be set from any thread."""
         self.accepted = asyncio.Event()
@@ -225,7 +226,7 @@ class Member:
         updates, terms = self._updates, self._terms
         topics = terms.inputs.topics if terms.inputs is not None else ()
         rebalance_s = max(2 * self._session_s, REBALANCE_MIN_S)
-        asked_at = time.monotonic()
+        asked_at = boottime()
         answer = await self._ask(
             JoinGroupRequest(
                 group_id=GroupId(terms.group),
@@ -264,7 +265,7 @@ class Member:
         if leads:
             metadata = {each.member_id: _metadata_of(each.metadata) for each in joined.members}
             given = terms.assign(metadata)
-        asked_at = time.monotonic()
+        asked_at = boottime()
         answer = await self._ask(
             SyncGroupRequest(
                 group_id=GroupId(terms.group),
@@ -336,7 +337,7 @@ class Member:
             if not self._owner.loop_turns():
                 await asyncio.sleep(LOOP_S)
                 continue
-            asked_at = time.monotonic()
+            asked_at = boottime()
             with suppress(_AgainError):
                 answer = await self._ask(
                     HeartbeatRequest(

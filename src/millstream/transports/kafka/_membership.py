@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from millstream.errors import InternalError, LogUnavailableError
 from millstream.transports.kafka._member import Member, Terms
+from millstream.transports.local.processes import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -48,7 +49,7 @@ class KafkaMembership:
         self._accepted = asyncio.Event()
         self._ended = asyncio.Event()
         # What the loop tells the thread:
-        self._thread_loop: asyncio.AbstractEventLoop | None = None
+        self._thread_loop = asyncio.new_event_loop()
         self._leaving = asyncio.Event()
         self._thread = threading.Thread(
             target=self._run, name=f"millstream-member-{terms.group}", daemon=True
@@ -96,7 +97,7 @@ class KafkaMembership:
             not self._left
             and self._failure is None
             and member.member_id == self._returned_member_id
-            and time.monotonic() - member.confirmed_at < self._terms.session_timeout_s
+            and boottime() - member.confirmed_at < self._terms.session_timeout_s
         )
 
     async def update(self, metadata: bytes) -> None:
@@ -121,21 +122,13 @@ class KafkaMembership:
     # inside
 
     def _tell_leaving(self) -> None:
-        loop = self._thread_loop
-        if loop is None:
-            self._leaving.set()  # the thread has not begun, or has ended
-        else:
-            with suppress(RuntimeError):
-                loop.call_soon_threadsafe(self._leaving.set)
+        with suppress(RuntimeError):  # it has ended
+            self._thread_loop.call_soon_threadsafe(self._leaving.set)
 
     async def _in_thread(self, work: Coroutine[Any, Any, T]) -> T:
-        loop = self._thread_loop
-        if loop is None or self._ended.is_set():
-            work.close()
-            raise self._over()
         try:
-            done = asyncio.run_coroutine_threadsafe(work, loop)
-        except RuntimeError:  # it is ending right now
+            done = asyncio.run_coroutine_threadsafe(work, self._thread_loop)
+        except RuntimeError:  # it has ended
             work.close()
             raise self._over() from None
         ended = asyncio.ensure_future(self._ended.wait())
@@ -157,8 +150,7 @@ class KafkaMembership:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner() as runner:
-                self._thread_loop = runner.get_loop()
+            with asyncio.Runner(loop_factory=lambda: self._thread_loop) as runner:
                 runner.run(self._live())
         except _LoopClosedError:
             pass  # nobody is there to tell
@@ -166,7 +158,6 @@ class KafkaMembership:
             with suppress(_LoopClosedError):
                 self._call(self._fail, exc)
         finally:
-            self._thread_loop = None
             with suppress(_LoopClosedError):
                 self._call(self._end)
 
