@@ -388,7 +388,7 @@ async def test_ten_thousand_shards(kafka: Kafka, group: str) -> None:
     """Two workers and their 10,000 shards with a standby each, as tools see them too."""
     count = 10_000
     inputs = GroupInputs(
-        topics=["orders", "payments"],
+        topics=lambda: ["orders", "payments"],
         partitions=lambda data: [
             TopicPartition("orders", number) for _, number in decode_assignment(data).active
         ],

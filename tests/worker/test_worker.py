@@ -11,7 +11,9 @@ import pytest
 
 import millstream as ms
 from millstream.errors import TopologyError
+from millstream.records import TopicPartition
 from millstream.testing import TestApp
+from millstream.worker import decode_metadata
 from tests.kit import Order, counting, second_worker
 
 
@@ -47,6 +49,27 @@ async def test_two_workers_share_the_shards() -> None:
         await t.settle()
         assert owned(t._runtime) == [0, 1, 2, 3]
         assert t.table(totals) == {f"a{i}": 2.0 for i in range(40)}
+
+
+async def test_workers_tell_the_group_what_they_own() -> None:
+    """So the next plan leaves it where it is; and tools hear which partitions that means."""
+    app, orders, _ = counting(partitions=4)
+    other, _, _ = counting(partitions=4)
+    async with TestApp(app) as t, second_worker(other, t) as second:
+        await settled(t, second)
+        first: Any = t._runtime
+        found = await first.transport.describe_group(app.id)
+        told = {name: decode_metadata(data) for name, data in found.members.items()}
+        for worker in (first.worker, second.worker):
+            about = told[worker.assignment.member_id]
+            assert set(about.owned) == set(worker.shards)
+            assert about.generation == worker.assignment.generation == found.generation
+            assert about.stateful == (4,)
+            inputs = worker.plan.inputs()
+            assert inputs.topics() == [orders.name]
+            assert sorted(inputs.partitions(worker.assignment.assigned)) == [
+                TopicPartition(orders.name, number) for _, number in sorted(worker.shards)
+            ]
 
 
 async def test_the_leader_is_one() -> None:

@@ -160,11 +160,12 @@ AssignFunction = Callable[[Mapping[str, bytes]], Mapping[str, bytes]]
 class GroupInputs:
     """What a group reads, in words that tools understand which look at it from outside (monitors of lag).
 
-    ``topics`` are all those whose positions the group commits: a log may forget positions of other topics.
-    ``partitions`` tells what an assignment means: those that its member reads.
+    ``topics`` tells all those whose positions the group commits: a log may forget positions of other topics. It is
+    asked again with each rebalance. ``partitions`` tells what an assignment means: those that its member reads.
+    Both may be called in another thread.
     """
 
-    topics: Collection[str]
+    topics: Callable[[], Collection[str]]
     partitions: Callable[[bytes], Collection[TopicPartition]]
 
 

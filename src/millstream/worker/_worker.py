@@ -98,21 +98,21 @@ class WorkerPlan:
         return sorted(set(self.agents) | set(self.tables))
 
     def inputs(self) -> GroupInputs:
-        """What the workers read."""
-        topics = {
-            count: sorted({topic for spec in specs for topic in spec.sources})
-            for count, specs in self.agents.items()
-        }
+        """What the workers read, whatever it is at the time."""
+
+        def topics(count: int) -> list[str]:
+            specs = self.agents.get(count, ())
+            return sorted({topic for spec in specs for topic in list(spec.sources)})
 
         def partitions(assigned: bytes) -> list[TopicPartition]:
+            active = decode_assignment(assigned).active
+            read = {count: topics(count) for count in {count for count, _ in active}}
             return [
-                TopicPartition(topic, number)
-                for count, number in decode_assignment(assigned).active
-                for topic in topics.get(count, ())
+                TopicPartition(topic, number) for count, number in active for topic in read[count]
             ]
 
         return GroupInputs(
-            topics=sorted({topic for some in topics.values() for topic in some}),
+            topics=lambda: [topic for count in self.agents for topic in topics(count)],
             partitions=partitions,
         )
 

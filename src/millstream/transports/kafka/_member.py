@@ -224,7 +224,7 @@ class Member:
 
     async def _join(self) -> JoinGroupResponse:
         updates, terms = self._updates, self._terms
-        topics = terms.inputs.topics if terms.inputs is not None else ()
+        topics = terms.inputs.topics() if terms.inputs is not None else ()
         rebalance_s = max(2 * self._session_s, REBALANCE_MIN_S)
         asked_at = boottime()
         answer = await self._ask(
