@@ -60,7 +60,8 @@ async def test_workers_tell_the_group_what_they_own() -> None:
         first: Any = t._runtime
         found = await first.transport.describe_group(app.id)
         told = {name: decode_metadata(data) for name, data in found.members.items()}
-        for worker in (first.worker, second.worker):
+        workers: list[Any] = [first.worker, second.worker]
+        for worker in workers:
             about = told[worker.assignment.member_id]
             assert set(about.owned) == set(worker.shards)
             assert about.generation == worker.assignment.generation == found.generation
