@@ -1,4 +1,4 @@
-"""A Kafka broker passes the suite."""
+"""Kafka brokers pass the suite: each of the two protocols for transactions has one."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from millstream.transports.kafka.transport import KafkaTransport
+from tests.brokers import Cluster
 from tests.integration.groups import evict
 from tests.transports.conformance import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from tests.brokers import Cluster
-
+    from collections.abc import Iterator
 
 TOPICS = ["a", "b", "right", "short", "t", "table"]
 GROUPS = ["g", "h"]
@@ -43,7 +43,14 @@ class KafkaLab:
         pytest.skip("a broker has its own clock")
 
 
-@pytest.fixture
-def lab(own_kafka: Cluster) -> KafkaLab:
-    """A broker as if it were new."""
-    return KafkaLab(own_kafka)
+@pytest.fixture(scope="session")
+def classic_kafka() -> Iterator[Cluster]:
+    """A broker of today whose transactions are those from before KIP-890."""
+    with Cluster(features={"transaction.version": 0}) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["own_kafka", "classic_kafka"], ids=["KIP-890", "classic"])
+def lab(request: pytest.FixtureRequest) -> KafkaLab:
+    """A broker as if it were new, for each of the two protocols of transactions."""
+    return KafkaLab(request.getfixturevalue(request.param))
