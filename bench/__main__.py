@@ -1,11 +1,11 @@
-"""``python -m bench core|memory``; ``--help`` for the rest."""
+"""``python -m bench core|memory|kafka``; ``--help`` for the rest."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench import core, memory
+from bench import core, kafka, memory
 from bench.program import WORKLOADS
 
 
@@ -22,9 +22,15 @@ def main() -> int:
     other.add_argument("--keys", type=int, default=1_000_000)
     other.add_argument("--phase", choices=["feed", "work"], help=argparse.SUPPRESS)
     other.add_argument("--directory", help=argparse.SUPPRESS)
+    third = suites.add_parser("kafka", help="commits, appends and fetches of the Kafka transport")
+    third.add_argument("--broker", default="kafka://127.0.0.1:9092")
+    third.add_argument("--commits", type=int, default=300)
+    third.add_argument("--records", type=int, default=400_000)
     options = parser.parse_args()
     if options.suite == "core":
         return core.main(options.events, options.only or list(WORKLOADS), options.json)
+    if options.suite == "kafka":
+        return kafka.main(options.broker, options.commits, options.records)
     if options.phase == "feed":
         memory.feed(options.directory, options.events, options.keys)
     elif options.phase == "work":
