@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -54,6 +55,19 @@ async def read(transport: KafkaTransport, tp: TopicPartition) -> list[str]:
                 position = fetched.next_offset
     await reader.close()
     return found
+
+
+def last_stable(kafka: Kafka, topic: str) -> int:
+    """Where readers of committed records have to stop for now."""
+    from confluent_kafka import IsolationLevel
+    from confluent_kafka import TopicPartition as Partition
+    from confluent_kafka.admin import OffsetSpec
+
+    admin = kafka.admin()
+    (found,) = admin.list_offsets(
+        {Partition(topic, 0): OffsetSpec.latest()}, isolation_level=IsolationLevel.READ_COMMITTED
+    ).values()
+    return int(found.result(DEADLINE_S).offset)
 
 
 @pytest.fixture(params=["kafka", "old_kafka"], ids=["newest", "Kafka 2.8"])
@@ -188,6 +202,28 @@ async def test_a_transaction_of_ours_from_before_is_ended(kafka: Kafka) -> None:
             await commit
         await again.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
         assert await read(again, tp) == ["2"]
+
+
+async def test_a_worker_that_stands_still_in_a_commit(
+    kafka: Kafka, transport: KafkaTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker ends its transaction after a while: nothing of it is visible, and the next one goes on."""
+    topic, group = kafka.topic(), unique("group")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(kafka.url, group)
+    monkeypatch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 1.0)
+
+    def stand_still(point: str, _: dict[str, object]) -> None:
+        if point == "commit.positioned":
+            deadline = time.monotonic() + DEADLINE_S
+            while last_stable(kafka, topic) == 0:
+                assert time.monotonic() < deadline
+
+    with observe(stand_still), pytest.raises((FencedError, LogUnavailableError)):
+        await transport.commit(member.epoch({tp: 1}, {tp: [rec("1")]}))
+    assert await transport.committed(group, [tp]) == {}
+    await transport.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
+    assert await read(transport, tp) == ["2"]
 
 
 async def test_a_transaction_of_another_worker_is_ended(kafka: Kafka) -> None:

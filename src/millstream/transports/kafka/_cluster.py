@@ -54,6 +54,8 @@ ASK_TIMEOUT_S = 5.0
 """The same for a question that another broker can answer as well."""
 SEARCH_TIMEOUT_S = 30.0
 """How long to look for a leader or a coordinator."""
+ASKED_MIN = 3
+"""How often a topic is not there until we believe it: brokers hear of a new one one after the other."""
 IDLE_CONNECTIONS = 4
 """Connections to one broker that are kept for the next request that waits there."""
 RECONNECT_FIRST_S = 0.05
@@ -225,18 +227,15 @@ class Cluster:
         """
         wanted = list(tps)
         patience = Patience(SEARCH_TIMEOUT_S, first_s=0.02)
-        asked = False
+        asked = 0
         while True:
             found = {tp: self._leader(tp) for tp in wanted}
             if all(leader is not None and leader.node >= 0 for leader in found.values()):
                 return {tp: leader for tp, leader in found.items() if leader is not None}
             missing = [tp for tp, leader in found.items() if leader is None or leader.node < 0]
             if asked:
-                for tp in missing:
-                    if tp[0] not in self.topics:
-                        raise UnknownTopicError(tp[0], where=self.url)
-                    if tp[1] not in self.topics[tp[0]].leaders:
-                        raise UnknownTopicError(str(TopicPartition(*tp)), where=self.url)
+                if asked >= ASKED_MIN:
+                    self._check_existence(missing)
                 await patience.pause(
                     LogUnavailableError(
                         f"{self.url}: {', '.join(str(TopicPartition(*tp)) for tp in missing)}"
@@ -244,7 +243,7 @@ class Cluster:
                     )
                 )
             await self._refresh({tp[0] for tp in missing})
-            asked = True
+            asked += 1
 
     def known_leader(self, tp: TopicPartition) -> Leader | None:
         """Who led it when we last heard; None where we have not asked, or it does not exist."""
@@ -301,6 +300,13 @@ class Cluster:
         self._coordinators.pop((kind, key), None)
 
     # inside
+
+    def _check_existence(self, tps: Iterable[TopicPartition]) -> None:
+        for tp in tps:
+            if tp[0] not in self.topics:
+                raise UnknownTopicError(tp[0], where=self.url)
+            if tp[1] not in self.topics[tp[0]].leaders:
+                raise UnknownTopicError(str(TopicPartition(*tp)), where=self.url)
 
     def _leader(self, tp: TopicPartition) -> Leader | None:
         topic = self.topics.get(tp[0])
