@@ -65,7 +65,8 @@ def last_stable(kafka: Kafka, topic: str) -> int:
 
     admin = kafka.admin()
     (found,) = admin.list_offsets(
-        {Partition(topic, 0): OffsetSpec.latest()}, isolation_level=IsolationLevel.READ_COMMITTED
+        {Partition(topic, 0): OffsetSpec.latest()},  # type: ignore[no-untyped-call]
+        isolation_level=IsolationLevel.READ_COMMITTED,
     ).values()
     return int(found.result(DEADLINE_S).offset)
 
