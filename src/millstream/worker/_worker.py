@@ -154,6 +154,7 @@ class Worker:
         self.counters: Counter[str] = Counter()
         """What happened outside of shards, under the names of `Shard.counters`."""
         self._watch = PeerWatch(self._suspect)
+        self._inputs = plan.inputs()
         self.options = ShardOptions(
             app=plan.app,
             group=plan.app,
@@ -286,7 +287,7 @@ class Worker:
             metadata=self._metadata(ShardAssignment(), generation=0),
             assign=assign_shards,
             session_timeout_s=self.plan.session_timeout_s,
-            inputs=self.plan.inputs(),
+            inputs=self._inputs,
         )
         try:
             yield
@@ -328,7 +329,10 @@ class Worker:
         while self.plan.follow is not None:
             await self._clock.sleep(TOPICS_INTERVAL_S)
             with contextlib.suppress(LogUnavailableError):
+                before = set(self._inputs.topics())
                 self.plan.follow(await self._transport.topics())
+                if self._leads() and before != set(self._inputs.topics()):
+                    await self._tell_again()
                 for shard in list(self.shards.values()):
                     await shard.take_new_inputs()
             self._stir()
@@ -409,6 +413,14 @@ class Worker:
         self._lead()
         self._stir()
 
+    async def _tell_again(self) -> None:
+        """Join again, so that the log hears of all topics whose positions it is to keep."""
+        if self.membership is not None and self.assignment is not None:
+            share = decode_assignment(self.assignment.assigned)
+            await self.membership.update(
+                self._metadata(share, generation=self.assignment.generation)
+            )
+
     async def _suspect(self, member_id: str, url: str) -> bool:
         """A worker's process is gone, as far as this one can see."""
         return self.membership is not None and await self.membership.suspect(member_id, peer=url)
@@ -453,8 +465,11 @@ class Worker:
         async with self.committer.lock:
             pass
 
+    def _leads(self) -> bool:
+        return bool(self.plan.counts) and (max(self.plan.counts), 0) in self.shards
+
     def _lead(self) -> None:
-        leads = bool(self.plan.counts) and (max(self.plan.counts), 0) in self.shards
+        leads = self._leads()
         if leads and not self._leading:
             assert self._tasks is not None
             self._leading = [
