@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
 from millstream.serialization import key_layout
-from millstream.tables import DELETED, MISSING, Expiry, TimedPart
+from millstream.streams._join_filter import KeyFilters
+from millstream.tables import DELETED, ENCODE_SLICE, MISSING, Expiry, TimedPart
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -190,8 +191,21 @@ class RowsPart(TimedPart):
             self.touch(entry, scope)
         found = self.dirty.get(entry)
         if found is None:
-            found = self.load(entry)
+            found = self.cache.get(entry)
+            if found is None or entry in self.committing:
+                found = self.load(entry)
         return b"" if found is DELETED else found
+
+    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
+        """``committing`` in slices; see `TablePart.encode`."""
+        encode_key = self.encode_key
+        entries = iter(self.committing.items())
+        while chunk := list(islice(entries, ENCODE_SLICE)):
+            yield {
+                encode_key(entry): None if segment is DELETED else segment
+                for entry, segment in chunk
+            }
+        yield self.committing_system
 
     def _put(self, entry: Any, segment: bytes, scope: Scope) -> None:
         if scope.journal is None:
@@ -199,8 +213,20 @@ class RowsPart(TimedPart):
         else:
             self.set(entry, segment, scope)
 
-    def append(self, place: tuple[Any, ...], timestamp: int, mark: int, payload: bytes, scope: Scope) -> Any:
+    def append(
+        self,
+        place: tuple[Any, ...],
+        timestamp: int,
+        mark: int,
+        payload: bytes,
+        scope: Scope,
+        *,
+        known: bool = True,
+    ) -> Any:
         """Put a row behind the others of a place.
+
+        Args:
+            known: False where it is certain that the place has none.
 
         Returns:
             The entry of a segment that is new; None where the row went into one that was there.
@@ -208,7 +234,7 @@ class RowsPart(TimedPart):
         row = _pack(timestamp, mark, len(payload)) + payload
         number = 0
         entry = (*place, 0)
-        found = self.segment(entry, scope)
+        found = self.segment(entry, scope) if known else b""
         while found and found[0]:
             number += 1
             entry = (*place, number)
@@ -228,7 +254,7 @@ class RowsPart(TimedPart):
 class BufferPart(RowsPart):
     """What one side of a join has brought: entries ``(bucket, key, number)``."""
 
-    __slots__ = ("_expiry", "bucket_ms", "retention_ms")
+    __slots__ = ("_expiry", "_filters", "bucket_ms", "retention_ms")
 
     def __init__(self, name: str, *, bucket_ms: int, retention_ms: int, **arguments: Any) -> None:
         """
@@ -244,13 +270,18 @@ class BufferPart(RowsPart):
             bucket_of=itemgetter(0),
             start_of=layout_of_int,
         )
+        self._filters = KeyFilters()
 
     def add(self, key: Any, timestamp: int, mark: int, data: bytes, scope: Scope) -> None:
         """Take a row in, and the event time that it brings."""
-        if self.reached(timestamp, scope) - self.retention_ms < timestamp:
-            self.append((timestamp // self.bucket_ms, key), timestamp, mark, data, scope)
-        else:  # nobody would find it
+        if self.reached(timestamp, scope) - self.retention_ms >= timestamp:
             self.tie(timestamp + self.retention_ms, scope)
+            return  # nobody would find it
+        bucket = timestamp // self.bucket_ms
+        known = self._filters.may_have(bucket, key)
+        if not known:
+            self._filters.add(bucket, key)
+        self.append((bucket, key), timestamp, mark, data, scope, known=known)
 
     def between(self, key: Any, first: int, last: int, scope: Scope) -> list[Row]:
         """A key's rows with ``first <= timestamp <= last``, in order of time, then of arrival."""
@@ -263,9 +294,12 @@ class BufferPart(RowsPart):
         if first < 0:
             first = 0
         found: list[Row] = []
+        may_have = self._filters.may_have
         for bucket in range(first // bucket_ms, last // bucket_ms + 1):
             number = 0
-            while segment := self.segment((bucket, key, number), scope):
+            while (number or may_have(bucket, key)) and (
+                segment := self.segment((bucket, key, number), scope)
+            ):
                 at, end = 1, len(segment)
                 while at < end:
                     timestamp, mark, size = _unpack(segment, at)
@@ -279,6 +313,12 @@ class BufferPart(RowsPart):
             found.sort(key=itemgetter(0))
         return found
 
+    def recovered(self) -> None:
+        super().recovered()
+        newest = next(iter(self.store.items(b"\x01", reverse=True)), None)
+        if newest is not None:
+            self._filters.begin(self.decode_key(newest[0])[0] + 1)
+
     def is_dirty(self) -> bool:
         return self._expiry.active or super().is_dirty()
 
@@ -286,3 +326,4 @@ class BufferPart(RowsPart):
         super().cut(excluded)
         gone = self._expiry.take(self, excluded=bool(excluded))
         self.committing_system.update(dict.fromkeys(gone))
+        self._filters.forget(self._expiry.end)

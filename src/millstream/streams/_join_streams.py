@@ -21,6 +21,7 @@ from millstream.streams._join_rows import WAITS, BufferPart, RowsCodec
 from millstream.streams._join_waiting import WaitingPart
 from millstream.streams._operator import Context, Done, Operator
 from millstream.streams._pipeline import bound
+from millstream.streams._stateless import SourceOperator
 from millstream.tables import NEVER
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ class StreamJoin(Operator):
         others_hold = NEVER if self._compat else self.reach.hold(left=not left)
         counters = context.counters
         deliver = delivery(self.joiner, forward)
+        plain = isinstance(self.parents[0 if left else 1], SourceOperator)
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             scope = context.scope
@@ -164,7 +166,10 @@ class StreamJoin(Operator):
             if release is not None and timestamp == stream_time:
                 rows = release.release(stream_time, scope, left=left)
                 out = deliver_waiting(rows, scope, deliver)
-            data = mine.dump(key, value)
+            if plain and scope.record is not None and scope.record.value is not None:
+                data = scope.record.value  # as it is in its topic
+            else:
+                data = mine.dump(key, value)
             last = max(0, timestamp + after)  # as Kafka Streams has it at the beginning of time
             found = theirs.between(key, timestamp - before, last, scope)
             mark, pairs = 0, []
@@ -281,7 +286,7 @@ def keep_buffer(
         return BufferPart(
             part,
             values=parent.values,
-            bucket_ms=reach.width,
+            bucket_ms=2 * reach.width,
             retention_ms=retention_ms,
             **arguments,
         )

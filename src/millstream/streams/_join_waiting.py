@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from millstream.serialization import key_layout
+from millstream.streams._join_filter import KeyFilters
 from millstream.streams._join_rows import HEADERS, Row, RowsPart, layout_of_int, rows_of, value_in
 from millstream.tables import DELETED, MISSING, NEVER, Due
 from millstream.windows import Window
@@ -41,6 +42,8 @@ STEPS: Final = 64
 STEP_MS_MIN: Final = 1_000
 LATE_MAX: Final = 8_192
 """Rows in memory, besides those that are not in the store yet."""
+STRETCH_MS: Final = 60_000
+"""Of event time, for which the keys that wait are known together."""
 RELEASED_MAX: Final = 5_000
 """Entries that one event lets out; what is due beyond that leaves in events of its own."""
 
@@ -94,12 +97,14 @@ class _Order:
             return late[0][0]
         return ahead[0] if ahead else None
 
-    def pop(self, position: bytes) -> None:
-        """Forget the first row."""
+    def pop(self, position: bytes) -> Any:
+        """Forget the first row; its entry, or None where only the store has told of it."""
+        entry = None
         while self._late and self._late[0][0] == position:
-            heapq.heappop(self._late)
+            entry = heapq.heappop(self._late)[1]
         if self._ahead and self._ahead[0] == position:
             self._ahead.popleft()
+        return entry
 
     def peek(self, stream_time: int, store: TableStore) -> bytes | None:
         """Position of the first row that is due, if it is there."""
@@ -114,6 +119,12 @@ class _Order:
             found = list(islice(store.keys(self._known, goal), AHEAD_KEYS))
             self._ahead.extend(found)
             self._known = goal if len(found) < AHEAD_KEYS else found[-1] + b"\x00"
+
+    def newest(self, store: TableStore) -> int:
+        """The highest timestamp of a row in the store; -1 where there is none."""
+        end = self._position(NEVER)
+        last = next(iter(store.items(self._prefix, end, reverse=True)), None)
+        return -1 if last is None else self._time(last[0])
 
     def due_at(self) -> int:
         """Stream time at which a row may be due; it need not be there."""
@@ -135,7 +146,7 @@ class _Order:
 class WaitingPart(RowsPart):
     """Rows that wait, of one or both sides of a join."""
 
-    __slots__ = ("_codecs", "_new", "_orders", "next_due", "releases")
+    __slots__ = ("_codecs", "_filters", "_hold_ms", "_new", "_orders", "next_due", "releases")
 
     def __init__(
         self,
@@ -155,6 +166,8 @@ class WaitingPart(RowsPart):
         super().__init__(name, values=codecs[True], **arguments)
         self._codecs = codecs
         self._orders = {left: _Order(left, hold_ms) for left, hold_ms in holds_ms.items()}
+        self._filters = KeyFilters()
+        self._hold_ms = max(holds_ms.values())
         self._new: set[Any] = set()
         """Entries made since the last cut; if they are gone before the next, it need not know of them."""
         self.releases = releases
@@ -173,7 +186,11 @@ class WaitingPart(RowsPart):
         first = (left, timestamp, key, 0)
         unknown = scope.journal is None and first not in self.dirty and first not in self.committing
         mark = HEADERS if headers else 0
-        entry = self.append((left, timestamp, key), timestamp, mark, data, scope)
+        stretch = timestamp // STRETCH_MS
+        known = self._filters.may_have(stretch, key)
+        if not known:
+            self._filters.add(stretch, key)
+        entry = self.append((left, timestamp, key), timestamp, mark, data, scope, known=known)
         if entry is not None:
             if unknown and entry == first:
                 self._new.add(entry)
@@ -254,8 +271,8 @@ class WaitingPart(RowsPart):
                 best, where = position, order
         if best is None or where is None:
             return None
-        where.pop(best)
-        return self.decode_key(best)
+        entry = where.pop(best)
+        return self.decode_key(best) if entry is None else entry
 
     def _look_ahead(self) -> None:
         self.next_due = min(order.due_at() for order in self._orders.values())
@@ -279,6 +296,8 @@ class WaitingPart(RowsPart):
 
     def recovered(self) -> None:
         super().recovered()
+        newest = max(order.newest(self.store) for order in self._orders.values())
+        self._filters.begin(newest // STRETCH_MS + 1)
         if self.releases:
             self._look_ahead()
             if self.stream_time >= self.next_due:
@@ -301,6 +320,7 @@ class WaitingPart(RowsPart):
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         super().cut(excluded)
         self._new.clear()
+        self._filters.forget((self.lasting_time - self._hold_ms) // STRETCH_MS - 1)
 
     def settle(self) -> None:
         """The store holds ``committing`` now: what is known of it and far off may go."""

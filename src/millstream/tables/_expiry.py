@@ -31,12 +31,12 @@ class Expiry:
 
     __slots__ = (
         "_bucket_of",
-        "_end",
         "_recheck",
         "_scan_from",
         "_start_of",
         "active",
         "bucket_ms",
+        "end",
         "retention_ms",
     )
 
@@ -58,7 +58,7 @@ class Expiry:
         self.retention_ms = retention_ms
         self._bucket_of = bucket_of
         self._start_of = start_of
-        self._end = 0
+        self.end = 0
         """The first bucket that has not expired."""
         self._recheck = False
         self._scan_from = start_of(0)
@@ -75,12 +75,12 @@ class Expiry:
             Store keys that go as well, in order.
         """
         end = (part.lasting_time - self.retention_ms + 1) // self.bucket_ms
-        moved = end > self._end
+        moved = end > self.end
         if moved:
-            self._end = end
+            self.end = end
             self.active = True
         if moved or self._recheck:
-            bucket_of, first = self._bucket_of, self._end
+            bucket_of, first = self._bucket_of, self.end
             for entry in part.committing:
                 number = bucket_of(entry)
                 if number is not None and number < first:
@@ -88,7 +88,7 @@ class Expiry:
         self._recheck = excluded
         if not self.active:
             return []
-        last = self._start_of(self._end)
+        last = self._start_of(self.end)
         count = EXPIRE_KEYS_MIN + 2 * len(part.committing)
         keys = list(islice(part.store.keys(self._scan_from, last), count))
         self.active = len(keys) == count
