@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 from millstream.agents import Agent, Dlq, Event, Retry, Stream, Topic, current_event
 from millstream.app import App, Settings
 from millstream.errors import MillstreamError
-from millstream.streams import DerivedTable, Suppress, Table, Windowed, WindowedTable
+from millstream.streams import (
+    DerivedTable,
+    Suppress,
+    Table,
+    VersionedTable,
+    Windowed,
+    WindowedTable,
+)
 from millstream.tables import SetTable
 from millstream.windows import Window
 
@@ -27,6 +34,7 @@ __all__ = [
     "Suppress",
     "Table",
     "Topic",
+    "VersionedTable",
     "Window",
     "Windowed",
     "WindowedTable",

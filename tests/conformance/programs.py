@@ -261,7 +261,7 @@ def stream_global(
     app: ms.App, a: ms.Topic[str], b: ms.Topic[str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
     table = app.global_table("right", topic=b)
-    app.stream(a).join(table, joined, how=params["kind"], on=lambda value: value).to(out)
+    app.stream(a).join(table, joined, how=params["kind"]).to(out)
 
 
 def suppress_time_limit(

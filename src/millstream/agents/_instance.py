@@ -167,10 +167,13 @@ class Instance:
         self._wanted: asyncio.Future[Run] | None = None
         self.idle = asyncio.Event()
         """Set while the instance waits for a run."""
-        self._run_began = 0.0
+        self.run_began = 0.0
+        """When the instance was last given a run, on the monotonic clock."""
         self.run_s = 0.0
         """How long the last run took, from when it began."""
         self.on_idle: Callable[[Instance], None] | None = None
+        self.more: Callable[[Instance], Run | None] | None = None
+        """Gives the next run without a turn of the event loop, if it is time for one."""
 
     # for the shard --------------------------------------------------------------------------------
 
@@ -274,7 +277,13 @@ class Instance:
             elif self._again:
                 self.run = self._again.popleft()
                 return self.run
-        self.run_s = self._host.clock.monotonic() - self._run_began
+            elif self.more is not None and not self.interrupted:
+                more = self.more(self)
+                if more is not None:
+                    self.run = more
+                    self.journaled = self._host.journaled
+                    return more
+        self.run_s = self._host.clock.monotonic() - self.run_began
         self.journaled = self._host.journaled
         if self._wanted is None or self._wanted.done():
             self._wanted = asyncio.get_running_loop().create_future()
@@ -295,7 +304,7 @@ class Instance:
             run = self._wanted.result()
         self.journaled = self._host.journaled
         self.interrupted = False
-        self._run_began = self._host.clock.monotonic()
+        self.run_began = self._host.clock.monotonic()
         return run
 
     def begin(self, run: Run, record: IncomingRecord) -> Any:

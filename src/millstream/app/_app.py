@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from millstream.app._runtime import Runtime
     from millstream.clock import Clock
     from millstream.serialization import Codec
-    from millstream.streams import Table
+    from millstream.streams import Table, VersionedTable
     from millstream.tables import SetTable
 
 __all__ = ["App"]
@@ -284,6 +284,37 @@ class App:
         self,
         name: str,
         *,
+        topic: Topic[V, K],
+        versioned: Duration,
+        default: V | Callable[[], V] | None = ...,
+        **options: Unpack[TableOptions],
+    ) -> VersionedTable[K, V]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        key: TypeForm[K],
+        value: TypeForm[V],
+        versioned: Duration,
+        default: V | Callable[[], V] | None = ...,
+        **options: Unpack[TableOptions],
+    ) -> VersionedTable[K, V]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
+        value: TypeForm[V],
+        versioned: Duration,
+        default: V | Callable[[], V] | None = ...,
+        **options: Unpack[TableOptions],
+    ) -> VersionedTable[str, V]: ...
+    @overload
+    def table(
+        self,
+        name: str,
+        *,
         key: TypeForm[K],
         value: TypeForm[V],
         default: V | Callable[[], V] | None = ...,
@@ -326,6 +357,7 @@ class App:
         like: Topic[Any, Any] | None = None,
         partitions: int | None = None,
         ttl: Duration | None = None,
+        versioned: Duration | None = None,
         codec: str = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
@@ -342,6 +374,7 @@ class App:
             topic: read the table from this topic, instead of writing it.
             like: a topic whose partitions the table has.
             ttl: forget entries that were not written for so long, by stream time.
+            versioned: remember for so long, by stream time, what the values were; see `VersionedTable`.
             on_change: called with key and value, or None for a deleted key, of each entry that an epoch has
                 changed, once it is committed; the key is (key, window) where the table is windowed. What it
                 raises is logged.
@@ -360,6 +393,7 @@ class App:
             like=like,
             partitions=partitions,
             ttl=ttl,
+            versioned=versioned,
             codec=codec,
             on_change=on_change,
             upgrade=upgrade,

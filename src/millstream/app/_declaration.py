@@ -70,6 +70,7 @@ class DeclaredTable(Generic[K, V]):
         like: Topic[Any, Any] | None = None,
         partitions: int | None = None,
         ttl_ms: int | None = None,
+        versioned_ms: int | None = None,
         codec: str | Codec[Any] = "json",
         on_change: Callable[..., Any] | None = None,
         upgrade: Callable[[Any], Any] | None = None,
@@ -115,6 +116,8 @@ class DeclaredTable(Generic[K, V]):
         self.like = like
         self.partitions = partitions
         self.ttl_ms = ttl_ms
+        self.versioned_ms = versioned_ms
+        """How far back the table remembers its values."""
         self.on_change = on_change
         self.upgrade = upgrade
         self.policy = None if on_error is None else policy_of(on_error)
@@ -265,6 +268,8 @@ class DeclaredTable(Generic[K, V]):
             place = partitioner(self._partitioner)
         elif self.topic is not None:
             place = self.topic.partitioner
+        elif self.like is not None:
+            place = self.like.partitioner
         else:
             found = {source.partitioner for source in sources if not source.internal}
             place = found.pop() if len(found) == 1 else partitioner("murmur2")

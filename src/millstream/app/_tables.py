@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from millstream.agents import TopicGroup
 from millstream.app._declaration import DeclaredTable
 from millstream.app._topics import check_name, check_partitions
 from millstream.clock import duration_ms
-from millstream.errors import TopologyError
+from millstream.errors import ConfigurationError, TopologyError
+from millstream.streams import VersionedPart, VersionedSource, VersionedTable
 from millstream.tables import SetTable
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         like: Topic[Any, Any] | None,
         partitions: int | None,
         ttl: Duration | None,
+        versioned: Duration | None,
         codec: str,
         on_change: Callable[..., Any] | None,
         upgrade: Callable[[Any], Any] | None,
@@ -56,6 +59,23 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         if topic is not None:
             key = topic.key_type if key is None else key
             value = topic.value_type if value is None else value
+        if versioned is not None:
+            return self._declare_versioned(
+                name,
+                key=str if key is None else key,
+                value=Any if value is None else value,
+                default=default,
+                topic=topic,
+                like=like,
+                partitions=partitions,
+                ttl=ttl,
+                history=versioned,
+                codec=codec,
+                on_change=on_change,
+                upgrade=upgrade,
+                partitioner=partitioner,
+                help=help,
+            )
         return self.add(
             DeclaredTable(
                 self._app,
@@ -75,6 +95,45 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
                 help=help,
             )
         )
+
+    def _declare_versioned(
+        self,
+        name: str,
+        *,
+        topic: Topic[Any, Any] | None,
+        like: Topic[Any, Any] | None,
+        ttl: Duration | None,
+        history: Duration,
+        codec: str,
+        **options: Any,
+    ) -> Any:
+        """Make a table with history. One that is read from a topic keeps it in a changelog of its own."""
+        history_ms = duration_ms(history, what=f"table {name!r}: versioned")
+        if history_ms < 1:
+            raise ConfigurationError(f"table {name!r}: versioned={history!r} is not above 0")
+        if ttl is not None:
+            raise TopologyError(
+                f"table {name!r}: versioned= keeps the latest value for ever, and ttl= forgets it: give one"
+                f" of them"
+            )
+        declared: DeclaredTable[Any, Any] = DeclaredTable(
+            self._app,
+            name,
+            like=like if topic is None else topic,
+            codec=codec if topic is None else topic.value_codec,
+            key_codec=None if topic is None else topic.key_codec,
+            versioned_ms=history_ms,
+            table_class=VersionedTable,
+            make_part=functools.partial(VersionedPart, history_ms=history_ms),
+            stamped=True,
+            **options,
+        )
+        if topic is not None:
+            self._app.topics.check_own(topic, f"table {name!r}")
+            source = VersionedSource(topic, name=name, value_type=declared.value_type)
+            declared.operator = self._app.streams.plan.add(source)
+            declared.table.read_only = True
+        return self.add(declared)
 
     def declare_global(
         self,

@@ -16,6 +16,7 @@ from millstream.streams._process import ProcessContext, Processor
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
 from millstream.streams._tables import DerivedTable, GroupedTable, Table, TableStream, WindowedTable
+from millstream.streams._versioned import VersionedPart, VersionedSource, VersionedTable
 
 __all__ = [
     "CogroupedStream",
@@ -34,6 +35,9 @@ __all__ = [
     "Suppress",
     "Table",
     "TableStream",
+    "VersionedPart",
+    "VersionedSource",
+    "VersionedTable",
     "Windowed",
     "WindowedCogroup",
     "WindowedStream",

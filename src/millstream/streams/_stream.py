@@ -5,7 +5,7 @@ A declared stream is a value: every step makes a new one. Nothing runs before th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -35,17 +35,20 @@ if TYPE_CHECKING:
 
     from typing_extensions import TypeForm
 
+    from millstream import tables
     from millstream.clock import Duration
     from millstream.streams._grouped import GroupedStream
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
+    from millstream.streams._join import Within
     from millstream.streams._process import Processor
-    from millstream.streams._tables import Table
+    from millstream.streams._tables import Table, TableStream
 
 __all__ = ["DeclaredStream", "field_type"]
 
 V = TypeVar("V")
 W = TypeVar("W")
+U = TypeVar("U")
 K = TypeVar("K", default=Any)
 L = TypeVar("L")
 
@@ -185,7 +188,9 @@ class DeclaredStream(Generic[V, K]):
         """The same records by way of a topic of their own, so that each shard has all of its keys."""
         return self._moved(name or self.operator.name, partitions)
 
-    def _moved(self, name: str, partitions: int | None = None) -> DeclaredStream[V, K]:
+    def _moved(
+        self, name: str, partitions: int | None = None, beside: Topic[Any, Any] | None = None
+    ) -> DeclaredStream[V, K]:
         """By way of the topic that the operator's records move through; made once for all who need it."""
         operator = self.operator
         found = self.home.plan.moved.get((operator, name))
@@ -195,8 +200,9 @@ class DeclaredStream(Generic[V, K]):
                 key=operator.key_type,
                 value=operator.value_type,
                 codec=operator.values,
-                like=operator.topics,
+                like=operator.topics if beside is None else (beside,),
                 partitions=partitions,
+                beside=beside,
             )
             sink = ToTopic(operator, topic, put_record, name=f"{name}-repartition", grouped=True)
             self.home.plan.add(sink)
@@ -205,7 +211,145 @@ class DeclaredStream(Generic[V, K]):
 
     def by_key(self) -> DeclaredStream[V, K]:
         """The same records where all of a key are in one shard: moved only if the key may have changed."""
-        return self._moved(self.operator.name) if self.operator.rekeyed else self
+        return self._by_key(None)
+
+    def _by_key(self, beside: Topic[Any, Any] | None) -> DeclaredStream[V, K]:
+        """`by_key`, to the shards of a topic."""
+        if not self.operator.rekeyed:
+            return self
+        return self._moved(self.operator.name, beside=beside)
+
+    # joins ----------------------------------------------------------------------------------------
+
+    @overload
+    def join(
+        self,
+        other: DeclaredStream[U, Any] | tables.Table[Any, U] | TableStream[Any, U],
+        joiner: Callable[[V, U], Awaitable[W]],
+        *,
+        how: Literal["inner"] = "inner",
+        within: Within | None = None,
+        grace: Duration | None = None,
+        name: str | None = None,
+        on: str | Callable[[V], Any] | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[W, K]: ...
+    @overload
+    def join(
+        self,
+        other: DeclaredStream[U, Any] | tables.Table[Any, U] | TableStream[Any, U],
+        joiner: Callable[[V, U], W],
+        *,
+        how: Literal["inner"] = "inner",
+        within: Within | None = None,
+        grace: Duration | None = None,
+        name: str | None = None,
+        on: str | Callable[[V], Any] | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[W, K]: ...
+    @overload
+    def join(
+        self,
+        other: DeclaredStream[U, Any] | tables.Table[Any, U] | TableStream[Any, U],
+        joiner: Callable[[V, U | None], Awaitable[W]],
+        *,
+        how: Literal["left"],
+        within: Within | None = None,
+        grace: Duration | None = None,
+        name: str | None = None,
+        on: str | Callable[[V], Any] | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[W, K]: ...
+    @overload
+    def join(
+        self,
+        other: DeclaredStream[U, Any] | tables.Table[Any, U] | TableStream[Any, U],
+        joiner: Callable[[V, U | None], W],
+        *,
+        how: Literal["left"],
+        within: Within | None = None,
+        grace: Duration | None = None,
+        name: str | None = None,
+        on: str | Callable[[V], Any] | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[W, K]: ...
+    @overload
+    def join(
+        self,
+        other: DeclaredStream[U, Any],
+        joiner: Callable[[V | None, U | None], Awaitable[W]],
+        *,
+        how: Literal["outer"],
+        within: Within,
+        grace: Duration | None = None,
+        name: str | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[W, K]: ...
+    @overload
+    def join(
+        self,
+        other: DeclaredStream[U, Any],
+        joiner: Callable[[V | None, U | None], W],
+        *,
+        how: Literal["outer"],
+        within: Within,
+        grace: Duration | None = None,
+        name: str | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[W, K]: ...
+    def join(
+        self,
+        other: Any,
+        joiner: Callable[[Any, Any], Any],
+        *,
+        how: str = "inner",
+        within: Within | None = None,
+        grace: Duration | None = None,
+        name: str | None = None,
+        on: str | Callable[[V], Any] | None = None,
+        value: Any = None,
+    ) -> DeclaredStream[Any, K]:
+        """This stream, the left side, with another one or with a table, by key.
+
+        With a stream, every pair of records with one key makes a result whose times are within reach of one
+        another. With a table, each record of the stream makes one, of what the table has for its key: now,
+        or, if the table is versioned, at the record's time; changes of the table make none.
+
+        Records without a value are dropped, and without a key as well where they could only come out with a
+        partner. A result's timestamp is the higher one of its sides.
+
+        Args:
+            joiner: makes the result of a left and a right value. It is given None for the right one where
+                a left record has no partner (``left``, ``outer``), and for the left one of a right record
+                without a partner (``outer``). It may be async.
+            how: ``inner``: pairs alone. ``left``: also left records without a partner, once event time is
+                beyond what they reach and the grace. ``outer``, of streams: the same for both sides.
+            within: of streams: how far a right record may be from the left one. ``"10m"`` is ten minutes
+                before to ten minutes after; ``(lower, upper)`` takes right records from ``left + lower`` to
+                ``left + upper``, both included: ``("-1m", "10m")`` is from a minute before to ten minutes
+                after, and ``("2m", "10m")`` only from two minutes after.
+            grace: of streams: how long late records are waited for, by event time; 0 where left out. Of a
+                versioned table: records wait until event time is beyond theirs by this, and then look it up.
+            name: of what the join keeps; from both sides where left out. It has to stay the same.
+            on: of a global table: a field, or a function, of the stream's values that gives the key to look up.
+            value: the type of the results, where the joiner has no annotation that tells.
+
+        Raises:
+            TopologyError: the sides cannot be joined so; the message says what to do.
+        """
+        from millstream.streams._join import declare_join
+
+        return declare_join(
+            self,
+            other,
+            joiner,
+            how=how,
+            within=within,
+            grace=grace,
+            name=name,
+            on=on,
+            value=value,
+        )
 
     def to_table(self, name: str) -> Table[K, V]:
         """The stream as a table: each record is the new value of its key, and one without a value deletes it."""

@@ -7,7 +7,8 @@ from millstream.errors import (
     UnavailableError,
     UnknownTableError,
 )
-from millstream.tables._part import DELETED, MISSING, TablePart
+from millstream.tables._expiry import Expiry
+from millstream.tables._part import DELETED, ENCODE_SLICE, MISSING, TablePart
 from millstream.tables._position import (
     POSITION_KEY,
     RecoveryPlan,
@@ -18,7 +19,7 @@ from millstream.tables._position import (
 )
 from millstream.tables._query import Queries, TableInfo
 from millstream.tables._stamped import StampedPart, stamp
-from millstream.tables._table import NO_DEFAULT, SetTable, Table, require_scope
+from millstream.tables._table import NO_DEFAULT, SetTable, Table, no_part, require_scope
 from millstream.tables._timed_part import NEVER, Due, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
@@ -27,6 +28,7 @@ from millstream.tables._windowed_part import WindowedPart, index_key_of
 
 __all__ = [
     "DELETED",
+    "ENCODE_SLICE",
     "MISSING",
     "NEVER",
     "NO_DEFAULT",
@@ -34,6 +36,7 @@ __all__ = [
     "TIME_BYTES",
     "BadQueryError",
     "Due",
+    "Expiry",
     "NotHereError",
     "Queries",
     "QueryError",
@@ -57,6 +60,7 @@ __all__ = [
     "decode_position",
     "encode_position",
     "index_key_of",
+    "no_part",
     "plan_recovery",
     "require_scope",
     "stamp",

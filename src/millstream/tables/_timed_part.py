@@ -78,7 +78,10 @@ class TimedPart(TablePart):
 
     def seen(self, scope: Scope) -> int:
         """Advance stream time to the event's; returns stream time."""
-        timestamp = scope.timestamp
+        return self.reached(scope.timestamp, scope)
+
+    def reached(self, timestamp: int, scope: Scope) -> int:
+        """Advance stream time to a timestamp that the event has brought; returns stream time."""
         if scope.journal is not None:
             if not self._timed:
                 self._base_time = self.stream_time

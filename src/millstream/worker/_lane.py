@@ -47,6 +47,7 @@ class Inbox:
         "end",
         "fetched",
         "head",
+        "head_time",
         "position",
         "size",
         "source",
@@ -69,6 +70,8 @@ class Inbox:
         self.batch_end = position
         self.batch_time = -1
         self.head: IncomingRecord | None = None
+        self.head_time = -1
+        """Event time of ``head``."""
         self.wait_until: float | None = None
         """While it is empty and others of the lane are not: until when those wait for it."""
 
@@ -136,9 +139,21 @@ class Inbox:
         """The next record, or None when there is nothing here."""
         while self.head is None:
             self.head = next(self.batch, None)
-            if self.head is None and not self._next_batch():
+            if self.head is not None:
+                self.head_time = self._time(self.head)
+            elif not self._next_batch():
                 return None
         return self.head
+
+    def _time(self, record: IncomingRecord) -> int:
+        time_of = self.source.time_of
+        if time_of is None or record.value is None:
+            return record.timestamp
+        try:
+            moment = time_of(self.source.decode(record.value))
+        except Exception:
+            return record.timestamp  # the agent's policy meets it when its turn comes
+        return record.timestamp if moment is None else moment
 
     def pop(self) -> IncomingRecord:
         """Take the record that `peek` showed."""
@@ -187,6 +202,8 @@ class Lane:
         if agent.concurrency > 1:
             for instance in instances:
                 instance.on_idle = self._instance_idle
+        else:
+            instances[0].more = self._more
 
     # fetching -------------------------------------------------------------------------------------
 
@@ -296,33 +313,37 @@ class Lane:
             records = []
             while len(records) < self._run_records:
                 head = inbox.peek()
-                if head is None or (records and self._time(inbox, head) > bound):
+                if head is None or (records and inbox.head_time > bound):
                     break
                 records.append(inbox.pop())
             end = inbox.position
         return Run(tp, inbox.source, iter(records), start=start, end=end)
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
-        heads: list[tuple[float, TopicPartition, Inbox]] = []
+        oldest: tuple[TopicPartition, Inbox] | None = None
+        least = bound = float("inf")
         awaited = []
         self._wait_until = None
         for tp, inbox in self.inboxes.items():
-            head = inbox.peek()
-            if head is not None:
-                heads.append((self._time(inbox, head), tp, inbox))
+            if inbox.head is None and inbox.peek() is None:
+                if inbox.position < inbox.end:
+                    return None
+                if inbox.source.max_wait_s:
+                    awaited.append(inbox)
+                continue
+            inbox.wait_until = None
+            time = inbox.head_time
+            if oldest is None or time < least or (time == least and tp < oldest[0]):
+                oldest, least, bound = (tp, inbox), time, least
+            elif time < bound:
+                bound = time
+        if oldest is None:
+            for inbox in awaited:
                 inbox.wait_until = None
-            elif inbox.position < inbox.end:
-                return None
-            elif inbox.source.max_wait_s:
-                awaited.append(inbox)
-        if not heads or (awaited and self._waits_for(awaited)):
-            if not heads:
-                for inbox in awaited:
-                    inbox.wait_until = None
             return None
-        heads.sort(key=lambda head: head[:2])
-        bound = heads[1][0] if len(heads) > 1 else float("inf")
-        return heads[0][1], heads[0][2], bound
+        if awaited and self._waits_for(awaited):
+            return None
+        return *oldest, bound
 
     def _waits_for(self, empty: list[Inbox]) -> bool:
         """Whether records of other partitions are held back for one of these, as ``max_wait`` says."""
@@ -334,16 +355,13 @@ class Lane:
         self._wait_until = max(left, default=None)  # type: ignore[type-var]
         return bool(left)
 
-    @staticmethod
-    def _time(inbox: Inbox, record: IncomingRecord) -> float:
-        time_of = inbox.source.time_of
-        if time_of is None or record.value is None:
-            return record.timestamp
-        try:
-            moment = time_of(inbox.source.decode(record.value))
-        except Exception:
-            return record.timestamp  # the agent's policy meets it when its turn comes
-        return record.timestamp if moment is None else moment
+    def _more(self, instance: Instance) -> Run | None:
+        """What comes after a run: where partitions alternate, runs are short, and a turn costs more than one."""
+        if len(self.inboxes) == 1 or self._rest or not self.shard.gate.is_set():
+            return None
+        if self.shard.clock.monotonic() - instance.run_began > RUN_TARGET_S / 2:
+            return None
+        return self._next_run()
 
     async def _feed(self, run: Run) -> None:
         instance = self.instances[0]

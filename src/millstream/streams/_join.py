@@ -1,0 +1,337 @@
+"""Declaring joins of a stream: what they need is checked here, before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from millstream.agents import field_getter
+from millstream.clock import Duration, duration_ms, format_duration
+from millstream.errors import ConfigurationError, TopologyError
+from millstream.serialization import key_layout
+from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
+from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
+from millstream.streams._operator import is_async
+from millstream.streams._stream import DeclaredStream
+from millstream.streams._tables import TableStream, WindowedTable
+from millstream.streams._types import result_type
+from millstream.tables import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from millstream.agents import Topic
+    from millstream.streams._home import StreamHome
+    from millstream.streams._operator import Operator
+
+__all__ = ["Within", "declare_join"]
+
+Within = Duration | tuple[Duration, Duration]
+"""How far apart records may be: a duration, or the lower and the upper end of ``right - left``."""
+
+
+def declare_join(
+    left: DeclaredStream[Any, Any],
+    other: Any,
+    joiner: Callable[[Any, Any], Any],
+    *,
+    how: str,
+    within: Within | None,
+    grace: Duration | None,
+    name: str | None,
+    on: str | Callable[[Any], Any] | None,
+    value: Any,
+) -> DeclaredStream[Any, Any]:
+    """See `DeclaredStream.join`."""
+    if how not in ("inner", "left", "outer"):
+        raise ConfigurationError(f"join: how={how!r} is none of inner, left, outer")
+    made = result_type(joiner) if value is None else value
+    if isinstance(other, DeclaredStream):
+        if on is not None:
+            raise TopologyError(
+                "join: on= goes with a global table. Streams are joined by their keys: give them"
+                " others with .key_by(...)"
+            )
+        return _join_streams(left, other, joiner, how, within, grace, name, made)
+    if within is not None:
+        raise TopologyError(
+            f"join of {_stem(left)!r}: within= goes with a stream; a table has one value at a time"
+        )
+    if how == "outer":
+        raise TopologyError(
+            f"join of {_stem(left)!r} with a table: how='outer' needs two streams or two tables; changes of"
+            f" the table make no results here. Use inner or left, or make a table of the stream:"
+            f" .to_table(...)"
+        )
+    return _join_table(left, _target(other, left.home), joiner, how, grace, name, on, made)
+
+
+# two streams --------------------------------------------------------------------------------------
+
+
+def _join_streams(
+    left: DeclaredStream[Any, Any],
+    right: DeclaredStream[Any, Any],
+    joiner: Callable[[Any, Any], Any],
+    how: str,
+    within: Within | None,
+    grace: Duration | None,
+    name: str | None,
+    value_type: Any,
+) -> DeclaredStream[Any, Any]:
+    home = left.home
+    what = f"join of {_stem(left)!r} and {_stem(right)!r}"
+    if right.home is not home:
+        raise TopologyError(f"{what}: they belong to different apps")
+    reach = _reach(within, grace, what)
+    for side in (left, right):
+        if side.operator.windowed:
+            raise TopologyError(
+                f"{what}: the keys of {_stem(side)!r} are windows. Give it plain ones:"
+                f" .map_keys(lambda windowed: windowed.key, type=...)"
+            )
+    left, right = _together(left, right, what)
+    name = name or f"{_stem(left)}-{_stem(right)}-join"
+    parents = left.operator, right.operator
+    operator: StreamJoin | SelfJoin
+    if parents[0] is parents[1] and how == "inner":
+        operator = SelfJoin(parents[0], joiner, name=name, reach=reach, value_type=value_type)
+    else:
+        operator = StreamJoin(
+            *parents, joiner, name=name, how=how, reach=reach, value_type=value_type
+        )
+    home.plan.add(operator)
+    operator.declare(home)
+    return DeclaredStream(operator, home)
+
+
+def _reach(within: Within | None, grace: Duration | None, what: str) -> Reach:
+    if within is None:
+        raise TopologyError(
+            f"{what}: within= is missing. Two streams are joined within a reach of event time, for example"
+            f" within='10m', or within=('-1m', '10m') for right records from a minute before to ten"
+            f" minutes after the left one"
+        )
+    if isinstance(within, tuple):
+        if len(within) != 2:
+            raise ConfigurationError(f"{what}: within={within!r} is not a pair of durations")
+        lower, upper = (duration_ms(end, what=f"{what}: within") for end in within)
+    else:
+        upper = duration_ms(within, what=f"{what}: within")
+        lower = -upper
+    if lower > upper:
+        raise ConfigurationError(
+            f"{what}: within={within!r} is empty: its lower end, {format_duration(lower)}, is above its"
+            f" upper one, {format_duration(upper)}"
+        )
+    grace_ms = 0 if grace is None else duration_ms(grace, what=f"{what}: grace")
+    if grace_ms < 0:
+        raise ConfigurationError(f"{what}: grace={grace!r} is below 0")
+    return Reach(-lower, upper, grace_ms)
+
+
+# a stream and a table -----------------------------------------------------------------------------
+
+
+class _Target(NamedTuple):
+    """A table to look into."""
+
+    name: str
+    tables: Sequence[str]
+    find: Any
+    key_type: Any
+    topic: Topic[Any, Any] | None
+    """One that it is co-partitioned with; None where that is not known yet."""
+    everywhere: bool = False
+    history_ms: int | None = None
+
+
+def _target(other: Any, home: StreamHome) -> _Target:
+    if isinstance(other, WindowedTable):
+        raise TopologyError(
+            f"join with {other.name!r}: it is windowed, so a record has no one value in it. Join with the"
+            f" stream of its results: .join({other.name}.changes().map_keys(...), ..., within=...)"
+        )
+    if isinstance(other, TableStream):
+        return _made(other.operator, other.home, home)
+    if not isinstance(other, Table):
+        raise TopologyError(f"join: {other!r} is neither a stream nor a table of this app")
+    declared: Any = other._home()
+    if declared.everywhere:
+        _same_home(declared.app.streams, home, other.name)
+        find = find_in_part(other.name)
+        return _Target(other.name, (), find, declared.key_type, None, everywhere=True)
+    if declared.operator is None and declared.topic is None:
+        _same_home(declared.app.streams, home, other.name)
+        history = declared.versioned_ms
+        find = find_in_part(other.name) if history is None else find_as_of(other.name)
+        reads = (other.name,)
+        return _Target(other.name, reads, find, declared.key_type, None, history_ms=history)
+    flow: TableStream[Any, Any] = declared.flow()
+    target = _made(flow.operator, flow.home, home)
+    if declared.versioned_ms is None:
+        return target
+    return target._replace(find=find_as_of(other.name), history_ms=declared.versioned_ms)
+
+
+def _made(operator: Operator, its: StreamHome, home: StreamHome) -> _Target:
+    _same_home(its, home, operator.name)
+    if operator.windowed:
+        raise TopologyError(
+            f"join with {operator.name!r}: its keys are windows, so a record has no one value in it"
+        )
+    return _Target(
+        operator.name,
+        _stores_behind(operator),
+        find_by_operator(operator),
+        operator.key_type,
+        operator.topics[0],
+    )
+
+
+def _same_home(its: StreamHome, home: StreamHome, table: str) -> None:
+    if its is not home:
+        raise TopologyError(f"join with table {table!r}: it belongs to another app")
+
+
+def _stores_behind(operator: Operator) -> list[str]:
+    """Tables that a lookup in an operator looks into."""
+    if operator.stores:
+        return list(operator.stores)
+    return [store for parent in operator.parents for store in _stores_behind(parent)]
+
+
+def _join_table(
+    left: DeclaredStream[Any, Any],
+    target: _Target,
+    joiner: Callable[[Any, Any], Any],
+    how: str,
+    grace: Duration | None,
+    name: str | None,
+    on: str | Callable[[Any], Any] | None,
+    value_type: Any,
+) -> DeclaredStream[Any, Any]:
+    home = left.home
+    what = f"join of {_stem(left)!r} and table {target.name!r}"
+    grace_ms = None if grace is None else duration_ms(grace, what=f"{what}: grace")
+    getter = None
+    if target.everywhere:
+        if on is not None:
+            if is_async(on):
+                raise ConfigurationError(f"{what}: the function of on= may not be async")
+            getter = field_getter(on, left.operator.value_type)
+    else:
+        if on is not None:
+            raise TopologyError(
+                f"{what}: on= goes with a global table, which every worker has whole. Of this one each shard"
+                f" has its own keys: bring the records there with .key_by({on!r}) before the join"
+            )
+        left = _beside(left, target, what)
+    if grace_ms is not None:
+        _check_grace(grace_ms, target, left, what)
+    operator = TableJoin(
+        left.operator,
+        target.find,
+        joiner,
+        name=name or f"{_stem(left)}-{target.name}-join",
+        left=how == "left",
+        value_type=value_type,
+        tables=target.tables,
+        on=getter,
+        grace_ms=grace_ms,
+    )
+    home.plan.add(operator)
+    operator.declare(home)
+    return DeclaredStream(operator, home)
+
+
+def _check_grace(
+    grace_ms: int, target: _Target, left: DeclaredStream[Any, Any], what: str
+) -> None:
+    if target.history_ms is None:
+        raise TopologyError(
+            f"{what}: grace= makes records wait, to find what the table had at their time, and this table"
+            f" does not remember it: declare it with app.table(..., versioned='1d')"
+        )
+    if not 0 <= grace_ms <= target.history_ms:
+        raise ConfigurationError(
+            f"{what}: grace is {format_duration(grace_ms)}, and has to be between 0 and what the table"
+            f" remembers, versioned={format_duration(target.history_ms)!r}"
+        )
+    if left.operator.windowed:
+        raise TopologyError(
+            f"{what}: grace= needs plain keys, and those of {_stem(left)!r} are windows:"
+            f" .map_keys(lambda windowed: windowed.key, type=...)"
+        )
+
+
+# co-partitioning ----------------------------------------------------------------------------------
+
+
+def _stem(stream: DeclaredStream[Any, Any]) -> str:
+    name = stream.operator.name.removeprefix(f"{stream.home.id}-")
+    return name.removesuffix("-repartition")
+
+
+def _together(
+    left: DeclaredStream[Any, Any], right: DeclaredStream[Any, Any], what: str
+) -> tuple[DeclaredStream[Any, Any], DeclaredStream[Any, Any]]:
+    """Both sides in the shards of their keys, which are the same."""
+    _check_keys(left, right.operator.key_type, _stem(right), what)
+    if not right.operator.rekeyed:
+        left = left._by_key(right.operator.topics[0])
+    else:
+        left = left.by_key()
+        right = right._by_key(left.operator.topics[0])
+    topics = [*left.operator.topics, *right.operator.topics]
+    _check_topics(topics, what)
+    return left, right
+
+
+def _beside(
+    left: DeclaredStream[Any, Any], target: _Target, what: str
+) -> DeclaredStream[Any, Any]:
+    """The stream in the shards of its keys, which are those of the table."""
+    _check_keys(left, target.key_type, target.name, what)
+    if target.topic is None:
+        return left.by_key()
+    left = left._by_key(target.topic)
+    _check_topics([*left.operator.topics, target.topic], what)
+    return left
+
+
+def _check_keys(left: DeclaredStream[Any, Any], key_type: Any, other: str, what: str) -> None:
+    mine = left.operator.key_type
+    if Any in (mine, key_type):
+        return
+    names = [key_layout(kind).type_name for kind in (mine, key_type)]
+    if names[0] != names[1]:
+        raise TopologyError(
+            f"{what}: keys of {_stem(left)!r} are of type {names[0]}, those of {other!r} of type"
+            f" {names[1]}, so none would ever be equal. Give one of them other keys, with .key_by(...)"
+        )
+
+
+def _check_topics(topics: Sequence[Topic[Any, Any]], what: str) -> None:
+    """Refuse sides whose equal keys would be in different shards."""
+    first = topics[0]
+    for topic in topics[1:]:
+        counts = {first.partitions, topic.partitions}
+        if None not in counts and len(counts) > 1:
+            raise TopologyError(
+                f"{what}: {first.name!r} has {first.partitions} partitions and {topic.name!r} has"
+                f" {topic.partitions}, so equal keys would be in different shards. Bring a stream to the"
+                f" other's count with .repartition(partitions=n) before the join"
+            )
+        if topic.partitioner is not first.partitioner:
+            raise TopologyError(
+                f"{what}: {first.name!r} and {topic.name!r} choose partitions in different ways"
+                f" (partitioner=), so equal keys would be in different shards. Send one of the streams"
+                f" through a topic that is partitioned like the other: .through(app.topic(...))"
+            )
+        codecs = {first.key_codec.name, topic.key_codec.name} - {"key"}
+        if len(codecs) > 1:
+            raise TopologyError(
+                f"{what}: {first.name!r} and {topic.name!r} write keys in different ways"
+                f" ({' and '.join(sorted(codecs))}), so equal keys would be in different shards. Send one"
+                f" of the streams through a topic that has the other's key_codec: .through(app.topic(...))"
+            )

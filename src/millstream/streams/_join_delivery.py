@@ -1,0 +1,112 @@
+"""Handing on what joins make: pairs through the joiner, one after the other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from millstream.streams._operator import each, is_async
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from millstream.context import IncomingRecord, Scope
+    from millstream.records import Headers
+    from millstream.streams._join_waiting import Waiting
+    from millstream.streams._operator import Done
+
+__all__ = ["Deliver", "Pair", "deliver_waiting", "delivery", "then"]
+
+Pair: TypeAlias = "tuple[Any, Any, Any, int]"
+"""Key, left value, right value, timestamp."""
+Deliver: TypeAlias = "Callable[[Sequence[Pair]], Done]"
+
+
+def delivery(joiner: Callable[[Any, Any], Any], forward: Callable[..., Done]) -> Deliver:
+    """A function that hands on what the joiner makes of pairs."""
+    if is_async(joiner):
+
+        async def later(pairs: Sequence[Pair]) -> None:
+            for key, left, right, timestamp in pairs:
+                done = forward(key, await joiner(left, right), timestamp)
+                if done is not None:
+                    await done
+
+        return later
+
+    def deliver(pairs: Sequence[Pair]) -> Done:
+        if len(pairs) == 1:
+            ((key, left, right, timestamp),) = pairs
+            return forward(key, joiner(left, right), timestamp)
+        made = ((key, joiner(left, right), timestamp) for key, left, right, timestamp in pairs)
+        return each(made, forward)
+
+    return deliver
+
+
+def then(done: Done, deliver: Deliver, pairs: Sequence[Pair]) -> Done:
+    """Deliver when what is under way is done."""
+    return deliver(pairs) if done is None else _then(done, deliver, pairs)
+
+
+async def _then(done: Awaitable[None], deliver: Deliver, pairs: Sequence[Pair]) -> None:
+    await done
+    again = deliver(pairs)
+    if again is not None:
+        await again
+
+
+class _Disguised:
+    """The record at hand, with the headers of another."""
+
+    __slots__ = ("headers", "key", "offset", "timestamp", "value")
+
+    def __init__(self, record: IncomingRecord | None, headers: Headers) -> None:
+        self.headers = headers
+        self.offset = -1 if record is None else record.offset
+        self.timestamp = -1 if record is None else record.timestamp
+        self.key = None if record is None else record.key
+        self.value = None if record is None else record.value
+
+
+def deliver_waiting(
+    rows: Sequence[Waiting],
+    scope: Scope,
+    deliver: Deliver,
+    pair_of: Callable[[Any, Any, int], Pair | None] | None = None,
+) -> Done:
+    """Deliver rows that have waited, each with the headers that its own record had.
+
+    Args:
+        pair_of: makes of key, value and timestamp of a row its pair, or None; without, rows come out alone.
+    """
+    pairs: list[tuple[Pair, Headers]] = []
+    plain = scope.record is None or not scope.record.headers
+    for row in rows:
+        pair = _alone(row) if pair_of is None else pair_of(row.key, row.value, row.timestamp)
+        if pair is not None:
+            pairs.append((pair, row.headers))
+            plain = plain and not row.headers
+    if not pairs:
+        return None
+    if plain:
+        return deliver([pair for pair, _ in pairs])
+    return _with_headers(pairs, scope, deliver)
+
+
+async def _with_headers(
+    pairs: Sequence[tuple[Pair, Headers]], scope: Scope, deliver: Deliver
+) -> None:
+    record = scope.record
+    try:
+        for pair, headers in pairs:
+            scope.record = _Disguised(record, headers)
+            done = deliver([pair])
+            if done is not None:
+                await done
+    finally:
+        scope.record = record
+
+
+def _alone(row: Waiting) -> Pair:
+    left, right = (row.value, None) if row.left else (None, row.value)
+    return row.key, left, right, row.timestamp

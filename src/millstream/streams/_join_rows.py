@@ -1,0 +1,329 @@
+"""What joins keep: rows of records that wait for their partners, or for event time.
+
+Theory of operation
+-------------------
+Rows of one place (a stretch of time, and a key) lie one behind the other, in the order of their arrival, as bytes in
+*segments*. Bytes never change in place, so the part hands them out without copying; a row is decoded only when it
+matches. A segment that has reached `SEGMENT_BYTES` is closed by the next row, which begins another one, so that a busy
+place costs no more for each row than a quiet one::
+
+    entry (..., key, number)     00 row row ...      the last segment of its place
+                                 01 row row ...      a closed one: number + 1 follows
+    row                          timestamp(8) mark(1) length(4) payload
+    payload                      value, or, where the mark has HEADERS, length(4) headers value
+
+An empty segment, ``b""``, means that there is none; it is cached like others, because most lookups of a join find
+nothing.
+
+`BufferPart` holds what one side of a join of streams has brought lately, in buckets of event time as wide as the join's
+reach. So a record looks up its own bucket or two, by key, and what is over expires bucket by bucket.
+"""
+
+from __future__ import annotations
+
+import struct
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
+from millstream.serialization import key_layout
+from millstream.streams._join_filter import KeyFilters
+from millstream.tables import DELETED, ENCODE_SLICE, MISSING, Expiry, TimedPart
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from millstream.context import PreImage, Scope
+    from millstream.serialization import Codec
+
+__all__ = ["HEADERS", "WAITS", "BufferPart", "Row", "RowsCodec", "RowsPart", "rows_of", "value_in"]
+
+HEADERS: Final = 1
+"""Marks a row whose payload begins with headers."""
+WAITS: Final = 2
+"""Marks a row that waits for a partner elsewhere as well, or did."""
+
+SEGMENT_BYTES: Final = 2_048
+CACHED_SEGMENTS: Final = 4_096
+"""Clean segments that a part keeps in memory, at most twice this many."""
+CHECKED_SEGMENTS: Final = 100
+"""Stored segments whose values are decoded before the first event."""
+
+Row = tuple[int, int, bytes]
+"""Timestamp, mark, payload."""
+
+_head = struct.Struct(">QBI")
+_length = struct.Struct(">I")
+_pack, _unpack = _head.pack, _head.unpack_from
+_HEAD_BYTES = _head.size
+_OPEN, _CLOSED = b"\x00", b"\x01"
+
+layout_of_int = key_layout(int).encode
+
+
+def rows_of(segment: bytes) -> Iterator[Row]:
+    """The rows of a segment."""
+    at, end = 1, len(segment)
+    while at < end:
+        timestamp, mark, size = _unpack(segment, at)
+        at += _HEAD_BYTES + size
+        yield timestamp, mark, segment[at - size : at]
+
+
+def value_in(mark: int, payload: bytes) -> bytes:
+    """The value's bytes in a row's payload."""
+    return payload[4 + _length.unpack_from(payload)[0] :] if mark & HEADERS else payload
+
+
+class RowsCodec:
+    """Segments as they are stored, and as queries show them: lists of timestamps and values."""
+
+    name = "rows"
+
+    def __init__(self, values: Codec[Any]) -> None:
+        self._values = values
+        self.type_name = f"rows of {values.type_name}"
+
+    def dumps(self, segment: bytes) -> bytes:
+        """As it is."""
+        return segment
+
+    def loads(self, data: bytes) -> list[tuple[int, Any]]:
+        """Timestamps and values."""
+        return [
+            (timestamp, self._values.loads(value_in(mark, payload)))
+            for timestamp, mark, payload in rows_of(data)
+        ]
+
+
+class RowsPart(TimedPart):
+    """Rows in segments. Entries are tuples that end with the key and the segment's number."""
+
+    __slots__ = ("_shown", "values")
+
+    def __init__(self, name: str, *, values: Codec[Any], **arguments: Any) -> None:
+        """
+        Args:
+            values: of the rows.
+            arguments: as for `TablePart`.
+        """
+        bounds = {"mutable": False, "cache_size": CACHED_SEGMENTS}
+        super().__init__(name, **{**arguments, **bounds})
+        self.values = values
+        self._shown = arguments["loads"]
+
+    # values ---------------------------------------------------------------------------------------
+
+    def dump(self, key: Any, value: Any) -> bytes:
+        """A row's value as bytes.
+
+        Raises:
+            EncodeError: it is not of the stream's type.
+            RecordTooLargeError: it would not fit into a record.
+        """
+        try:
+            data = self.values.dumps(value)
+        except Exception as exc:
+            where = f"join {self.name!r}, key {key!r}"
+            raise EncodeError(where, value=value, reason=str(exc)) from exc
+        if len(data) + _HEAD_BYTES >= self.value_bytes_max:
+            raise RecordTooLargeError(
+                f"join {self.name!r}, key {key!r}",
+                size=len(data) + _HEAD_BYTES,
+                limit=self.value_bytes_max,
+                setting="record_bytes_max",
+            )
+        return data
+
+    def load_value(self, entry: Any, data: bytes) -> Any:
+        """A row's value from its bytes.
+
+        Raises:
+            DecodeError: names join and key.
+        """
+        codec = self.codec_of(entry)
+        try:
+            return codec.loads(data)
+        except Exception as exc:
+            raise DecodeError(
+                f"join {self.name!r}, key {entry[-2]!r}",
+                part="stored value",
+                type_name=codec.type_name,
+                reason=f"{exc}. The program has changed: give the join another name=",
+            ) from exc
+
+    def codec_of(self, entry: Any) -> Codec[Any]:
+        """The codec for the values of an entry's rows."""
+        return self.values
+
+    def check_stored(self) -> None:
+        for data, segment in islice(self.stored(), CHECKED_SEGMENTS):
+            entry = self.decode_key(data)
+            for _, mark, payload in rows_of(segment):
+                self.load_value(entry, value_in(mark, payload))
+
+    def _encode(self, key: Any, value: Any) -> bytes:
+        segment: bytes = value
+        return segment
+
+    def decode(self, key: Any, data: bytes) -> Any:
+        return data
+
+    def value_of(self, stored: Any) -> Any:
+        return self._shown(stored)
+
+    # segments -------------------------------------------------------------------------------------
+
+    def load(self, key: Any) -> Any:
+        """The segment of an entry that is not dirty; ``b""`` or `DELETED` where there is none."""
+        value = self.committing.get(key)
+        if value is None:
+            value = self.cached(key)
+            if value is MISSING:
+                value = self.cache[key] = self.store.get(self.encode_key(key)) or b""
+                self.trim()
+        return value
+
+    def segment(self, entry: Any, scope: Scope) -> bytes:
+        """The segment of an entry, or ``b""``."""
+        if scope.journal is not None:
+            self.touch(entry, scope)
+        found = self.dirty.get(entry)
+        if found is None:
+            found = self.cache.get(entry)
+            if found is None or entry in self.committing:
+                found = self.load(entry)
+        return b"" if found is DELETED else found
+
+    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
+        """``committing`` in slices; see `TablePart.encode`."""
+        encode_key = self.encode_key
+        entries = iter(self.committing.items())
+        while chunk := list(islice(entries, ENCODE_SLICE)):
+            yield {
+                encode_key(entry): None if segment is DELETED else segment
+                for entry, segment in chunk
+            }
+        yield self.committing_system
+
+    def _put(self, entry: Any, segment: bytes, scope: Scope) -> None:
+        if scope.journal is None:
+            self.dirty[entry] = segment
+        else:
+            self.set(entry, segment, scope)
+
+    def append(
+        self,
+        place: tuple[Any, ...],
+        timestamp: int,
+        mark: int,
+        payload: bytes,
+        scope: Scope,
+        *,
+        known: bool = True,
+    ) -> Any:
+        """Put a row behind the others of a place.
+
+        Args:
+            known: False where it is certain that the place has none.
+
+        Returns:
+            The entry of a segment that is new; None where the row went into one that was there.
+        """
+        row = _pack(timestamp, mark, len(payload)) + payload
+        number = 0
+        entry = (*place, 0)
+        found = self.segment(entry, scope) if known else b""
+        while found and found[0]:
+            number += 1
+            entry = (*place, number)
+            found = self.segment(entry, scope)
+        if not found:
+            self._put(entry, _OPEN + row, scope)
+            return entry
+        if len(found) < SEGMENT_BYTES and len(found) + len(row) <= self.value_bytes_max:
+            self._put(entry, found + row, scope)
+            return None
+        self._put(entry, _CLOSED + found[1:], scope)
+        entry = (*place, number + 1)
+        self._put(entry, _OPEN + row, scope)
+        return entry
+
+
+class BufferPart(RowsPart):
+    """What one side of a join has brought: entries ``(bucket, key, number)``."""
+
+    __slots__ = ("_expiry", "_filters", "bucket_ms", "retention_ms")
+
+    def __init__(self, name: str, *, bucket_ms: int, retention_ms: int, **arguments: Any) -> None:
+        """
+        Args:
+            retention_ms: a row is found as long as its timestamp is above the side's stream time minus this.
+        """
+        super().__init__(name, **arguments)
+        self.bucket_ms = bucket_ms
+        self.retention_ms = retention_ms
+        self._expiry = Expiry(
+            bucket_ms=bucket_ms,
+            retention_ms=retention_ms,
+            bucket_of=itemgetter(0),
+            start_of=layout_of_int,
+        )
+        self._filters = KeyFilters()
+
+    def add(self, key: Any, timestamp: int, mark: int, data: bytes, scope: Scope) -> None:
+        """Take a row in, and the event time that it brings."""
+        if self.reached(timestamp, scope) - self.retention_ms >= timestamp:
+            self.tie(timestamp + self.retention_ms, scope)
+            return  # nobody would find it
+        bucket = timestamp // self.bucket_ms
+        known = self._filters.may_have(bucket, key)
+        if not known:
+            self._filters.add(bucket, key)
+        self.append((bucket, key), timestamp, mark, data, scope, known=known)
+
+    def between(self, key: Any, first: int, last: int, scope: Scope) -> list[Row]:
+        """A key's rows with ``first <= timestamp <= last``, in order of time, then of arrival."""
+        stream_time, bucket_ms = self.stream_time, self.bucket_ms
+        if last > stream_time:
+            last = stream_time
+        if first <= stream_time - self.retention_ms:
+            self.tie(first + self.retention_ms, scope)
+            first = stream_time - self.retention_ms + 1
+        if first < 0:
+            first = 0
+        found: list[Row] = []
+        may_have = self._filters.may_have
+        for bucket in range(first // bucket_ms, last // bucket_ms + 1):
+            number = 0
+            while (number or may_have(bucket, key)) and (
+                segment := self.segment((bucket, key, number), scope)
+            ):
+                at, end = 1, len(segment)
+                while at < end:
+                    timestamp, mark, size = _unpack(segment, at)
+                    at += _HEAD_BYTES + size
+                    if first <= timestamp <= last:
+                        found.append((timestamp, mark, segment[at - size : at]))
+                if not segment[0]:
+                    break
+                number += 1
+        if len(found) > 1:
+            found.sort(key=itemgetter(0))
+        return found
+
+    def recovered(self) -> None:
+        super().recovered()
+        newest = next(iter(self.store.items(b"\x01", reverse=True)), None)
+        if newest is not None:
+            self._filters.begin(self.decode_key(newest[0])[0] + 1)
+
+    def is_dirty(self) -> bool:
+        return self._expiry.active or super().is_dirty()
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        super().cut(excluded)
+        gone = self._expiry.take(self, excluded=bool(excluded))
+        self.committing_system.update(dict.fromkeys(gone))
+        self._filters.forget(self._expiry.end)

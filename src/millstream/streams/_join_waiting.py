@@ -1,0 +1,329 @@
+"""Rows that wait for event time, and leave in order of their timestamps.
+
+Theory of operation
+-------------------
+Entries are ``(is left, timestamp, key, number)``, so the rows of a side lie in the store in the order in which they are
+due. In memory there is only the near end of that order, so that many waiting rows cost no memory, and looking whether
+one is due costs nothing: a heap of the rows that were put lately, and the next few that the store has, up to a
+position ``known``. Every row below ``known`` is in one of the two. Whatever is found there is looked up again before
+it counts: its row may be gone, because it has met its partner or because the event that put it was undone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import struct
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from millstream.serialization import key_layout
+from millstream.streams._join_filter import KeyFilters
+from millstream.streams._join_rows import HEADERS, Row, RowsPart, layout_of_int, rows_of, value_in
+from millstream.tables import DELETED, MISSING, NEVER, Due
+from millstream.windows import Window
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.context import PreImage, Scope
+    from millstream.records import Headers
+    from millstream.serialization import Codec
+    from millstream.state.base import TableStore
+
+__all__ = ["Waiting", "WaitingPart"]
+
+AHEAD_KEYS: Final = 1_000
+"""Rows that are read ahead from the store at once."""
+STEPS: Final = 64
+"""Into so many steps the time that a row waits is divided when the store is asked for what comes next."""
+STEP_MS_MIN: Final = 1_000
+LATE_MAX: Final = 8_192
+"""Rows in memory, besides those that are not in the store yet."""
+STRETCH_MS: Final = 60_000
+"""Of event time, for which the keys that wait are known together."""
+RELEASED_MAX: Final = 5_000
+"""Entries that one event lets out; what is due beyond that leaves in events of its own."""
+
+_layout_of_side = key_layout(bool).encode
+_number = struct.Struct(">I")
+_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+
+
+class Waiting(NamedTuple):
+    """A row that waits no longer."""
+
+    left: bool
+    timestamp: int
+    key: Any
+    value: Any
+    headers: Headers
+
+
+class _Order:
+    """The order in which the rows of one side are due."""
+
+    __slots__ = ("_ahead", "_known", "_late", "_prefix", "_step_ms", "hold_ms")
+
+    def __init__(self, left: bool, hold_ms: int) -> None:
+        """
+        Args:
+            hold_ms: a row is due when stream time is above its timestamp plus this.
+        """
+        self.hold_ms = hold_ms
+        self._prefix = _layout_of_side(left)
+        self._step_ms = max(hold_ms // STEPS, STEP_MS_MIN)
+        self._late: list[tuple[bytes, Any]] = []
+        self._ahead: deque[bytes] = deque()
+        self._known = self._position(0)
+
+    def _position(self, timestamp: int) -> bytes:
+        return self._prefix + layout_of_int(max(timestamp, 0))
+
+    @staticmethod
+    def _time(position: bytes) -> int:
+        return int.from_bytes(position[2:10], "big") - (1 << 63)
+
+    def put(self, position: bytes, entry: Any) -> None:
+        """A row is there, perhaps for the first time."""
+        heapq.heappush(self._late, (position, entry))
+
+    def first(self) -> bytes | None:
+        """Position of the first row that is known."""
+        late, ahead = self._late, self._ahead
+        if late and (not ahead or late[0][0] <= ahead[0]):
+            return late[0][0]
+        return ahead[0] if ahead else None
+
+    def pop(self, position: bytes) -> Any:
+        """Forget the first row; its entry, or None where only the store has told of it."""
+        entry = None
+        while self._late and self._late[0][0] == position:
+            entry = heapq.heappop(self._late)[1]
+        if self._ahead and self._ahead[0] == position:
+            self._ahead.popleft()
+        return entry
+
+    def peek(self, stream_time: int, store: TableStore) -> bytes | None:
+        """Position of the first row that is due, if it is there."""
+        end = self._position(stream_time - self.hold_ms)
+        while True:
+            first = self.first()
+            if first is not None and first < self._known:
+                return first if first < end else None
+            if self._known >= end:
+                return None
+            goal = self._position(stream_time - self.hold_ms + self._step_ms)
+            found = list(islice(store.keys(self._known, goal), AHEAD_KEYS))
+            self._ahead.extend(found)
+            self._known = goal if len(found) < AHEAD_KEYS else found[-1] + b"\x00"
+
+    def newest(self, store: TableStore) -> int:
+        """The highest timestamp of a row in the store; -1 where there is none."""
+        end = self._position(NEVER)
+        last = next(iter(store.items(self._prefix, end, reverse=True)), None)
+        return -1 if last is None else self._time(last[0])
+
+    def due_at(self) -> int:
+        """Stream time at which a row may be due; it need not be there."""
+        first = self.first()
+        nearest = self._known if first is None or first > self._known else first
+        return self._time(nearest) + self.hold_ms + 1
+
+    def trim(self, dirty: Mapping[Any, Any]) -> None:
+        """Forget what the store has and what is far off."""
+        if len(self._late) > LATE_MAX + len(dirty):
+            self._late = [
+                (position, entry)
+                for position, entry in self._late
+                if position < self._known or dirty.get(entry, DELETED) is not DELETED
+            ]
+            heapq.heapify(self._late)
+
+
+class WaitingPart(RowsPart):
+    """Rows that wait, of one or both sides of a join."""
+
+    __slots__ = ("_codecs", "_filters", "_hold_ms", "_new", "_orders", "next_due", "releases")
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        codecs: Mapping[bool, Codec[Any]],
+        holds_ms: Mapping[bool, int],
+        releases: bool = True,
+        **arguments: Any,
+    ) -> None:
+        """
+        Args:
+            codecs: by side, for the values of its rows.
+            holds_ms: by side, left or not: a row is due when stream time is above its timestamp plus this.
+            releases: whether rows leave when they are due, rather than when somebody says so.
+        """
+        super().__init__(name, values=codecs[True], **arguments)
+        self._codecs = codecs
+        self._orders = {left: _Order(left, hold_ms) for left, hold_ms in holds_ms.items()}
+        self._filters = KeyFilters()
+        self._hold_ms = max(holds_ms.values())
+        self._new: set[Any] = set()
+        """Entries made since the last cut; if they are gone before the next, it need not know of them."""
+        self.releases = releases
+        self.next_due = NEVER
+        """Stream time at which a row may be due."""
+
+    # rows -----------------------------------------------------------------------------------------
+
+    def put(
+        self, left: bool, timestamp: int, key: Any, data: bytes, headers: Headers, scope: Scope
+    ) -> None:
+        """Have a row wait."""
+        if headers:
+            packed = msgspec.msgpack.encode(headers)
+            data = _number.pack(len(packed)) + packed + data
+        first = (left, timestamp, key, 0)
+        unknown = scope.journal is None and first not in self.dirty and first not in self.committing
+        mark = HEADERS if headers else 0
+        stretch = timestamp // STRETCH_MS
+        known = self._filters.may_have(stretch, key)
+        if not known:
+            self._filters.add(stretch, key)
+        entry = self.append((left, timestamp, key), timestamp, mark, data, scope, known=known)
+        if entry is not None:
+            if unknown and entry == first:
+                self._new.add(entry)
+            self._remember(entry)
+
+    def _remember(self, entry: Any) -> None:
+        order = self._orders[entry[0]]
+        order.put(self.encode_key(entry), entry)
+        if self.releases:
+            self.next_due = min(self.next_due, entry[1] + order.hold_ms + 1)
+
+    def remove(self, left: bool, timestamp: int, key: Any, scope: Scope) -> None:
+        """Take out what waits of a key and a moment, if it is still there."""
+        number = 0
+        while segment := self.segment((left, timestamp, key, number), scope):
+            self._drop_entry((left, timestamp, key, number), scope)
+            if not segment[0]:
+                return
+            number += 1
+
+    def _drop_entry(self, entry: Any, scope: Scope) -> None:
+        if scope.journal is None and entry in self._new:
+            self._new.discard(entry)
+            del self.dirty[entry]
+        else:
+            self.delete(entry, scope)
+
+    def codec_of(self, entry: Any) -> Codec[Any]:
+        return self._codecs[entry[0]]
+
+    def _waiting(self, entry: Any, row: Row) -> Waiting:
+        left, timestamp, key, _ = entry
+        _, mark, payload = row
+        headers: Headers = []
+        if mark & HEADERS:
+            headers = _headers.decode(payload[4 : 4 + _number.unpack_from(payload)[0]])
+        value = self.load_value(entry, value_in(mark, payload))
+        return Waiting(left, timestamp, key, value, headers)
+
+    def undo(self, key: Any, before: PreImage) -> None:
+        super().undo(key, before)
+        self._remember(key)
+
+    # what is due ----------------------------------------------------------------------------------
+
+    def release(self, scope: Scope, count: int = RELEASED_MAX) -> list[Waiting]:
+        """Take out the rows that are due, in order of time; right before left, then by key.
+
+        What is due beyond ``count`` entries leaves between this event and the next.
+        """
+        found: list[Waiting] = []
+        while count and (entry := self._next()) is not None:
+            segment = self.segment(entry, scope)
+            if segment:
+                count -= 1
+                self.tie(self._due_at(entry), scope)
+                self._drop_entry(entry, scope)
+                found += [self._waiting(entry, row) for row in rows_of(segment)]
+        if count:
+            self._look_ahead()
+        else:
+            self.became_due()
+        return found
+
+    def _due_at(self, entry: Any) -> int:
+        due_at: int = entry[1] + self._orders[entry[0]].hold_ms + 1
+        return due_at
+
+    def _next(self) -> Any:
+        """The entry that is due first, which is then forgotten; None where there is none."""
+        best, where = None, None
+        for order in self._orders.values():
+            position = order.peek(self.stream_time, self.store)
+            # the side comes first in the store, and second in time
+            if position is not None and (
+                best is None or (position[1:10], position) < (best[1:10], best)
+            ):
+                best, where = position, order
+        if best is None or where is None:
+            return None
+        entry = where.pop(best)
+        return self.decode_key(best) if entry is None else entry
+
+    def _look_ahead(self) -> None:
+        self.next_due = min(order.due_at() for order in self._orders.values())
+
+    def waiting_in_order(self) -> list[Any]:
+        """Entries of all rows that wait, in order of time; right before left, then by key: walks over all."""
+        return sorted(self.keys(b"\x01", None), key=lambda entry: (entry[1], self.encode_key(entry)))
+
+    def take(self, entry: Any, scope: Scope) -> list[Waiting]:
+        """Take out the rows of an entry."""
+        segment = self.segment(entry, scope)
+        self._drop_entry(entry, scope)
+        return [self._waiting(entry, row) for row in rows_of(segment)]
+
+    # what is due without a record -------------------------------------------------------------------
+
+    def advance(self, by: int) -> None:
+        super().advance(by)
+        if self.stream_time >= self.next_due:
+            self.became_due()
+
+    def recovered(self) -> None:
+        super().recovered()
+        newest = max(order.newest(self.store) for order in self._orders.values())
+        self._filters.begin(newest // STRETCH_MS + 1)
+        if self.releases:
+            self._look_ahead()
+            if self.stream_time >= self.next_due:
+                self.became_due()
+
+    def due(self) -> list[Due]:
+        """One for all rows of the next entries: they leave in one event."""
+        self.closing_due = False
+        if not self.releases:
+            return []
+        if all(order.peek(self.stream_time, self.store) is None for order in self._orders.values()):
+            self._look_ahead()
+            return []
+        return [Due(None, None, Window(self.stream_time, self.stream_time), b"")]
+
+    def close(self, due: Due, scope: Scope) -> Any:
+        """The next rows that are due, or `MISSING`."""
+        return self.release(scope) or MISSING
+
+    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
+        super().cut(excluded)
+        self._new.clear()
+        self._filters.forget((self.lasting_time - self._hold_ms) // STRETCH_MS - 1)
+
+    def settle(self) -> None:
+        """The store holds ``committing`` now: what is known of it and far off may go."""
+        super().settle()
+        for order in self._orders.values():
+            order.trim(self.dirty)
