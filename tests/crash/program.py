@@ -298,13 +298,10 @@ class Checker:
             for name, declared in program.app.tables.items()
             if name != "windows"
         }
-        self._agents = set(program.app.agents)
-        self.regroup = next(
-            name for name in program.app.agents if "group" in name and name != "group"
-        )
-        self.group_topic = next(
-            topic.name for topic in program.app.agents["group"].sources[0].topics
-        )
+        agents = program.app.topology.agents
+        self._agents = set(agents)
+        (self.group_topic,) = agents["group"].sources
+        self.regroup = next(name for name in agents if self.group_topic in agents[name].sinks)
 
     def _table(self, view: LogView, name: str, partition: int) -> dict[Any, Any]:
         layout = self._layouts[name]
