@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from millstream.cli._find import find_app
-from millstream.cli._log import agent_positions
+from millstream.cli._log import agent_positions, matched_topology
 from millstream.records import TopicPartition
 from tests.cli.conftest import forget
 
@@ -30,7 +30,7 @@ async def _process(app: App, deadline_s: float) -> None:
     async with app.running():
         runtime = app.runtime
         assert runtime is not None
-        sources = app.topology.sources
+        sources = matched_topology(app, runtime.infos).sources
         tps = [TopicPartition(s, n) for s in sources for n in range(runtime.partitions[s])]
         while True:
             found = await agent_positions(app, runtime.transport, tps)

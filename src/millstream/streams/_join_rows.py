@@ -157,11 +157,12 @@ class RowsPart(TimedPart):
         """The codec for the values of an entry's rows."""
         return self.values
 
-    def check_stored(self) -> None:
+    def check_stored(self, known: str | None) -> Iterator[int]:
         for data, segment in islice(self.stored(), CHECKED_SEGMENTS):
             entry = self.decode_key(data)
-            for _, mark, payload in rows_of(segment):
+            for count, (_, mark, payload) in enumerate(rows_of(segment), 1):
                 self.load_value(entry, value_in(mark, payload))
+            yield count
 
     def _encode(self, key: Any, value: Any) -> bytes:
         segment: bytes = value

@@ -132,12 +132,13 @@ class VersionedPart(TimedPart):
     def decode(self, key: Any, data: bytes) -> Any:
         return data
 
-    def check_stored(self) -> None:
+    def check_stored(self, known: str | None) -> Iterator[int]:
         """Decode some of what is stored; see `TablePart.check_stored`."""
         for number, (key, data) in enumerate(self.stored()):
             if number == 100:
                 break
             TimedPart.decode(self, self._key_of(key), data[8:])
+            yield 1
 
     def _encode(self, key: Any, value: Any) -> bytes:
         data: bytes = value
