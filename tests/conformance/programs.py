@@ -197,7 +197,9 @@ def table_groupby_agg(
 
 
 def _table(app: ms.App, name: str, topic: ms.Topic[str], versioned: float | None) -> Any:
-    return app.table(name, topic=topic, **({} if versioned is None else {"versioned": versioned}))
+    if versioned is None:
+        return app.table(name, topic=topic)
+    return app.table(name, topic=topic, versioned=versioned)
 
 
 def table_table(
@@ -252,7 +254,7 @@ def stream_table(
     app: ms.App, a: ms.Topic[str], b: ms.Topic[str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
     kind, history = params["table"], params["history"] / 1_000
-    table = app.table("right", topic=b, versioned=None if kind == "plain" else history)
+    table = _table(app, "right", b, None if kind == "plain" else history)
     grace = params["grace"] / 1_000 if kind == "versioned_grace" else None
     app.stream(a).join(table, joined, how=params["kind"], grace=grace).to(out)
 

@@ -216,7 +216,7 @@ def _join_table(
     getter = None
     if target.everywhere:
         if on is not None:
-            if is_async(on):
+            if not isinstance(on, str) and is_async(on):
                 raise ConfigurationError(f"{what}: the function of on= may not be async")
             getter = field_getter(on, left.operator.value_type)
     else:
@@ -244,9 +244,7 @@ def _join_table(
     return DeclaredStream(operator, home)
 
 
-def _check_grace(
-    grace_ms: int, target: _Target, left: DeclaredStream[Any, Any], what: str
-) -> None:
+def _check_grace(grace_ms: int, target: _Target, left: DeclaredStream[Any, Any], what: str) -> None:
     if target.history_ms is None:
         raise TopologyError(
             f"{what}: grace= makes records wait, to find what the table had at their time, and this table"
@@ -287,9 +285,7 @@ def _together(
     return left, right
 
 
-def _beside(
-    left: DeclaredStream[Any, Any], target: _Target, what: str
-) -> DeclaredStream[Any, Any]:
+def _beside(left: DeclaredStream[Any, Any], target: _Target, what: str) -> DeclaredStream[Any, Any]:
     """The stream in the shards of its keys, which are those of the table."""
     _check_keys(left, target.key_type, target.name, what)
     if target.topic is None:

@@ -160,9 +160,10 @@ class RowsPart(TimedPart):
     def check_stored(self, known: str | None) -> Iterator[int]:
         for data, segment in islice(self.stored(), CHECKED_SEGMENTS):
             entry = self.decode_key(data)
-            for count, (_, mark, payload) in enumerate(rows_of(segment), 1):
+            rows = list(rows_of(segment))
+            for _, mark, payload in rows:
                 self.load_value(entry, value_in(mark, payload))
-            yield count
+            yield len(rows)
 
     def _encode(self, key: Any, value: Any) -> bytes:
         segment: bytes = value

@@ -176,7 +176,12 @@ class StreamJoin(Operator):
             if found:
                 met = -1
                 for moment, waits, payload in found:
-                    if others_wait and waits and moment != met and moment + others_hold >= stream_time:
+                    if (
+                        others_wait
+                        and waits
+                        and moment != met
+                        and moment + others_hold >= stream_time
+                    ):
                         met = moment
                         waiting.remove(not left, moment, key, scope)  # type: ignore[union-attr]
                     other = theirs.load_value((key, 0), payload)

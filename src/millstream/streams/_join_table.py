@@ -144,7 +144,7 @@ class TableJoin(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         deliver = delivery(self.joiner, forward)
         pair_of = self._pairs(context)
-        counters, left = context.counters, self.left
+        counters = context.counters
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if value is None:

@@ -279,7 +279,9 @@ class WaitingPart(RowsPart):
 
     def waiting_in_order(self) -> list[Any]:
         """Entries of all rows that wait, in order of time; right before left, then by key: walks over all."""
-        return sorted(self.keys(b"\x01", None), key=lambda entry: (entry[1], self.encode_key(entry)))
+        return sorted(
+            self.keys(b"\x01", None), key=lambda entry: (entry[1], self.encode_key(entry))
+        )
 
     def take(self, entry: Any, scope: Scope) -> list[Waiting]:
         """Take out the rows of an entry."""

@@ -31,7 +31,7 @@ from millstream.streams._table_ops import Upsert
 from millstream.streams._types import result_type, without_none
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 
     from typing_extensions import TypeForm
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from millstream.clock import Duration
     from millstream.streams._grouped import GroupedStream
     from millstream.streams._home import StreamHome
-    from millstream.streams._operator import Operator
     from millstream.streams._join import Within
+    from millstream.streams._operator import Operator
     from millstream.streams._process import Processor
     from millstream.streams._tables import Table, TableStream
 

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 from typing_extensions import TypeVar
 
 from millstream.clock import timestamp_ms
-from millstream.context import current
-from millstream.errors import ConfigurationError, RecordTooLargeError
+from millstream.errors import RecordTooLargeError
 from millstream.streams._operator import Context, Done, Operator
 from millstream.streams._tables import DerivedTable
 from millstream.tables import DELETED, MISSING, Expiry, TimedPart, require_scope, stamp
@@ -96,7 +95,7 @@ class VersionedPart(TimedPart):
         """
         encode, check = arguments["encode_key"], arguments["check"]
 
-        def encode_entry(entry: Any) -> bytes:
+        def encode_entry(entry: Any) -> Any:
             if type(entry) is tuple and entry and type(entry[0]) is _Kind:
                 if entry[0] is GONE:
                     return b"\x00g" + encode(entry[1])
@@ -251,9 +250,7 @@ class VersionedPart(TimedPart):
             if end // self._bucket_ms == began // self._bucket_ms:
                 return
 
-    def _in_bucket(
-        self, key: Any, bucket: int, scope: Scope
-    ) -> list[tuple[Any, int, Version]]:
+    def _in_bucket(self, key: Any, bucket: int, scope: Scope) -> list[tuple[Any, int, Version]]:
         """Versions that end in a bucket, the latest first."""
         found: list[tuple[Any, int, Version]] = []
         number = 0
