@@ -104,6 +104,11 @@ def generation_of_the_commit(patch: Patch) -> None:
     patch.setattr(Committer, "_send", late)
 
 
+def no_generation(patch: Patch) -> None:
+    """The offsets are committed without a generation, as with the oldest TxnOffsetCommit."""
+    patch.setattr(MemoryTransport, "_fence", lambda self, group, epoch: None)
+
+
 def work_kept_for_ever(patch: Patch) -> None:
     """Uncommitted work outlives an eviction, and gaps between generations."""
     fence, apply = MemoryTransport._fence, Worker._apply
@@ -257,6 +262,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
     (commit_not_atomic, Schedule()),
     (position_before_data, Schedule()),
     (unfinished_in_the_cut, CALM),
+    (no_generation, EVICTIONS),
     (generation_of_the_commit, EVICTIONS),
     (work_kept_for_ever, EVICTIONS),
     (rewind_keeps_the_overlay, FAILURES),

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import millstream as ms
-from millstream.errors import TopologyError
+from millstream.errors import LogUnavailableError, TopologyError
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
-from millstream.worker import decode_metadata
+from millstream.transports.memory import MemoryTransport
+from millstream.worker import _shard, decode_metadata
 from tests.kit import Order, counting, second_worker
 
 
@@ -192,3 +193,23 @@ async def test_unrelated_agents_do_not_wait_for_each_other() -> None:
             if t.table(totals) == {"ada": 1.0}:
                 break
         assert t.table(totals) == {"ada": 1.0}
+
+
+async def test_a_log_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that cannot learn its positions now, because of a broker or another's open epoch, tries again."""
+    committed, left = MemoryTransport.committed, [2]
+
+    async def away(self: MemoryTransport, group: str, tps: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise LogUnavailableError("a transaction holds the position")
+        return await committed(self, group, tps)
+
+    monkeypatch.setattr(MemoryTransport, "committed", away)
+    monkeypatch.setattr(_shard, "RECOVER_AGAIN_S", 0)
+    app, orders, totals = counting(partitions=1)
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 1.0))
+        await t.settle()
+        assert t.table(totals) == {"ada": 1.0}
+    assert left == [0]

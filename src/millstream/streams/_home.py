@@ -50,7 +50,7 @@ class StreamHome(Protocol):
         codec: Any = None,
         beside: Topic[Any, Any] | None = None,
     ) -> Topic[Any, Any]:
-        """Declare the topic ``{id}-{name}-repartition``, which purges itself.
+        """Declare the topic ``{id}-{name}-repartition``; what was processed leaves it.
 
         Args:
             like: topics whose partitioner it has.

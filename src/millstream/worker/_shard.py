@@ -15,6 +15,7 @@ from millstream.errors import (
     AgentError,
     EncodeError,
     InternalError,
+    LogUnavailableError,
     MillstreamError,
     RecordTooLargeError,
     WrongShardError,
@@ -60,6 +61,8 @@ EVENT_OUTPUT_EPOCHS = 4
 """How many times ``epoch_bytes_max`` the output of one event may be."""
 QUIET_EVENTS = 2_000
 """After so many events of which none was found in the middle, a shard stops keeping journals."""
+RECOVER_AGAIN_S = 1.0
+"""Between two attempts at a log that does not answer."""
 TIED_S = 0.25
 """When finished events were kept out of the epochs for so long, by ties to others, intake stops until they go."""
 
@@ -245,7 +248,7 @@ class Shard:
             self._reset()
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    await self._recover()
+                    await self._recover_when_possible()
                     self._rewind = asyncio.get_running_loop().create_future()
                     self._start_lanes(tasks)
                     if any(table.on_close is not None for table in self._tables.values()):
@@ -310,6 +313,15 @@ class Shard:
         """The partitions that this shard reads, sorted."""
         topics = {topic for spec in self._agents.values() for topic in spec.sources}
         return [TopicPartition(topic, self.number) for topic in sorted(topics)]
+
+    async def _recover_when_possible(self) -> None:
+        """Recover; a log that does not answer, or whose positions are held by another's epoch, is waited for."""
+        while True:
+            try:
+                return await self._recover()
+            except LogUnavailableError as exc:
+                logger.warning("shard %s of %s waits for the log: %s", *self._id, exc)
+                await self.clock.sleep(RECOVER_AGAIN_S)
 
     async def _recover(self) -> None:
         options = self._options
