@@ -95,6 +95,7 @@ async def test_another_program_under_the_same_id() -> None:
     app, orders, totals = counting(partitions=2)
     other = ms.App("shop", partitions=2)
     different = other.topic("orders", value=Order, key_from="account")
+    other.table("totals", key=str, value=float, default=0.0)
 
     @other.agent(different)
     async def something_else(stream: ms.Stream[Order]) -> None:
@@ -106,7 +107,7 @@ async def test_another_program_under_the_same_id() -> None:
         with pytest.raises(
             TopologyError,
             match=r"app 'shop': another program runs under the same app id: it has \[count reads orders; table"
-            r" totals of 2\], and this one has \[something_else reads orders\]\. Give one of them",
+            r" totals of 2\], and this one has \[something_else reads orders; table totals of 2\]\. Give one of them",
         ):
             async with second_worker(other, t):
                 await asyncio.Event().wait()
