@@ -69,6 +69,7 @@ def checks(app: ms.App) -> None:
         return Seen(user.name, stats.clicks)
 
     assert_type(stats.join(users, both), TableStream[str, Seen])
+    assert_type(stats.join(users, both, name="seen"), ms.Table[str, Seen])
     windowed = by_key.tumbling("10s").aggregate(
         default=Stats, add=lambda s, c: s.seen(c), emit="final"
     )

@@ -289,7 +289,7 @@ def test_what_tables_refuse() -> None:
     with pytest.raises(ConfigurationError, match="joiner of tables may not be async"):
         table.join(table.filter(bool), lambda a, b: a, how="outer").join(table, pair_later)
     with pytest.raises(ConfigurationError, match="none of inner, left, outer"):
-        table.join(table, pair, how="right")  # type: ignore[arg-type]
+        table.join(table, pair, how="right")  # type: ignore[call-overload]
     with pytest.raises(TopologyError, match="give it a name, for example group_by"):
         table.group_by(group_of)
     with pytest.raises(TopologyError, match="written by agents"):

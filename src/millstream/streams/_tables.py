@@ -176,6 +176,7 @@ class TableStream(Generic[K, V]):
         self.home.plan.add(sink)
         return GroupedTable(self.home.plan.source([topic]), operator, self.home)
 
+    @overload
     def join(
         self,
         other: Table[Any, W] | TableStream[Any, W],
@@ -183,9 +184,30 @@ class TableStream(Generic[K, V]):
         *,
         how: Literal["inner", "left", "outer"] = "inner",
         on: str | Callable[[V], Any] | None = None,
-        name: str | None = None,
+        name: str,
         value: Any = None,
-    ) -> TableStream[K, R]:
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], R],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: None = None,
+        value: Any = None,
+    ) -> TableStream[K, R]: ...
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], R],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: Any = None,
+        value: Any = None,
+    ) -> Any:
         """This table and another: by key, or by a foreign key in this table's values.
 
         Args:
@@ -212,7 +234,7 @@ class TableStream(Generic[K, V]):
                 name=name,
                 value_type=made,
             )
-            return cast("TableStream[K, R]", kept._flow())
+            return kept if name is not None else kept._flow()
         if is_async(joiner):
             raise ConfigurationError(
                 f"join of {self.operator.name!r} and {right.name!r}: the joiner of tables may not be async,"
@@ -220,7 +242,7 @@ class TableStream(Generic[K, V]):
             )
         stem = name or f"{self.operator.name}-{right.name}-join"
         operator = JoinTables(self.operator, right, joiner, how, name=stem, value_type=made)
-        return self._then(operator, name)  # type: ignore[no-any-return]
+        return self._then(operator, name)
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
         """The same changes, held back as `Suppress` says."""
@@ -453,6 +475,7 @@ class Table(tables.Table[K, V]):
         """Groups of entries, by a field or a function of their values; see `TableStream.group_by`."""
         return self._flow().group_by(key, name=name, type=type)
 
+    @overload
     def join(
         self,
         other: Table[Any, W] | TableStream[Any, W],
@@ -460,9 +483,30 @@ class Table(tables.Table[K, V]):
         *,
         how: Literal["inner", "left", "outer"] = "inner",
         on: str | Callable[[V], Any] | None = None,
-        name: str | None = None,
+        name: str,
         value: Any = None,
-    ) -> TableStream[K, R]:
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], R],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: None = None,
+        value: Any = None,
+    ) -> TableStream[K, R]: ...
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], R],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: Any = None,
+        value: Any = None,
+    ) -> Any:
         """This table and another, by key or by a foreign key; see `TableStream.join`."""
         return self._flow().join(other, joiner, how=how, on=on, name=name, value=value)
 
