@@ -91,9 +91,9 @@ def test_what_is_said(project: Path, call: Callable[..., Result]) -> None:
     assert result.stdout.splitlines() == [
         f"from local://{project}/shop.db to local://{project}/other.db:",
         "  orders: 4 partitions, 1 record",
-        "  shop-totals-changelog: 4 partitions, 1 record",
+        "  shop-totals-changelog: 4 partitions, 2 records",
         "  positions of group shop",
-        f"copied 2 records of 2 topics, and compared them; to go on there:"
+        f"copied 3 records of 2 topics, and compared them; to go on there:"
         f" broker='local://{project}/other.db'",
     ]
     again = call("copy", SRC, DST, "--yes")
