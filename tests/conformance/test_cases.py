@@ -98,8 +98,8 @@ async def test_rows_that_wait(group: str) -> None:
             assert _pairs(mine) == _pairs(recorded), case["line"]
         assert not Counter(_alone(theirs)) - Counter(_alone(ours)), case["line"]
         for row in set(_alone(theirs)):
-            for mine, recorded in zip(_moments(ours, row), _moments(theirs, row), strict=False):
-                assert mine <= recorded, (case["line"], row)
+            for here, there in zip(_moments(ours, row), _moments(theirs, row), strict=False):
+                assert here <= there, (case["line"], row)
     assert early
 
 
