@@ -669,7 +669,8 @@ async def test_groups_are_listed(transport: Transport) -> None:
     assert set(await transport.groups()) - before == {"at-rest", "at-work"}
     assert await transport.groups() == sorted(await transport.groups())
     await membership.leave()
-    assert "at-work" not in await transport.groups()
+    if not transport.url.startswith("kafka://"):  # brokers list an empty group until they clean up
+        assert "at-work" not in await transport.groups()
 
 
 async def test_the_first_assignment_comes_from_joining(transport: Transport) -> None:
