@@ -402,6 +402,7 @@ class SetTable(Table[K, set[V]]):
 
 
 def no_part(name: str, scope: Scope) -> Exception:
+    """The error for a table that is no part of the shard of the event at hand."""
     shard = scope.shard
     count = getattr(shard, "count", None)
     owner = getattr(shard, "table_counts", {}).get(name)
