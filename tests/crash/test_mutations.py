@@ -20,7 +20,8 @@ from millstream.tables._part import TablePart
 from millstream.tables._position import RecoveryPlan, plan_recovery
 from millstream.transports.base import CommitResult, Epoch
 from millstream.transports.memory import MemoryTransport
-from millstream.worker import Committer, Shard, Worker, _cut, _recovery, _shard
+from millstream.worker import Committer, Shard, Worker, _cut, _recovery, _subtopology
+from millstream.worker._subtopology import SubTopology
 from tests.crash.program import APP, Violation
 from tests.crash.world import Schedule, run_schedule
 
@@ -85,7 +86,7 @@ def position_before_data(patch: Patch) -> None:
 
 def unfinished_in_the_cut(patch: Patch) -> None:
     """What unfinished events have done goes with the epoch."""
-    patch.setattr(_shard, "choose_excluded", lambda events, limits: set())
+    patch.setattr(_subtopology, "choose_excluded", lambda events, limits: set())
 
 
 def generation_of_the_commit(patch: Patch) -> None:
@@ -196,7 +197,7 @@ def ties_ignored(patch: Patch) -> None:
             event.depends.clear()
         return _cut.choose_excluded(events, limits)
 
-    patch.setattr(_shard, "choose_excluded", loose)
+    patch.setattr(_subtopology, "choose_excluded", loose)
 
 
 def images_not_restored(patch: Patch) -> None:
@@ -209,7 +210,8 @@ def outputs_not_given_back(patch: Patch) -> None:
     give_back = Shard.give_back
 
     def forgetful(self: Shard, cut: Any) -> None:
-        cut.outputs.clear()
+        for share in cut.shares:
+            share.outputs.clear()
         give_back(self, cut)
 
     patch.setattr(Shard, "give_back", forgetful)
@@ -241,10 +243,10 @@ def rest_forgotten(patch: Patch) -> None:
 def undo_forgets_who_was_before(patch: Patch) -> None:
     """After an event is undone, its predecessors on an entry are tied to nobody."""
 
-    def careless(self: Shard, scope: Any, part: Any, key: Any) -> None:
+    def careless(self: SubTopology, scope: Any, part: Any, key: Any) -> None:
         del part.last_toucher[key]
 
-    patch.setattr(Shard, "_forget_toucher", careless)
+    patch.setattr(SubTopology, "_forget_toucher", careless)
 
 
 def undo_leaves_writes(patch: Patch) -> None:
@@ -292,7 +294,7 @@ async def first_found(
     with patch.context() as mutated:
         mutate(mutated)
         for seed in range(SEEDS):
-            mutated.setattr(_shard, "QUIET_EVENTS", 3 if seed % 2 else 2_000)
+            mutated.setattr(_subtopology, "QUIET_EVENTS", 3 if seed % 2 else 2_000)
             try:
                 await run_schedule(seed, schedule, prepare=prepare, rounds=150)
             except (Violation, MillstreamError, AssertionError, KeyError):
