@@ -78,11 +78,11 @@ class Scope:
         "agent",
         "journal",
         "open",
-        "output",
         "parts",
         "record",
         "shard",
         "stream",
+        "subtopology",
         "timestamp",
         "tp",
         "value",
@@ -95,7 +95,7 @@ class Scope:
         shard: Any,
         agent: str,
         parts: Mapping[str, Any],
-        output: list[Output],
+        subtopology: Any,
         journaled: bool,
     ) -> None:
         self.shard = shard
@@ -104,8 +104,8 @@ class Scope:
         """Name of the agent, timer or callback."""
         self.parts = parts
         """The shard's part of every table, by the table's name."""
-        self.output = output
-        """Where sends go: the shard's append buffer."""
+        self.subtopology = subtopology
+        """Those of the shard that the event is connected with; `millstream.worker` knows its type."""
         self.open = False
         """Whether an event is in progress: only then may tables be used."""
         self.record: IncomingRecord | None = None
@@ -119,6 +119,11 @@ class Scope:
         self.journal: dict[tuple[Any, Any], PreImage] | None = {} if journaled else None
         self._depends: set[Scope] | None = None
         self._times: dict[Any, int] | None = None
+
+    @property
+    def output(self) -> list[Output]:
+        """Where sends go: the sub-topology's append buffer."""
+        return self.subtopology.output  # type: ignore[no-any-return]
 
     @property
     def depends(self) -> set[Scope]:
@@ -162,7 +167,7 @@ class TaskScope(Scope):
             shard=shared.shard,
             agent=shared.agent,
             parts=shared.parts,
-            output=shared.output,
+            subtopology=None,
             journaled=False,
         )
         self._shared = shared
@@ -171,6 +176,15 @@ class TaskScope(Scope):
         self.tp = shared.tp
         self.timestamp = shared.timestamp
         self.stream = shared.stream
+
+    @property
+    def subtopology(self) -> Any:
+        """That of the agent, whatever it is connected with by now."""
+        return self._shared.subtopology
+
+    @subtopology.setter
+    def subtopology(self, value: Any) -> None:
+        """Whoever connects it says so to the shared scope."""
 
     @property
     def open(self) -> bool:

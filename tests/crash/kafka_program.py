@@ -66,7 +66,9 @@ def _tell(made: Program) -> None:
     worker = None if runtime is None else runtime.worker
     if worker is not None:
         for shard in worker.shards.values():
-            logger.info("%s: ready %s, gate %s", shard, shard.ready.is_set(), shard._closed_by)
+            logger.info("%s: ready %s", shard, shard.ready.is_set())
+            for each in shard.subtopologies:
+                logger.info("  %s: gate %s", each, each._closed_by)
             for name, lane in shard.lanes.items():
                 for tp, inbox in lane.inboxes.items():
                     facts = lane.position(tp), inbox.position, inbox.fetched, inbox.end

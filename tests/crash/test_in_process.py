@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from millstream.worker import _shard
+from millstream.worker import _subtopology
 from tests.crash.program import ALWAYS, KEYS, PARTITIONS, Event
 from tests.crash.world import (
     AFTER_THE_LOG,
@@ -36,7 +36,7 @@ async def run_seeds(seeds: range, monkeypatch: pytest.MonkeyPatch, schedule: Sch
     """Run some schedules, and tell which points they reached."""
     seen: set[str] = set()
     for seed in seeds:
-        monkeypatch.setattr(_shard, "QUIET_EVENTS", quiet_events(seed))
+        monkeypatch.setattr(_subtopology, "QUIET_EVENTS", quiet_events(seed))
         seen |= (await run_schedule(seed, schedule)).seen
     return seen
 
@@ -73,7 +73,7 @@ async def test_evictions_drop_everything(monkeypatch: pytest.MonkeyPatch) -> Non
 async def test_a_crash_at_each_point(point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that dies at a named point of its life leaves nothing half-done."""
     for seed in range(400, 402):
-        monkeypatch.setattr(_shard, "QUIET_EVENTS", quiet_events(seed))
+        monkeypatch.setattr(_subtopology, "QUIET_EVENTS", quiet_events(seed))
         await run_schedule(seed, Schedule(), prepare=lambda world: world.arm(point, "crash"))
 
 
@@ -84,7 +84,7 @@ async def test_a_group_that_moves_on_at_each_point(
 ) -> None:
     """A new generation or an eviction at a named point of a commit is noticed at the fence, or comes too late."""
     for seed in range(500, 502):
-        monkeypatch.setattr(_shard, "QUIET_EVENTS", quiet_events(seed))
+        monkeypatch.setattr(_subtopology, "QUIET_EVENTS", quiet_events(seed))
         await run_schedule(seed, Schedule(), prepare=lambda world: world.arm(point, action))
 
 
@@ -184,5 +184,5 @@ async def _one_slow_event(world: World) -> None:
 
 if __name__ == "__main__":
     for number in map(int, sys.argv[1:]):
-        _shard.QUIET_EVENTS = quiet_events(number)
+        _subtopology.QUIET_EVENTS = quiet_events(number)
         asyncio.run(run_schedule(number))

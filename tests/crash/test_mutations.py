@@ -20,7 +20,8 @@ from millstream.tables._part import TablePart
 from millstream.tables._position import RecoveryPlan, plan_recovery
 from millstream.transports.base import CommitResult, Epoch
 from millstream.transports.memory import MemoryTransport
-from millstream.worker import Committer, Shard, Worker, _cut, _recovery, _shard
+from millstream.worker import Committer, Shard, Worker, _cut, _recovery, _subtopology
+from millstream.worker._subtopology import SubTopology
 from tests.crash.program import APP, Violation
 from tests.crash.world import Schedule, run_schedule
 
@@ -85,7 +86,7 @@ def position_before_data(patch: Patch) -> None:
 
 def unfinished_in_the_cut(patch: Patch) -> None:
     """What unfinished events have done goes with the epoch."""
-    patch.setattr(_shard, "choose_excluded", lambda events, limits: set())
+    patch.setattr(_subtopology, "choose_excluded", lambda events, limits: set())
 
 
 def generation_of_the_commit(patch: Patch) -> None:
@@ -196,7 +197,7 @@ def ties_ignored(patch: Patch) -> None:
             event.depends.clear()
         return _cut.choose_excluded(events, limits)
 
-    patch.setattr(_shard, "choose_excluded", loose)
+    patch.setattr(_subtopology, "choose_excluded", loose)
 
 
 def images_not_restored(patch: Patch) -> None:
@@ -209,7 +210,8 @@ def outputs_not_given_back(patch: Patch) -> None:
     give_back = Shard.give_back
 
     def forgetful(self: Shard, cut: Any) -> None:
-        cut.outputs.clear()
+        for share in cut.shares:
+            share.outputs.clear()
         give_back(self, cut)
 
     patch.setattr(Shard, "give_back", forgetful)
@@ -241,15 +243,50 @@ def rest_forgotten(patch: Patch) -> None:
 def undo_forgets_who_was_before(patch: Patch) -> None:
     """After an event is undone, its predecessors on an entry are tied to nobody."""
 
-    def careless(self: Shard, scope: Any, part: Any, key: Any) -> None:
+    def careless(self: SubTopology, scope: Any, part: Any, key: Any) -> None:
         del part.last_toucher[key]
 
-    patch.setattr(Shard, "_forget_toucher", careless)
+    patch.setattr(SubTopology, "_forget_toucher", careless)
 
 
 def undo_leaves_writes(patch: Patch) -> None:
     """A failed event's outputs go, and its writes stay."""
     patch.setattr(TablePart, "undo", lambda self, key, before: None)
+
+
+def overlaps_ignored(patch: Patch) -> None:
+    """Journals begin, and events in the middle that have none go with the epoch."""
+    cut = SubTopology.cut
+
+    def hasty(self: SubTopology, positions: Any) -> Any:
+        if not self.journaled and self.in_progress():
+            self.set_journaled(True)
+        self.overlapped = False
+        return cut(self, positions)
+
+    patch.setattr(SubTopology, "cut", hasty)
+
+
+def merged_in_the_middle(patch: Patch) -> None:
+    """Where two sub-topologies become one, what is in the middle without a journal counts for nothing."""
+    absorb = SubTopology.absorb
+
+    def careless(self: SubTopology, other: SubTopology) -> None:
+        absorb(self, other)
+        self.overlapped = False
+
+    patch.setattr(SubTopology, "absorb", careless)
+
+
+def never_merged(patch: Patch) -> None:
+    """Who uses a table of another sub-topology stays apart."""
+
+    def apart(self: Shard, name: str, table: str) -> None:
+        if table not in self._owners:
+            connect(self, name, table)
+
+    connect = Shard.connect
+    patch.setattr(Shard, "connect", apart)
 
 
 DIES_AT: dict[Callable[[Patch], None], str] = {
@@ -276,6 +313,9 @@ MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
     (rest_forgotten, INTERRUPTIONS),
     (undo_forgets_who_was_before, FAILURES),
     (undo_leaves_writes, FAILURES),
+    (overlaps_ignored, INTERRUPTIONS),
+    (merged_in_the_middle, INTERRUPTIONS),
+    (never_merged, INTERRUPTIONS),
 ]
 
 
@@ -292,7 +332,7 @@ async def first_found(
     with patch.context() as mutated:
         mutate(mutated)
         for seed in range(SEEDS):
-            mutated.setattr(_shard, "QUIET_EVENTS", 3 if seed % 2 else 2_000)
+            mutated.setattr(_subtopology, "QUIET_EVENTS", 3 if seed % 2 else 2_000)
             try:
                 await run_schedule(seed, schedule, prepare=prepare, rounds=150)
             except (Violation, MillstreamError, AssertionError, KeyError):

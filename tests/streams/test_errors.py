@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import millstream as ms
 from millstream.errors import AgentError, EncodeError
 from millstream.testing import TestApp
-from millstream.worker import _shard
+from millstream.worker import _subtopology
 from tests.kit import continued
 from tests.streams.running import Disturbance, Record, feed, interrupt, read
 
@@ -132,7 +132,7 @@ def test_a_record_that_fails_leaves_no_trace(
         for changes, _, _ in listed
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_shard, "QUIET_EVENTS", quiet)
+        patch.setattr(_subtopology, "QUIET_EVENTS", quiet)
         found = asyncio.run(outcome(Program(on_error, later=later), listed))
         wanted = asyncio.run(outcome(Program(on_error, later=later), good))
     assert found == wanted

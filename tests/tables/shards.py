@@ -109,7 +109,7 @@ class Shard:
 
     def scope(self, agent: str, *, journaled: bool) -> Scope:
         return Scope(
-            shard=self, agent=agent, parts=self.parts, output=self.output, journaled=journaled
+            shard=self, agent=agent, parts=self.parts, subtopology=self, journaled=journaled
         )
 
     def begin_callback(self, name: str, timestamp: int) -> Scope:

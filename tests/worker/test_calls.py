@@ -17,7 +17,7 @@ from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.batch import iterate_records
 from millstream.windows import Window
-from millstream.worker import _shard
+from millstream.worker import _subtopology
 from tests.kit import append, continued
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def letters(t: TestApp, topic: str) -> list[tuple[bytes | None, bytes | None, di
 
 async def quiet(t: TestApp, topic: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the shards keep no journals."""
-    monkeypatch.setattr(_shard, "QUIET_EVENTS", 3)
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 3)
     for _ in range(3):
         await t.send_many(topic, [0] * 40)
     assert not any(shard.journaled for shard in t.worker.shards.values())
@@ -357,7 +357,7 @@ async def test_a_window_is_let_pass(
     app, seen, closed, _, totals = closing({("a", 0): 9}, kind=kind, on_error=policy)
     async with TestApp(app) as t:
         if not journaled:
-            monkeypatch.setattr(_shard, "QUIET_EVENTS", 3)
+            monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 3)
             for _ in range(3):
                 await feed(t, seen, *[("a", 0, 0)] * 20)
             assert not t.worker.shards[1, 0].journaled
@@ -397,7 +397,7 @@ async def test_a_window_is_tried_again(journaled: bool, monkeypatch: pytest.Monk
     app, seen, closed, counts, totals = closing({("a", 0): 2}, on_error=policy)
     async with TestApp(app) as t:
         if not journaled:
-            monkeypatch.setattr(_shard, "QUIET_EVENTS", 3)
+            monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 3)
             await feed(t, seen, *[("a", 0, 0)] * 20)
             await feed(t, seen, *[("a", 0, 0)] * 20)
             assert not t.worker.shards[1, 0].journaled
@@ -428,7 +428,7 @@ async def test_a_window_that_stops_the_worker(
     ) as raised:
         async with t:
             if not journaled:
-                monkeypatch.setattr(_shard, "QUIET_EVENTS", 3)
+                monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 3)
                 await feed(t, seen, *[("z", 0, 0)] * 20)
                 await feed(t, seen, *[("z", 0, 0)] * 20)
                 assert not t.worker.shards[1, 0].journaled

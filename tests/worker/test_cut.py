@@ -27,7 +27,7 @@ class Record(NamedTuple):
 
 def event(agent: str, offset: int | None, *, open: bool = False, after: Any = ()) -> Scope:
     """An event of an agent, or of a timer where it has no offset, that has seen the work of ``after``."""
-    scope = Scope(shard=None, agent=agent, parts={}, output=[], journaled=True)
+    scope = Scope(shard=None, agent=agent, parts={}, subtopology=None, journaled=True)
     if offset is not None:
         scope.tp, scope.record = TP, Record(offset)
     scope.open = open

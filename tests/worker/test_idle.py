@@ -135,10 +135,12 @@ async def test_windows_of_others() -> None:
         (shard,) = t.worker.shards.values()
         assert closed == [("ada", 0, 1)]
         assert shard.own_parts["others"].stream_time == T2013 + 19  # type: ignore[attr-defined]
-        assert shard.stream_time == T2013 + 19  # the shard was never silent
+        assert shard.stream_time_of("others") == T2013 + 19
+        assert shard.stream_time_of("counts") == T2013 + 100_000
         await t.advance("1m")
         assert shard.own_parts["others"].stream_time == T2013 + 19  # type: ignore[attr-defined]
-        assert shard.stream_time == T2013 + 19 + 60_000
+        assert shard.stream_time_of("others") == T2013 + 19
+        assert shard.stream_time_of("counts") == T2013 + 160_000
 
 
 async def test_an_outage_is_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,11 @@ def batch_of(*times: int) -> bytes:
 )
 def test_the_end_is_reached(brought: list[Fetched], look: str) -> None:
     """An inbox that has nothing more stands at the end: lanes with several inputs wait for it otherwise."""
-    shard: Any = SimpleNamespace(stream_time=-1, epoch_bytes=0, time_reached=lambda time: None)
+    lane: Any = SimpleNamespace(
+        subtopology=SimpleNamespace(epoch_bytes=0), time_reached=lambda time: None
+    )
     inbox = Inbox(
-        Source(topic="t", decode=bytes, decode_key=bytes, time_of=None, type_name="bytes"), 0, shard
+        Source(topic="t", decode=bytes, decode_key=bytes, time_of=None, type_name="bytes"), 0, lane
     )
     for fetched in brought:
         inbox.add(fetched)

@@ -12,7 +12,7 @@ import millstream as ms
 from millstream.errors import AgentError, EncodeError, MillstreamError, RecordTooLargeError
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
-from millstream.worker import _shard
+from millstream.worker import _search, _subtopology
 from millstream.worker._search import BlameSearch, table_value_error
 from tests.kit import continued
 
@@ -77,7 +77,7 @@ KEPT = {"a": "1", "b": "4", "c": "5"}
 async def test_skip(kind: str, journaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ``skip`` exactly the event that wrote the value is left out, with its sends and other writes."""
     if not journaled:
-        monkeypatch.setattr(_shard, "QUIET_EVENTS", 3)
+        monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 3)
     app, notes, sent, (last, listed) = program(kind, on_error="skip")
     async with TestApp(app) as t:
         if not journaled:
@@ -234,7 +234,8 @@ async def test_the_one_to_blame_is_in_progress(who: str) -> None:
 
 async def test_a_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The shard goes back to keeping no journals when nothing more is found."""
-    monkeypatch.setattr(_shard, "QUIET_EVENTS", 10)
+    for module in (_search, _subtopology):
+        monkeypatch.setattr(module, "QUIET_EVENTS", 10)
     app, notes, _, (last, _) = program(on_error="skip")
     async with TestApp(app) as t:
         shard = t.worker.shards[1, 0]
@@ -242,7 +243,7 @@ async def test_a_search_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shard.journaled
         await t.send_many(notes, [Note("q", str(n)) for n in range(20)])
         await t.send_many(notes, [Note("q", str(n)) for n in range(20, 40)])
-        assert shard._search is None
+        assert not shard.failures.is_searching
         assert t.table(last)["q"] == "39"
 
 

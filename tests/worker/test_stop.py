@@ -11,7 +11,7 @@ from millstream.testing import TestApp
 
 async def test_the_wait_is_in_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes before the record is waited for, not for ever, also where the clock stands still."""
-    monkeypatch.setattr("millstream.worker._shard.STOP_WAIT_S", 0.05)
+    monkeypatch.setattr("millstream.worker._failures.STOP_WAIT_S", 0.05)
     app = ms.App("stop", partitions=1)
     topic = app.topic("t", value=int)
 

@@ -92,10 +92,14 @@ class EventRefused(BaseException):
 
 
 class InstanceHost(Protocol):
-    """The running shard, as an instance needs it."""
+    """The agent in its running shard, as an instance needs it."""
 
-    journaled: bool
     clock: Clock
+
+    @property
+    def journaled(self) -> bool:
+        """Whether events that begin from now on have journals."""
+        ...
 
     def scope(self, agent: str, *, journaled: bool) -> Scope: ...
 

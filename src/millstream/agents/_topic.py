@@ -315,11 +315,11 @@ class Topic(Generic[V, K]):
     ) -> None:
         journaled = scope.journal is not None
         scope.wrote = journaled
-        scope.output.append((tp, timestamp, key, data, headers, scope if journaled else None))
-        shard = scope.shard
-        shard.epoch_bytes += len(key or b"") + len(data or b"")
-        if shard.epoch_bytes > shard.epoch_bytes_watch:
-            shard.filling(scope)
+        to = scope.subtopology
+        to.output.append((tp, timestamp, key, data, headers, scope if journaled else None))
+        to.epoch_bytes += len(key or b"") + len(data or b"")
+        if to.epoch_bytes > to.epoch_bytes_watch:
+            to.filling(scope)
 
     def put_encoded(
         self,
@@ -394,11 +394,11 @@ class Topic(Generic[V, K]):
                     tp = self._placed.get(key_data)
                     if tp is None:
                         tp = self.place(key_data)
-                    scope.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
-                    shard = scope.shard
-                    shard.epoch_bytes += size
-                    if shard.epoch_bytes > shard.epoch_bytes_watch:
-                        shard.filling(scope)
+                    to = scope.subtopology
+                    to.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
+                    to.epoch_bytes += size
+                    if to.epoch_bytes > to.epoch_bytes_watch:
+                        to.filling(scope)
                     return None
             self.put(
                 scope, value, key=key, timestamp=timestamp, headers=headers, partition=partition

@@ -166,7 +166,7 @@ def run_shard_timer(
                 if error is not None:
                     set_aside(scope, timer, moment, error)
 
-            await shard.gate.wait()
+            await shard.until_open(note)
             await run_call(
                 shard,
                 Call(

@@ -79,7 +79,9 @@ async def _skip(app: App, record: Position) -> None:
         metadata = decode_metadata("" if found is None else found.metadata)
         metadata.check_finished(app.id)
         offset, text = encode_metadata(
-            metadata.t, {name: moved.get(name, at) for (name, _), at in positions.at.items()}
+            metadata.t,
+            {name: moved.get(name, at) for (name, _), at in positions.at.items()},
+            metadata.s,
         )
         await _note_passed(app, transport, record, info, moved)
         try:

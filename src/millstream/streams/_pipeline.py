@@ -53,11 +53,12 @@ class Binding:
 
 
 def bound(pipeline: Pipeline, scope: Scope, clock: Clock) -> Binding:
-    """The pipeline in the shard of an event that comes from no record; made once for each run of the shard."""
+    """The pipeline in the shard of an event that comes from no record; made once for each callback and run of the shard."""
     bindings: dict[Any, Any] = scope.shard.bindings
-    binding: Binding | None = bindings.get(pipeline)
+    key = pipeline, scope.agent  # as it is connected with the tables that it uses
+    binding: Binding | None = bindings.get(key)
     if binding is None:
-        binding = bindings[pipeline] = Binding(pipeline, scope, clock)
+        binding = bindings[key] = Binding(pipeline, scope, clock)
     binding.context.scope = scope
     return binding
 

@@ -83,7 +83,7 @@ class TtlPart(TablePart):
         return max(written, 0).to_bytes(TIME_BYTES, "big") + body
 
     def _see(self, scope: Scope) -> None:
-        self._now = max(self._now, scope.timestamp, getattr(scope.shard, "stream_time", -1))
+        self._now = max(self._now, scope.timestamp, getattr(scope.subtopology, "stream_time", -1))
 
     def _is_over(self, written: int) -> bool:
         scope = current.get(None)

@@ -27,7 +27,8 @@ from millstream.worker._prepare import prepare_topics
 from millstream.worker._queries import GroupQueries, LocalQueries
 from millstream.worker._recovery import RecoveryProgress
 from millstream.worker._report import WorkerReport
-from millstream.worker._shard import AgentSpec, Shard, ShardCut, ShardOptions, TableSpec
+from millstream.worker._shard import Shard, ShardCut
+from millstream.worker._specs import AgentSpec, ShardOptions, TableSpec
 from millstream.worker._worker import Worker, WorkerPlan
 
 __all__ = [

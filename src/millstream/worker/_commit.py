@@ -98,8 +98,6 @@ class Committer:
         last = self._clock.monotonic() - INTERVAL_S_MAX
         while True:
             self.stirred.clear()
-            for shard in self.shards.values():
-                shard.check_journals()
             if not any(shard.has_work() for shard in self.shards.values()):
                 await self.stirred.wait()
             since = self._clock.monotonic() - last
@@ -134,12 +132,9 @@ class Committer:
     def _cut(self) -> list[ShardCut]:
         cuts = []
         for shard in self.shards.values():
-            shard.check_journals()
-            if shard.has_work():
-                cut = shard.cut()
-                if cut is not None:
-                    cuts.append(cut)
-                    shard.open_gate("epoch full")
+            cut = shard.cut()
+            if cut is not None:
+                cuts.append(cut)
         if cuts:
             hooks.reached("commit.cut", shards=len(cuts))
         return cuts

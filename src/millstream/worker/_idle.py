@@ -6,9 +6,9 @@ Event time comes from records, so nothing after the last record ever happens: it
 or a window has an ``idle_timeout``, the wall clock stands in: each time that so much of it has passed without a record,
 event time moves on by as much. It is never set to the wall clock, so a replay of 2013 stays in 2013.
 
-What moves is a window table's own time, and the shard's (timers by event time, entries with a time to live). A
+What moves is a window table's own time, and a sub-topology's (timers by event time, entries with a time to live). A
 table goes by the inputs of those agents that use it, which its part has noted (`TimedPart.feeders`) and keeps
-with its entries, as no record may come to tell after a restart. The shard goes by all of its inputs. Inputs are
+with its entries, as no record may come to tell after a restart. A sub-topology goes by all of its inputs. Inputs are
 silent when everything that was fetched is finished, the log confirms that there is no more, and nothing has
 come since: an outage is no silence.
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import Transport
     from millstream.worker._lane import Lane
     from millstream.worker._shard import Shard
+    from millstream.worker._subtopology import SubTopology
 
 __all__ = ["follow_silence"]
 
@@ -43,9 +44,9 @@ class _Given(NamedTuple):
 
 
 class _Subject(NamedTuple):
-    """What has a time that may move by itself: a table, or "" for the shard; after how long; and its inputs."""
+    """What has a time that may move by itself, after how long, and its inputs."""
 
-    name: str
+    of: SubTopology | TimedPart
     idle_ms: int
     lanes: list[Lane]
 
@@ -61,7 +62,7 @@ class _Subject(NamedTuple):
 async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
     """Move the event time of a running shard on, for as long as it runs."""
     clock = shard.clock
-    given: dict[str, _Given] = {}
+    given: dict[SubTopology | TimedPart, _Given] = {}
     while True:
         for lane in shard.lanes.values():
             if not lane.is_quiet():
@@ -73,11 +74,11 @@ async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
         wake = now + _shortest_ms(shard) / 1_000
         for subject in subjects:
             since, ms = subject.since, subject.silent_ms(now)
-            before = given.get(subject.name, _Given(since, 0))
+            before = given.get(subject.of, _Given(since, 0))
             moved = before.ms if before.since == since else 0
             if ms > moved:
-                shard.advance_idle(subject.name, ms - moved)
-            given[subject.name] = _Given(since, ms)
+                shard.advance_idle(subject.of, ms - moved)
+            given[subject.of] = _Given(since, ms)
             wake = min(wake, since + (ms + subject.idle_ms) / 1_000)
         await clock.sleep(max(wake - now, 0.001))
 
@@ -96,17 +97,17 @@ async def _confirm(shard: Shard, transport: Transport) -> None:
 
 
 def _subjects(shard: Shard) -> Iterable[_Subject]:
-    lanes = list(shard.lanes.values())
-    idle_ms = _idle_ms(lanes)
-    if idle_ms is not None and shard.stream_time >= 0:
-        yield _Subject("", idle_ms, lanes)
+    for each in shard.subtopologies:
+        idle_ms = _idle_ms(each.lanes)
+        if idle_ms is not None and each.stream_time >= 0:
+            yield _Subject(each, idle_ms, each.lanes)
     for part in shard.own_parts.values():
         if not isinstance(part, TimedPart) or part.stream_time < 0:
             continue
         feeding = [shard.lanes[name] for name in part.feeders if name in shard.lanes]
         idle_ms = part.idle_ms if part.idle_ms is not None else _idle_ms(feeding)
         if idle_ms is not None and feeding:
-            yield _Subject(part.name, idle_ms, feeding)
+            yield _Subject(part, idle_ms, feeding)
 
 
 def _idle_ms(lanes: Iterable[Lane]) -> int | None:

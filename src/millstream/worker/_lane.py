@@ -16,13 +16,14 @@ from millstream.agents import Instance, Run, Source
 from millstream.transports.batch import iterate_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-    from millstream.agents import Agent
-    from millstream.context import IncomingRecord
+    from millstream.agents import Failure
+    from millstream.context import IncomingRecord, Scope
     from millstream.records import TopicPartition
     from millstream.transports.base import Fetched
     from millstream.worker._shard import Shard
+    from millstream.worker._specs import AgentSpec
 
 __all__ = ["Lane"]
 
@@ -39,7 +40,7 @@ class Inbox:
     """What was fetched of one partition and not taken yet."""
 
     __slots__ = (
-        "_shard",
+        "_lane",
         "batch",
         "batch_end",
         "batch_time",
@@ -54,9 +55,9 @@ class Inbox:
         "wait_until",
     )
 
-    def __init__(self, source: Source, position: int, shard: Shard) -> None:
+    def __init__(self, source: Source, position: int, lane: Lane) -> None:
         self.source = source
-        self._shard = shard
+        self._lane = lane
         self.position = position
         """The offset of the next record to take."""
         self.fetched = position
@@ -105,7 +106,7 @@ class Inbox:
         # behind the records there may be others that were never committed, and the ends of transactions
         yield iter(()), end, -1
         self.size -= len(data)
-        self._shard.epoch_bytes += len(data)
+        self._lane.subtopology.epoch_bytes += len(data)
 
     def take(self, count: int) -> tuple[list[IncomingRecord], int] | None:
         """Up to ``count`` records and the offset after them; None when there is nothing here."""
@@ -125,8 +126,8 @@ class Inbox:
     def _next_batch(self) -> bool:
         self.batch = iter(())
         self.position = max(self.position, self.batch_end)
-        if self.source.time_of is None and self.batch_time > self._shard.stream_time:
-            self._shard.time_reached(self.batch_time)
+        if self.source.time_of is None:
+            self._lane.time_reached(self.batch_time)
         while self.chunks:
             found = next(self.chunks[0], None)
             if found is not None:
@@ -171,19 +172,30 @@ class Lane:
 
     def __init__(
         self,
-        agent: Agent[Any, Any],
+        spec: AgentSpec,
         *,
         shard: Shard,
-        sources: Mapping[str, Source],
         positions: Mapping[TopicPartition, int],
-        instances: list[Instance],
         inbox_bytes_max: int,
     ) -> None:
-        self.agent = agent
+        """
+        Args:
+            positions: from where its inputs are read.
+            inbox_bytes_max: bound on what is fetched and not taken; each input has an equal share of it.
+        """
+        self._spec = spec
+        self.agent = spec.agent
         self.shard = shard
-        self._sources = sources
-        self.inboxes = {tp: Inbox(sources[tp.topic], at, shard) for tp, at in positions.items()}
-        self.instances = instances
+        self.clock = shard.clock
+        self.subtopology = shard.subtopology_of(spec.agent.name)
+        self.subtopology.lanes.append(self)
+        self.ahead = 0
+        """Journaled events that are not committed."""
+        self.instances = [
+            Instance(spec.agent, host=self, sources=spec.sources, emit=spec.emit, number=number)
+            for number in range(spec.agent.concurrency)
+        ]
+        self.inboxes = {tp: Inbox(spec.sources[tp.topic], at, self) for tp, at in positions.items()}
         self._bytes_max = inbox_bytes_max
         self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
         self.active_at = shard.clock.monotonic()
@@ -191,19 +203,45 @@ class Lane:
         self._wait_until: float | None = None
         """When it is worth looking again, although nothing has arrived."""
         self._arrived = asyncio.Event()
-        self.taken: Callable[[], None] = lambda: None
-        """Called after a run was taken, as there may be room to fetch again."""
         self._run_records = 256
         self._rest: deque[Run] = deque()
         self._pending: deque[tuple[Run, IncomingRecord]] = deque()
         self._dispatched: dict[Instance, tuple[TopicPartition, int, Any]] = {}
         self._begun: dict[TopicPartition, int] = {}
         """With concurrency: the highest offset that an instance was given."""
-        if agent.concurrency > 1:
-            for instance in instances:
+        if spec.agent.concurrency > 1:
+            for instance in self.instances:
                 instance.on_idle = self._instance_idle
         else:
-            instances[0].more = self._more
+            self.instances[0].more = self._more
+
+    # for instances --------------------------------------------------------------------------------
+
+    @property
+    def journaled(self) -> bool:
+        """Whether events that begin from now on have journals."""
+        return self.subtopology.journaled
+
+    def scope(self, agent: str, *, journaled: bool) -> Scope:
+        """A scope for the next event; see `millstream.agents.InstanceHost`."""
+        return self.shard.scope(agent, journaled=journaled)
+
+    def event_begun(self, scope: Scope) -> BaseException | None:
+        self.subtopology.events[scope] = None
+        self.ahead += 1
+        return self.shard.failures.condemned(scope)
+
+    def event_finished(self, scope: Scope) -> None:
+        self.shard.failures.check(scope)
+        if self.subtopology.event_finished(scope):
+            self.ahead -= 1
+
+    async def event_failed(self, instance: Instance, failure: Failure) -> bool:
+        return await self.shard.failures.failed(self._spec, failure)
+
+    def time_reached(self, timestamp: int) -> None:
+        if timestamp > self.subtopology.stream_time:
+            self.subtopology.time_reached(timestamp)
 
     # fetching -------------------------------------------------------------------------------------
 
@@ -224,7 +262,7 @@ class Lane:
 
     def add_input(self, tp: TopicPartition, at: int) -> None:
         """Read another partition as well, from ``at`` on; its topic is among the sources by now."""
-        self.inboxes[tp] = Inbox(self._sources[tp.topic], at, self.shard)
+        self.inboxes[tp] = Inbox(self._spec.sources[tp.topic], at, self)
         self._inbox_bytes_max = self._bytes_max // len(self.inboxes)
 
     def lag(self) -> int:
@@ -271,14 +309,15 @@ class Lane:
             await self._pump_many()
         while True:
             await self.shard.turns.mine()
-            await self.shard.gate.wait()
+            while not self.subtopology.gate.is_set():
+                await self.subtopology.gate.wait()
             run = self._rest.popleft() if self._rest else self._next_run()
             if run is None:
                 self._arrived.clear()
                 await self._arrival()
                 continue
             await self._feed(run)
-            self.taken()
+            self.subtopology.took_run()
 
     async def _arrival(self) -> None:
         """Wait until something has arrived, or a wait for an empty partition is over."""
@@ -357,7 +396,7 @@ class Lane:
 
     def _more(self, instance: Instance) -> Run | None:
         """What comes after a run: where partitions alternate, runs are short, and a turn costs more than one."""
-        if len(self.inboxes) == 1 or self._rest or not self.shard.gate.is_set():
+        if len(self.inboxes) == 1 or self._rest or not self.subtopology.gate.is_set():
             return None
         if self.shard.clock.monotonic() - instance.run_began > RUN_TARGET_S / 2:
             return None
@@ -382,19 +421,18 @@ class Lane:
 
     async def _pump_many(self) -> NoReturn:
         bound = PENDING_PER_INSTANCE * len(self.instances)
-        ahead = self.shard.ahead
         while True:
             await self.shard.turns.mine()
             self._arrived.clear()
-            if self.shard.gate.is_set():
-                while len(self._pending) < bound and ahead[self.agent.name] < AHEAD_EVENTS_MAX:
+            if self.subtopology.gate.is_set():
+                while len(self._pending) < bound and self.ahead < AHEAD_EVENTS_MAX:
                     run = self._next_run()
                     if run is None:
                         break
                     self._pending.extend((run, record) for record in run.records)
-                    self.taken()
+                    self.subtopology.took_run()
                 self._dispatch()
-            elif self.shard.journaled:
+            elif self.journaled:
                 # an event that waited for its key keeps those behind it, finished or not, out of the epoch
                 self._dispatch(gaps_only=True)
             await self._arrival()

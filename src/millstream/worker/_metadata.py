@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from millstream.errors import TopologyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "METADATA_BYTES_MAX",
@@ -18,7 +23,10 @@ METADATA_BYTES_MAX = 4_096
 
 
 class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Shard stream time (ms), and the positions of agents that are ahead of the committed offset.
+    """Stream time (ms), and the positions of agents that are ahead of the committed offset.
+
+    Each sub-topology has a stream time of its own: ``t`` is the highest one of those that read the partition, and
+    ``s`` has those of agents with another one.
 
     ``u`` is the command (``reset``, ``copy``) that has begun and not finished with the group: its tables
     do not go with its positions, and no worker goes on from there.
@@ -27,7 +35,12 @@ class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
     v: int = 1
     t: int = -1
     a: dict[str, int] = msgspec.field(default_factory=dict)
+    s: dict[str, int] = msgspec.field(default_factory=dict)
     u: str = ""
+
+    def time_of(self, agent: str) -> int:
+        """The stream time of an agent, in ms."""
+        return self.s.get(agent, self.t)
 
     def moved(self, positions: dict[str, int]) -> str:
         """The same with other positions of agents, as text."""
@@ -55,15 +68,26 @@ def unfinished(command: str) -> str:
     return _encoder.encode(PartitionMetadata(u=command)).decode()
 
 
-def encode_metadata(stream_time: int, positions: dict[str, int]) -> tuple[int, str]:
+def encode_metadata(
+    stream_time: int, positions: dict[str, int], times: Mapping[str, int] | None = None
+) -> tuple[int, str]:
     """The offset to commit for a partition, and its metadata.
+
+    Args:
+        stream_time: the highest one of the agents that read it, in ms.
+        positions: theirs.
+        times: their stream times, where they are not all the same. Where there is no room for them, the
+            highest one stands for all.
 
     Raises:
         TopologyError: so many agents with such long names read the topic that their positions do not fit.
     """
     offset = min(positions.values())
     ahead = {name: at for name, at in positions.items() if at > offset}
-    data = _encoder.encode(PartitionMetadata(t=stream_time, a=ahead))
+    others = {name: time for name, time in (times or {}).items() if time != stream_time}
+    data = _encoder.encode(PartitionMetadata(t=stream_time, a=ahead, s=others))
+    if len(data) > METADATA_BYTES_MAX and others:
+        data = _encoder.encode(PartitionMetadata(t=stream_time, a=ahead))
     if len(data) > METADATA_BYTES_MAX:
         raise TopologyError(
             f"{len(positions)} agents read one topic, and their positions take {len(data):,} bytes where"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from millstream.context import Scope
     from millstream.state.base import TableStore
-    from millstream.worker._shard import TableSpec
+    from millstream.worker._specs import TableSpec
 
 __all__ = [
     "NOTES",
@@ -61,7 +61,7 @@ def passed_note(table: str, offset: int) -> str:
 
 def notes_table(app: str, count: int) -> TableSpec:
     """The notes of an app's ``count`` shards, as a shard needs them."""
-    from millstream.worker._shard import TableSpec
+    from millstream.worker._specs import TableSpec
 
     return TableSpec(
         name=NOTES,

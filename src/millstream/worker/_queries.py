@@ -96,7 +96,9 @@ class LocalQueries:
                 if self._shard(info, number) is not shard:
                     raise NotHereError(f"Shard {number} of {info.partitions} has just moved.")
                 store = shard.store.table(info.name)
-                entries, after = read_store(store, info, read, stream_time=shard.stream_time)
+                entries, after = read_store(
+                    store, info, read, stream_time=shard.stream_time_of(read.table)
+                )
                 pages.append(Page(entries=entries, position=shard.position_text(), next=after))
         page = merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
         page.stale_ms = stale_ms

@@ -295,7 +295,7 @@ class WorkerReport:
             before = self._offsets.get(tp, _begin(cut.shard, tp))
             self._read[tp.topic] += max(0, offset - before)
             self._offsets[tp] = offset
-        self._sent += len(cut.outputs)
+        self._sent += sum(len(share.outputs) for share in cut.shares)
         for table, slices in cut.changes.items():
             self._changed[table] += sum(map(len, slices))
         self._note_commits()

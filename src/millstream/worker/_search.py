@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["BlameSearch", "table_value_error"]
 
 
+QUIET_EVENTS = 2_000
+"""After so many events without a bad value, since the last one that was found, a search is over."""
+
+
 class BlameSearch:
     """One search, in one shard.
 
     Args:
         until: the positions, by agent and partition, up to which events may have written the value.
         callbacks: whether something else may have: timers, ``on_close``.
-        quiet_events: after so many events without a bad value it is over.
+        quiet_events: after so many events without a bad value it is over; `QUIET_EVENTS` where left out.
     """
 
     def __init__(
@@ -39,11 +43,11 @@ class BlameSearch:
         until: Mapping[tuple[str, TopicPartition], int],
         *,
         callbacks: bool,
-        quiet_events: int,
+        quiet_events: int | None = None,
     ) -> None:
         self._until = until
         self._callbacks = callbacks
-        self._quiet_events = quiet_events
+        self._quiet_events = QUIET_EVENTS if quiet_events is None else quiet_events
         self._quiet = 0
         self._found = False
 

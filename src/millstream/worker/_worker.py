@@ -32,7 +32,8 @@ from millstream.worker._assign import (
 from millstream.worker._commit import Committer
 from millstream.worker._fetch import Fetcher
 from millstream.worker._purge import PURGE_INTERVAL_S, Purge
-from millstream.worker._shard import AgentSpec, Shard, ShardOptions, TableSpec
+from millstream.worker._shard import Shard
+from millstream.worker._specs import AgentSpec, ShardOptions, TableSpec
 from millstream.worker._state import StateLog, WorkerState
 from millstream.worker._watch import PeerWatch, neighbours
 

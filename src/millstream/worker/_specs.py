@@ -1,0 +1,90 @@
+"""What a shard is told: its tables, its agents, and what all shards of a worker share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from millstream.worker._recovery import RecoveryProgress
+from millstream.worker._turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from millstream.agents import Agent, Failure, Policy, Source
+    from millstream.clock import Clock
+    from millstream.context import IncomingRecord, Scope
+    from millstream.state.base import TableStore
+    from millstream.tables import TablePart
+    from millstream.transports.base import Transport
+    from millstream.worker._closing import Closing
+
+__all__ = ["AgentSpec", "ShardOptions", "TableSpec"]
+
+
+class MakePart(Protocol):
+    def __call__(self, store: TableStore, check: Callable[[Any], None]) -> TablePart: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableSpec:
+    """A table, as a shard needs it. Exactly one of ``changelog`` and ``source`` is its truth."""
+
+    name: str
+    partitions: int
+    changelog: str | None
+    source: str | None = None
+    reader: str = ""
+    """The agent that reads the table from ``source``."""
+    make: MakePart
+    place: Callable[[Any], bytes]
+    """A key of the table to its bytes in the source topic's key codec."""
+    partitioner: Callable[[bytes, int], int]
+    on_close: Closing | None = None
+    """What to do for each final window."""
+    state_key: Callable[[bytes], bytes] | None = None
+    index_key: Callable[[bytes], bytes | None] | None = None
+    checked: bool = True
+    """Whether a key has to belong to the shard that uses it."""
+    clocks: Sequence[str] = ()
+    """Tables whose time decides what expires in this one, the slowest one's; its own where there are none."""
+    stored_value: Callable[[IncomingRecord], bytes | None] | None = None
+    """A record of ``source`` to the bytes that the store has, where these are not the record's value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """An agent, as a shard needs it."""
+
+    agent: Agent[Any, Any]
+    sources: dict[str, Source]
+    """By topic; it grows where a pattern finds further topics."""
+    policy: Policy
+    """For records of topics that have none of their own."""
+    emit: Callable[[Scope, Any], Awaitable[None]]
+    dead_letter: Callable[[Scope, Failure], None]
+    """Send the record of a failure to the agent's dead-letter topic."""
+    refuse: Callable[[Scope, Failure], None] | None = None
+    """Tell whoever has asked that there will be no answer."""
+    policies: dict[str, Policy] = field(default_factory=dict)
+    """By topic; grows likewise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardOptions:
+    """What all shards of a worker share."""
+
+    app: str
+    group: str
+    clock: Clock
+    transport: Transport
+    topic_ids: Mapping[str, str]
+    everywhere: Mapping[str, TablePart]
+    """Parts of the global tables."""
+    idles: bool = False
+    """Whether some topic or table has an ``idle_timeout``."""
+    inbox_bytes_max: int = 8 << 20
+    epoch_bytes_max: int = 32 << 20
+    """Input and output of one shard between two cuts, above which intake stops."""
+    turns: Turns = field(default_factory=Turns)
+    progress: RecoveryProgress = field(default_factory=RecoveryProgress)
