@@ -172,7 +172,7 @@ def test_processes(terminal: Terminal) -> None:
     workers = terminal.start("worker", "--processes", "2", "--without-web")
     workers.until(r"worker \d ready in", times=2)
     pids = [int(pid) for pid in re.findall(r"worker \d: process (\d+)", workers.output)]
-    assert len(pids) == 2
+    assert len(pids) == 2, workers.output
     assert workers.output.count("shop: 1 agent") == 1
     assert terminal.run("send", "orders", GOOD).returncode == 0
     _total(terminal, "2.5")
