@@ -21,8 +21,8 @@ __all__ = ["APP", "MILLSTREAM", "Running", "Terminal", "children_of", "poll"]
 
 MILLSTREAM = [sys.executable, "-m", "millstream"]
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-DEADLINE_S = 30.0
-"""For what takes well below a second on a machine at rest."""
+DEADLINE_S = 60.0
+"""For what takes well below a second on a machine at rest, and much longer on one with other work."""
 
 APP = '''\
 import msgspec

@@ -17,7 +17,7 @@ from millstream.transports.base import OffsetAndMetadata
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from tests.cli.conftest import forget
 from tests.cli.engine import process_everything
-from tests.cli.terminal import APP
+from tests.cli.terminal import APP, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,8 +156,12 @@ def test_while_a_worker_runs(call: Callable[..., Result], terminal: Terminal) ->
     result = call("skip", "orders/1@0")
     assert result.exit_code == 1
     assert "workers of app 'shop' are running: stop them first" in result.stderr
+
+    def lag() -> int:
+        return int(json.loads(call("agents", "--json").stdout)[0]["lag"])
+
+    poll(lambda: lag() == 0, what="the record is processed")
     assert worker.end()[0] == 0
-    assert json.loads(call("agents", "--json").stdout)[0]["lag"] == 0
 
 
 READS = """
