@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from millstream.context import IncomingRecord
     from millstream.records import TopicPartition
     from millstream.transports.base import Fetched
+    from millstream.worker._placement import Placement
     from millstream.worker._shard import Shard
 
 __all__ = ["Lane"]
@@ -178,12 +179,14 @@ class Lane:
         positions: Mapping[TopicPartition, int],
         instances: list[Instance],
         inbox_bytes_max: int,
+        placement: Placement | None = None,
     ) -> None:
         self.agent = agent
         self.shard = shard
         self._sources = sources
         self.inboxes = {tp: Inbox(sources[tp.topic], at, shard) for tp, at in positions.items()}
         self.instances = instances
+        self._placement = placement
         self._bytes_max = inbox_bytes_max
         self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
         self.active_at = shard.clock.monotonic()
@@ -317,6 +320,8 @@ class Lane:
                     break
                 records.append(inbox.pop())
             end = inbox.position
+        if self._placement is not None:
+            self._placement.look(tp, inbox.source, records)
         return Run(tp, inbox.source, iter(records), start=start, end=end)
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
