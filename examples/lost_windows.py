@@ -42,7 +42,10 @@ async def finals(moments: list[int], compat: str | None = None) -> list[int]:
             await t.send(clicks, "click", key="all", timestamp=moment * 1_000)
             await t.advance(wall="1s")
         await t.send(clicks, "the last", key="all", timestamp=(moments[-1] + 3_600) * 1_000)
-        return [int(dict(record.headers)["ms-window-start"]) // 1_000 for record in t.records(out)]
+        return [
+            int(dict(record.headers)["ms-window-start"] or b"") // 1_000
+            for record in t.records(out)
+        ]
 
 
 def main() -> None:

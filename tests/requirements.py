@@ -10,12 +10,12 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["MISSING", "chromium", "java", "maven", "missing", "openssl", "wheel"]
+__all__ = ["MISSING", "chromium", "java", "java_compiler", "maven", "missing", "openssl", "wheel"]
 
 MISSING = "cannot run here: "
 BROKER = (
     "a Kafka broker: set MILLSTREAM_TEST_BROKER=kafka://host:port, or start Docker, or install Java 17 and Maven "
-    "(Debian: apt-get install maven default-jre-headless)"
+    "(Debian: apt-get install maven default-jdk-headless)"
 )
 OLDEST_JAVA = 17
 _BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"]
@@ -62,6 +62,19 @@ def java() -> str:
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < OLDEST_JAVA:
         missing(f"{BROKER}; the Java here is too old: {said.splitlines()[:1]}")
+    return found
+
+
+def java_compiler() -> str:
+    """Return the path of a Java, 17 or later, that runs source files, which needs a JDK."""
+    found = java()
+    command = [found, "--list-modules"]
+    modules = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    if "jdk.compiler@" not in modules:
+        missing(
+            "a Java that compiles (a JDK, and not only a JRE), for the tests with Kafka's Java clients and Kafka"
+            " Streams (Debian: apt-get install default-jdk-headless)"
+        )
     return found
 
 

@@ -15,6 +15,7 @@
     │   ├── SettingError             a setting that is unknown or has a wrong value
     │   ├── TopologyError            declarations that contradict one another or the stored state
     │   ├── PartitionCountError      a topic or table with an unresolved or wrong partition count
+    │   ├── PlacementError           a record in a partition that is not its key's
     │   └── AddressInUseError        a port that another process holds
     ├── TransportError           the log: broker, network, file
     │   ├── UnknownTopicError        a topic that does not exist
@@ -64,6 +65,7 @@ __all__ = [
     "OutcomeUnknownError",
     "OutsideEventError",
     "PartitionCountError",
+    "PlacementError",
     "ProgramError",
     "QueryError",
     "RecordTooLargeError",
@@ -223,6 +225,36 @@ class TopologyError(ConfigurationError):
 
 class PartitionCountError(ConfigurationError):
     """A topic or table whose partition count is unresolved or not what was declared."""
+
+
+class PlacementError(ConfigurationError):
+    """A record is in a partition where its key does not belong: its writer chooses in another way.
+
+    Attributes:
+        record: the record's position as the user writes it, ``orders/3@5123``.
+        key: its bytes.
+        belongs: the partition that the topic's partitioner says.
+        fits: the partitioner that the records at hand were placed with, or None where we know of none.
+    """
+
+    def __init__(self, *, record: str, key: bytes, belongs: int, fits: str | None) -> None:
+        self.record, self.key, self.belongs, self.fits = record, key, belongs, fits
+        topic = record.rpartition("/")[0]
+        if fits is not None:
+            advice = (
+                f"They are where {fits} puts them: declare the topic with partitioner={fits!r}."
+            )
+        else:
+            advice = (
+                "Let the writer choose partitions by murmur2, as the Java client does (librdkafka:"
+                " partitioner=murmur2_random), or declare the topic with partitioner='any' and regroup"
+                " its stream (group_by, key_by) before tables and joins."
+            )
+        super().__init__(
+            f"record {record}: its key {key!r} belongs in partition {belongs} of {topic!r}, so what is"
+            f" kept for that key is in another shard. Whoever wrote the records chose partitions in"
+            f" another way. {advice} Nothing of it was processed."
+        )
 
 
 class AddressInUseError(ConfigurationError):

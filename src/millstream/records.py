@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from millstream.errors import ConfigurationError
 
-__all__ = ["Headers", "OutgoingRecord", "Position", "TopicPartition"]
+__all__ = ["GivenHeaders", "Headers", "OutgoingRecord", "Position", "TopicPartition"]
 
-Headers = list[tuple[str, bytes]]
-"""Headers of a record, in the order in which they were added; names may repeat."""
+Headers = list[tuple[str, bytes | None]]
+"""Headers of a record, in the order in which they were added; names may repeat, and values be None, as in Kafka."""
+
+GivenHeaders = Mapping[str, bytes | str | None] | Iterable[tuple[str, bytes | str | None]]
+"""Headers as `send` takes them; text becomes UTF-8."""
 
 _POSITION = re.compile(r"(?P<topic>[A-Za-z0-9._-]{1,249})/(?P<partition>\d+)@(?P<offset>\d+)")
 

@@ -9,7 +9,7 @@ from tests.brokers.kafka import Kafka, Record, unique
 from tests.brokers.listeners import Listener
 from tests.brokers.messages import Action, Api, Rule
 from tests.brokers.process import NotStartedError
-from tests.brokers.program import Program, say
+from tests.brokers.program import Program, Speaker, say
 from tests.brokers.proxy import Proxy, proxies
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Proxy",
     "Record",
     "Rule",
+    "Speaker",
     "proxies",
     "say",
     "unique",

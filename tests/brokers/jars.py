@@ -10,7 +10,7 @@ from pathlib import Path
 from scripts._setup import cache_folder
 from tests.requirements import java, maven, missing
 
-__all__ = ["CURRENT", "OLDEST", "Line", "classpath"]
+__all__ = ["CLIENTS", "CURRENT", "OLDEST", "Line", "classpath"]
 
 MAVEN_S_MAX = 600.0
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
@@ -24,15 +24,17 @@ _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A release of the broker, and the packages that make it up."""
+    """A release, and the packages that make up what is used of it."""
 
     version: str
     artifacts: tuple[str, ...]
+    part: str = ""
+    """What it is, where it is not the broker."""
 
     @property
     def folder(self) -> Path:
         """Where the jars are, or will be; its name changes with what is in it."""
-        return cache_folder() / "kafka" / f"{self.version}-1"
+        return cache_folder() / "kafka" / f"{self.part}{self.version}-1"
 
 
 # slf4j-simple: without a logger the broker says nothing when it cannot start
@@ -45,6 +47,12 @@ CURRENT = Line(
     ),
 )
 OLDEST = Line("2.8.2", ("org.apache.kafka:kafka_2.13:2.8.2", "org.slf4j:slf4j-simple:1.7.36"))
+# Kafka Streams, which brings the clients and Jackson along
+CLIENTS = Line(
+    "4.1.1",
+    ("org.apache.kafka:kafka-streams:4.1.1", "org.slf4j:slf4j-simple:1.7.36"),
+    part="clients-",
+)
 
 
 def classpath(line: Line) -> str:

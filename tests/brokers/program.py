@@ -1,4 +1,4 @@
-"""Programs of the tests' own that run beside them against a broker, and may be killed."""
+"""Programs that run beside the tests against a broker, hear and speak, and may be killed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tests.brokers.process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+    from typing import Self
 
-__all__ = ["Program", "say"]
+__all__ = ["Program", "Speaker", "say"]
 
 DEADLINE_S = 30.0
 _POLL_S = 0.02
@@ -29,21 +30,18 @@ def say(**facts: object) -> None:
     sys.stdout.flush()
 
 
-class Program(Process):
-    """A Python module that runs as a process of its own, with ``python -m``.
+class Speaker(Process):
+    """A process that reads lines from its input, and says what happens in lines of JSON.
 
-    It reads lines from its input, and says what happens in lines of JSON (``say``); what else it prints is in ``log``,
-    and in the message of a failure.
+    What else it prints is in ``log``, and in the message of a failure.
 
     Args:
-        module: Its name, such as ``tests.brokers.echo``.
-        arguments: What it finds in ``sys.argv``.
+        command: Program and arguments.
         log: The file that gets its output.
         ready: The word that it says when it is ready.
     """
 
-    def __init__(self, module: str, *arguments: str, log: Path, ready: str = "ready") -> None:
-        command = [sys.executable, "-m", module, *arguments]
+    def __init__(self, command: Sequence[str], *, log: Path, ready: str = "ready") -> None:
         super().__init__(command, log=log, ready=f'"{ready}":', stdin=subprocess.PIPE, cwd=_ROOT)
         self._heard = 0
 
@@ -54,13 +52,13 @@ class Program(Process):
         stdin.write(f"{line}\n".encode())
         stdin.flush()
 
-    async def hear(self, word: str) -> Any:
+    async def hear(self, word: str, *, timeout_s: float = DEADLINE_S) -> Any:
         """Return the value of the next line that says ``word``; the lines before it are passed over.
 
         Raises:
-            AssertionError: it ended, or 30 s have passed, without such a line.
+            AssertionError: it ended, or the time has passed, without such a line.
         """
-        patience = time.monotonic() + DEADLINE_S
+        patience = time.monotonic() + timeout_s
         while True:
             alive = self.alive
             for line in self._new_lines():
@@ -80,12 +78,26 @@ class Program(Process):
                 self._heard += len(line)
                 yield line.decode(errors="replace")
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+
+
+class Program(Speaker):
+    """A Python module of the tests' own that runs as a process, with ``python -m``; it speaks with ``say``.
+
+    Args:
+        module: Its name, such as ``tests.brokers.echo``.
+        arguments: What it finds in ``sys.argv``.
+        log: The file that gets its output.
+        ready: The word that it says when it is ready.
+    """
+
+    def __init__(self, module: str, *arguments: str, log: Path, ready: str = "ready") -> None:
+        super().__init__([sys.executable, "-m", module, *arguments], log=log, ready=ready)
 
 
 def _facts(line: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from millstream.cli._groups_seat import take_seat
 from millstream.clock import ManualClock
 from millstream.errors import OutcomeUnknownError, TransportError
 from millstream.hooks import observe
-from millstream.records import OutgoingRecord, Position, TopicPartition
+from millstream.records import Headers, OutgoingRecord, Position, TopicPartition
 from millstream.transports.base import OffsetAndMetadata, TopicSpec
 from millstream.transports.batch import iterate_records
 from millstream.transports.local import LocalTransport
@@ -216,7 +216,11 @@ def test_refused(
 def test_letters_that_cannot_go_back(failed: Path, call: Callable[..., Result]) -> None:
     """They wait on, and the reason is said; the others are retried."""
     prefix = "__streams.errors."
-    headers = [(f"{prefix}topic", b"gone"), (f"{prefix}partition", b"0"), (f"{prefix}offset", b"7")]
+    headers: Headers = [
+        (f"{prefix}topic", b"gone"),
+        (f"{prefix}partition", b"0"),
+        (f"{prefix}offset", b"7"),
+    ]
     _append(failed, OutgoingRecord(1, b"k", b"v", headers), LETTERS)
     headers[0] = (f"{prefix}topic", b"orders")
     headers[1] = (f"{prefix}partition", b"9")

@@ -30,11 +30,13 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize(
     ("here", "installed"),
     [
-        ({"chromium", "java", "mvn", "openssl"}, []),
+        ({"chromium", "java", "javac", "mvn", "openssl"}, []),
         # another browser will do
-        ({"google-chrome", "java", "mvn", "openssl"}, []),
-        ({"chromium", "openssl"}, ["default-jre-headless", "maven"]),
-        (set(), ["chromium", "chromium-driver", "default-jre-headless", "maven", "openssl"]),
+        ({"google-chrome", "java", "javac", "mvn", "openssl"}, []),
+        # a Java that runs and does not compile
+        ({"chromium", "java", "mvn", "openssl"}, ["default-jdk-headless"]),
+        ({"chromium", "openssl"}, ["default-jdk-headless", "maven"]),
+        (set(), ["chromium", "chromium-driver", "default-jdk-headless", "maven", "openssl"]),
     ],
 )
 def test_debian_s_packages_are_installed_by_root(

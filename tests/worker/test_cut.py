@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millstream.context import PreImage, Scope
-from millstream.records import TopicPartition
+from millstream.records import Headers, TopicPartition
 from millstream.worker._cut import before_excluded, choose_excluded
 
 TP = TopicPartition("orders", 0)
@@ -22,7 +22,7 @@ class Record(NamedTuple):
     timestamp: int = 0
     key: bytes | None = None
     value: bytes | None = None
-    headers: list[tuple[str, bytes]] = []  # noqa: RUF012  # nobody adds to it
+    headers: Headers = []  # noqa: RUF012  # nobody adds to it
 
 
 def event(agent: str, offset: int | None, *, open: bool = False, after: Any = ()) -> Scope:

@@ -202,9 +202,10 @@ def reply_headers(headers: Headers) -> tuple[str, bytes] | None:
     if not headers:
         return None
     found = dict(headers)
-    if HEADER_REPLY_TO not in found or HEADER_CORRELATION not in found:
+    topic, correlation = found.get(HEADER_REPLY_TO), found.get(HEADER_CORRELATION)
+    if topic is None or correlation is None:
         return None
-    return found[HEADER_REPLY_TO].decode(), found[HEADER_CORRELATION]
+    return topic.decode(), correlation
 
 
 def new_correlation_id() -> bytes:

@@ -41,6 +41,8 @@ class Source(NamedTuple):
     """How long the other sources' records wait for this one, when it has nothing."""
     idle_ms: int | None = None
     """After so long without records event time moves on by itself."""
+    partitioner: Callable[[bytes, int], int] | None = None
+    """How its writers choose partitions; None where only we write."""
 
 
 class Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
@@ -16,10 +17,10 @@ from millstream.errors import (
     ProgramError,
     RecordTooLargeError,
 )
-from millstream.records import Headers, OutgoingRecord, Position, TopicPartition
+from millstream.records import GivenHeaders, Headers, OutgoingRecord, Position, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from millstream.agents._policy import Policy
@@ -200,7 +201,7 @@ class Topic(Generic[V, K]):
         *,
         key: Any = None,
         timestamp: datetime | float | None = None,
-        headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
+        headers: GivenHeaders | None = None,
         partition: int | None = None,
         now: int | None = None,
     ) -> tuple[TopicPartition, OutgoingRecord]:
@@ -283,7 +284,7 @@ class Topic(Generic[V, K]):
         *,
         key: Any = None,
         timestamp: datetime | float | None = None,
-        headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
+        headers: GivenHeaders | None = None,
         partition: int | None = None,
     ) -> None:
         """Send inside an event: encoded now, appended with the event's epoch."""
@@ -349,7 +350,7 @@ class Topic(Generic[V, K]):
         *,
         key: K | None = None,
         timestamp: datetime | float | None = None,
-        headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]] | None = None,
+        headers: GivenHeaders | None = None,
         partition: int | None = None,
     ) -> Position | None:
         """Send a value; None as the value deletes the key where the topic is read as a table.
@@ -434,6 +435,12 @@ class Topic(Generic[V, K]):
         return count
 
 
-def _headers(headers: Mapping[str, bytes | str] | Iterable[tuple[str, bytes]]) -> Headers:
-    pairs = headers.items() if hasattr(headers, "items") else headers
-    return [(name, v.encode() if isinstance(v, str) else bytes(v)) for name, v in pairs]
+def _headers(given: GivenHeaders) -> Headers:
+    pairs = given.items() if isinstance(given, Mapping) else given
+    return [(name, _header_value(value)) for name, value in pairs]
+
+
+def _header_value(value: bytes | str | None) -> bytes | None:
+    if value is None:
+        return None
+    return value.encode() if isinstance(value, str) else bytes(value)

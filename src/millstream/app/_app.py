@@ -159,7 +159,9 @@ class App:
             idle_timeout: after so long without records, event time moves on by the time that has passed,
                 and again after as long; so the last windows close. Off where left out: what comes out
                 then depends on when records arrive, and not only on what they are.
-            partitioner: murmur2, as the Java client, or crc32, as librdkafka by default.
+            partitioner: how its writers choose the partition of a key: murmur2, as the Java client; crc32, as
+                librdkafka by default; any, where it is not by the key. Records elsewhere are an error in an
+                app that has tables.
 
         Raises:
             TopologyError: the topic is declared already, and otherwise.

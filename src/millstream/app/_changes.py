@@ -24,7 +24,7 @@ def change_listeners(
 
 
 def _listener(table: DeclaredTable[Any, Any]) -> Callable[[ShardCut], None]:
-    info = table.info(1)
+    info = table.info(1, [])
     function = table.on_change
     assert function is not None
 

@@ -13,6 +13,7 @@ from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.records import TopicPartition
 from millstream.serialization import (
+    any_partition,
     codec_for,
     is_immutable_type,
     key_codec_for,
@@ -273,6 +274,8 @@ class DeclaredTable(Generic[K, V]):
         else:
             found = {source.partitioner for source in sources if not source.internal}
             place = found.pop() if len(found) == 1 else partitioner("murmur2")
+        if place is any_partition:
+            place = partitioner("murmur2")
         return TableSpec(
             name=self.name,
             partitions=partitions,
@@ -316,9 +319,9 @@ class DeclaredTable(Generic[K, V]):
             set_aside=set_aside,
         )
 
-    def info(self, partitions: int) -> TableInfo:
-        """The table as those who ask need it."""
-        spec = self.spec(partitions, list(self.app.topics.values()))
+    def info(self, partitions: int, sources: list[Topic[Any, Any]]) -> TableInfo:
+        """The table as those who ask need it; ``sources`` as for `spec`."""
+        spec = self.spec(partitions, sources)
         return TableInfo(
             name=self.name,
             layout=self.layout,

@@ -12,7 +12,7 @@ from millstream.agents import (
     new_correlation_id,
 )
 from millstream.errors import AskError
-from millstream.records import OutgoingRecord, TopicPartition
+from millstream.records import Headers, OutgoingRecord, TopicPartition
 from millstream.transports.base import TopicSpec
 from millstream.transports.batch import iterate_records
 
@@ -63,12 +63,12 @@ class Replies:
         finally:
             await reader.close()
 
-    def _answer(self, headers: dict[str, bytes], value: bytes | None) -> None:
-        future = self._waiting.get(headers.get(HEADER_CORRELATION, b""))
+    def _answer(self, headers: dict[str, bytes | None], value: bytes | None) -> None:
+        future = self._waiting.get(headers.get(HEADER_CORRELATION) or b"")
         if future is None or future.done():
             return
         if HEADER_ERROR in headers:
-            future.set_exception(AskError(headers[HEADER_ERROR].decode()))
+            future.set_exception(AskError((headers[HEADER_ERROR] or b"").decode()))
         else:
             future.set_result(value)
 
@@ -81,7 +81,10 @@ class Replies:
             AskError: no reply came in time; the request may be processed all the same.
         """
         correlation = new_correlation_id()
-        headers = [(HEADER_REPLY_TO, self._tp.topic.encode()), (HEADER_CORRELATION, correlation)]
+        headers: Headers = [
+            (HEADER_REPLY_TO, self._tp.topic.encode()),
+            (HEADER_CORRELATION, correlation),
+        ]
         tp, record = topic.encode(value, key=key)
         future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
         self._waiting[correlation] = future

@@ -28,7 +28,7 @@ from millstream.app._replies import Replies, reply_topic
 from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
 from millstream.context import watched_tasks
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
-from millstream.records import TopicPartition
+from millstream.records import Headers, TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import (
     AgentSpec,
@@ -429,12 +429,7 @@ class Runtime:
             if declared.everywhere:
                 continue
             count = self.topology.tables[declared.name].partitions or 1
-            sources = [
-                topic
-                for topic in self.app.topics.find_all(self.topology.sources)
-                if self.partitions[topic.name] == count
-            ]
-            tables[count].append(declared.spec(count, sources))
+            tables[count].append(declared.spec(count, self.app.topics.read(self.topology, count)))
         for count in counts_with_notes(self.app, self.topology):
             tables[count].append(notes_table(self.app.id, count))
         return WorkerPlan(
@@ -535,7 +530,7 @@ class Runtime:
             if reply is None:
                 continue
             topic, correlation = reply
-            headers = [(HEADER_CORRELATION, correlation), (HEADER_ERROR, text.encode())]
+            headers: Headers = [(HEADER_CORRELATION, correlation), (HEADER_ERROR, text.encode())]
             scope.output.append(
                 (
                     TopicPartition(topic, 0),
@@ -659,6 +654,7 @@ def _source(topic: Topic[Any, Any]) -> Source:
         type_name=topic.value_codec.type_name,
         max_wait_s=topic.max_wait_ms / 1_000,
         idle_ms=topic.idle_timeout_ms,
+        partitioner=None if topic.internal else topic.partitioner,
     )
 
 

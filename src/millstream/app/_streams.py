@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.agents import AgentSource, Step, Topic
 from millstream.app._declaration import DeclaredTable
 from millstream.errors import TopologyError
-from millstream.serialization import codec_for, key_codec_for
+from millstream.serialization import any_partition, codec_for, key_codec_for, partitioner
 from millstream.streams import DeclaredStream, DerivedTable, Plan, TableStream, pipeline_agent
 from millstream.streams import operators as ops
 
@@ -84,7 +84,8 @@ class Streams:
             partitions=partitions,
             internal=True,
         )
-        topic.partitioner = like[0].partitioner
+        theirs = like[0].partitioner
+        topic.partitioner = partitioner("murmur2") if theirs is any_partition else theirs
         topic.beside = None if beside is None else beside.name
         return topic
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from millstream.agents import Sender
     from millstream.clock import Duration
     from millstream.serialization import Codec
+    from millstream.topology import Topology
 
 __all__ = ["Topics", "check_name", "check_partitions"]
 
@@ -138,6 +139,14 @@ class Topics(dict[str, Topic[Any, Any]]):
     def find_all(self, names: Iterable[str]) -> list[Topic[Any, Any]]:
         """The topics of these names, as far as the app knows them."""
         return [topic for name in names if (topic := self.find(name)) is not None]
+
+    def read(self, topology: Topology, count: int) -> list[Topic[Any, Any]]:
+        """The topics of so many partitions that agents read, once the counts are known."""
+        return [
+            topic
+            for topic in self.find_all(topology.sources)
+            if topology.topics[topic.name].partitions == count
+        ]
 
     def all(self) -> Iterator[Topic[Any, Any]]:
         """Every topic, and every group of them."""

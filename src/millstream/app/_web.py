@@ -32,10 +32,10 @@ class Questions:
 
     def __init__(self, runtime: Runtime) -> None:
         app, topology = runtime.app, runtime.topology
-        tables: dict[str, TableInfo] = {
-            declared.name: declared.info(topology.tables[declared.name].partitions or 1)
-            for declared in app.tables.values()
-        }
+        tables: dict[str, TableInfo] = {}
+        for declared in app.tables.values():
+            count = topology.tables[declared.name].partitions or 1
+            tables[declared.name] = declared.info(count, app.topics.read(topology, count))
         self._local: LocalQueries | GroupQueries = (
             LocalQueries(runtime.worker, tables)
             if runtime.worker is not None

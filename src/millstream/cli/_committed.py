@@ -49,12 +49,7 @@ class CommittedTable:
         """Find out how the table is laid out in the log."""
         topology = resolved_topology(app, await transport.topics())
         count = topology.tables[declared.name].partitions or 1
-        sources = [
-            topic
-            for topic in app.topics.find_all(topology.sources)
-            if topology.topics[topic.name].partitions == count
-        ]
-        spec = declared.spec(count, sources)
+        spec = declared.spec(count, app.topics.read(topology, count))
         return cls(
             app,
             declared,

@@ -11,7 +11,14 @@ from millstream.cli._dlq_handle import Outcome, handle
 from millstream.cli._dlq_letters import Letter, dead_letter_topics, read_letters, read_marks
 from millstream.cli._failure import FAILED, complain, note
 from millstream.cli._log import open_log
-from millstream.cli._output import json_option, one_line, print_json, print_rows, shown_bytes
+from millstream.cli._output import (
+    json_option,
+    one_line,
+    print_json,
+    print_rows,
+    shown_bytes,
+    shown_header,
+)
 from millstream.cli._run import run
 from millstream.cli._session import Session, command, shared_options
 from millstream.cli._values import decode_shown
@@ -171,7 +178,10 @@ def show(session: Session, letter: str, as_json: bool) -> None:
     topic = app.topics.get(found.facts.get("topic", ""))
     value = decode_shown(None if topic is None else topic.value_codec, found.record.value)
     if as_json:
-        headers = [[name, shown_bytes(data)] for name, data in found.record.headers]
+        headers = [
+            [name, None if data is None else shown_bytes(data)]
+            for name, data in found.record.headers
+        ]
         trace = found.facts.get("stacktrace")
         print_json({**_data(found), "value": value, "headers": headers, "stacktrace": trace})
         return
@@ -184,7 +194,7 @@ def show(session: Session, letter: str, as_json: bool) -> None:
         ("time", format_timestamp(found.record.timestamp)),
         ("key", "null" if found.record.key is None else shown_bytes(found.record.key)),
         ("value", "null" if value is None else one_line(value)),
-        *((f"header {name}", shown_bytes(data)) for name, data in found.record.headers),
+        *((f"header {name}", shown_header(data)) for name, data in found.record.headers),
         ("error", found.error),
     ]
     for name, text in facts:

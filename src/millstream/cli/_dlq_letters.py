@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millstream.app._dead_letters import ERROR_HEADERS
-from millstream.records import OutgoingRecord, Position, TopicPartition
+from millstream.records import Headers, OutgoingRecord, Position, TopicPartition
 from millstream.transports.batch import iterate_records
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ async def read_letters(
         marks: looked at when a letter comes, so that the caller may add to it meanwhile.
     """
     async for tp, record in _records(transport, topic):
-        headers = [(name, bytes(data or b"")) for name, data in record.headers or ()]
+        headers: Headers = list(record.headers or ())
         facts = {
             name.removeprefix(ERROR_HEADERS): data.decode("utf-8", "replace")
             for name, data in headers
-            if name.startswith(ERROR_HEADERS)
+            if name.startswith(ERROR_HEADERS) and data is not None
         }
         own = [pair for pair in headers if not pair[0].startswith(ERROR_HEADERS)]
         digest = _digest(record.timestamp, record.key, record.value, headers)
@@ -124,9 +124,7 @@ async def read_letters(
         )
 
 
-def _digest(
-    timestamp: int, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]
-) -> str:
+def _digest(timestamp: int, key: bytes | None, value: bytes | None, headers: Headers) -> str:
     found = hashlib.sha256()
     parts = [str(timestamp).encode(), key, value]
     parts += [part for name, data in headers for part in (name.encode(), data)]

@@ -20,6 +20,7 @@ __all__ = [
     "print_json",
     "print_rows",
     "shown_bytes",
+    "shown_header",
     "to_terminal",
 ]
 
@@ -88,3 +89,8 @@ def one_line(cell: Any) -> str:
 def shown_bytes(data: bytes) -> str:
     """Bytes as text, with what is no text escaped."""
     return data.decode("utf-8", "backslashreplace")
+
+
+def shown_header(value: bytes | None) -> str:
+    """A header's value as text; in Kafka it may be null."""
+    return "null" if value is None else shown_bytes(value)

@@ -233,7 +233,10 @@ class _Printer:
                 "value": value,
             }
             if record.headers:
-                fact["headers"] = [[name, shown_bytes(data)] for name, data in record.headers]
+                fact["headers"] = [
+                    [name, None if data is None else shown_bytes(data)]
+                    for name, data in record.headers
+                ]
             click.echo(msgspec.json.encode(fact).decode())
             return
         place = f"{tp.topic}/{tp.partition}@{record.offset}"

@@ -3,7 +3,13 @@
 from millstream.serialization.base import Codec, CodecFactory
 from millstream.serialization.immutable import is_immutable_type
 from millstream.serialization.keys import KeyLayout, key_layout
-from millstream.serialization.partitioners import Partitioner, murmur2, partitioner
+from millstream.serialization.partitioners import (
+    PARTITIONERS,
+    Partitioner,
+    any_partition,
+    murmur2,
+    partitioner,
+)
 from millstream.serialization.registry import (
     codec_for,
     codec_names,
@@ -13,10 +19,12 @@ from millstream.serialization.registry import (
 from millstream.serialization.schema import value_schema
 
 __all__ = [
+    "PARTITIONERS",
     "Codec",
     "CodecFactory",
     "KeyLayout",
     "Partitioner",
+    "any_partition",
     "codec_for",
     "codec_names",
     "is_immutable_type",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from millstream.agents import field_getter
 from millstream.clock import Duration, duration_ms, format_duration
 from millstream.errors import ConfigurationError, TopologyError
-from millstream.serialization import key_layout
+from millstream.serialization import any_partition, key_layout
 from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
 from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
 from millstream.streams._operator import is_async
@@ -317,6 +317,12 @@ def _check_topics(topics: Sequence[Topic[Any, Any]], what: str) -> None:
                 f"{what}: {first.name!r} has {first.partitions} partitions and {topic.name!r} has"
                 f" {topic.partitions}, so equal keys would be in different shards. Bring a stream to the"
                 f" other's count with .repartition(partitions=n) before the join"
+            )
+        if any_partition in (topic.partitioner, first.partitioner):
+            loose = topic if topic.partitioner is any_partition else first
+            raise TopologyError(
+                f"{what}: records of {loose.name!r} may be in any partition (partitioner='any'), so equal"
+                f" keys would be in different shards. Regroup the stream before the join: .key_by(...)"
             )
         if topic.partitioner is not first.partitioner:
             raise TopologyError(

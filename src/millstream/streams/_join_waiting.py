@@ -49,7 +49,7 @@ RELEASED_MAX: Final = 5_000
 
 _layout_of_side = key_layout(bool).encode
 _number = struct.Struct(">I")
-_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes]])
+_headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
 
 class Waiting(NamedTuple):

@@ -172,7 +172,7 @@ class TestApp:
         *,
         key: Any = None,
         timestamp: Any = None,
-        headers: Mapping[str, bytes | str] | None = None,
+        headers: Mapping[str, bytes | str | None] | None = None,
         partition: int | None = None,
     ) -> Position:
         """Send a value, as from outside, and let the app process it and commit.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from millstream.context import IncomingRecord, Scope
     from millstream.records import TopicPartition
     from millstream.transports.base import Fetched
+    from millstream.worker._placement import Placement
     from millstream.worker._shard import Shard
     from millstream.worker._specs import AgentSpec
 
@@ -177,11 +178,13 @@ class Lane:
         shard: Shard,
         positions: Mapping[TopicPartition, int],
         inbox_bytes_max: int,
+        placement: Placement | None = None,
     ) -> None:
         """
         Args:
             positions: from where its inputs are read.
             inbox_bytes_max: bound on what is fetched and not taken; each input has an equal share of it.
+            placement: looks whether records are where their keys belong; None where that does not matter.
         """
         self._spec = spec
         self.agent = spec.agent
@@ -196,6 +199,7 @@ class Lane:
             for number in range(spec.agent.concurrency)
         ]
         self.inboxes = {tp: Inbox(spec.sources[tp.topic], at, self) for tp, at in positions.items()}
+        self._placement = placement
         self._bytes_max = inbox_bytes_max
         self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
         self.active_at = shard.clock.monotonic()
@@ -356,6 +360,8 @@ class Lane:
                     break
                 records.append(inbox.pop())
             end = inbox.position
+        if self._placement is not None:
+            self._placement.look(tp, inbox.source, records)
         return Run(tp, inbox.source, iter(records), start=start, end=end)
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:

@@ -20,6 +20,7 @@ from millstream.worker._idle import follow_silence
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._notes import NOTES, NotesPart
+from millstream.worker._placement import Placement
 from millstream.worker._recovery import Replay, check_stored, recover
 from millstream.worker._subtopology import Positions, Share, SubTopology
 
@@ -100,6 +101,9 @@ class Shard:
         self.turns = options.turns
         self._tables = {table.name: table for table in tables}
         self._agents = {spec.agent.name: spec for spec in agents}
+        self._placed_by: dict[str, Callable[[bytes, int], int]] = {}
+        """How the writers of an input choose partitions; inputs that only we write are missing."""
+        self._keeps_by_key = count > 1 and not self._tables.keys() <= {NOTES}
         self._options = options
         self.own_parts: dict[str, TablePart] = {}
         self.parts: dict[str, Any] = {}
@@ -313,6 +317,7 @@ class Shard:
         starts = await self._options.transport.start_offsets(new)
         if self.lanes is not lanes or not self.ready.is_set():
             return  # it starts over, with all of them
+        self._know_sources()
         for tp in new:
             self._place(tp, found.get(tp), starts[tp])
             for name, lane in lanes.items():
@@ -339,13 +344,23 @@ class Shard:
         known = notes.read(note)
         return known if isinstance(known, str) else None
 
+    def _know_sources(self) -> None:
+        self._placed_by = {
+            topic: source.partitioner
+            for spec in self._agents.values()
+            for topic, source in spec.sources.items()
+            if source.partitioner is not None
+        }
+
     def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
+        self._know_sources()
         for name, spec in self._agents.items():
             lane = Lane(
                 spec,
                 shard=self,
                 positions={tp: at for (agent, tp), at in self._positions.items() if agent == name},
                 inbox_bytes_max=self._options.inbox_bytes_max,
+                placement=Placement(self.count) if self._keeps_by_key else None,
             )
             self.lanes[name] = lane
             for instance in lane.instances:
@@ -412,7 +427,10 @@ class Shard:
                 ) from exc
             scope = current.get(None)
             if scope is not None and scope.record is not None and scope.record.key == data:
-                return
+                assert scope.tp is not None
+                placed_by = self._placed_by.get(scope.tp.topic)
+                if placed_by is None or placed_by is table.partitioner:
+                    return
             owner = table.partitioner(data, self.count)
             if owner != self.number:
                 raise WrongShardError(
