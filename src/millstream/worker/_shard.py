@@ -28,7 +28,14 @@ from millstream.worker._idle import follow_silence
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._notes import NOTES, NotesPart, passed_note
-from millstream.worker._recovery import RecoveryProgress, Replay, check_stored, recover
+from millstream.worker._recovery import (
+    FETCHES_MAX,
+    RecoveryProgress,
+    Replay,
+    check_stored,
+    recover,
+    replay_of,
+)
 from millstream.worker._search import BlameSearch, table_value_error
 from millstream.worker._turns import Turns
 
@@ -133,6 +140,8 @@ class ShardOptions:
     """Input and output of one shard between two cuts, above which intake stops."""
     turns: Turns = field(default_factory=Turns)
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
+    recoveries: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FETCHES_MAX))
+    """Bounds how many shards read their changelogs at the same time."""
 
 
 @dataclass(slots=True)
@@ -336,18 +345,9 @@ class Shard:
             self._place(tp, found.get(tp), starts[tp])
         replays = []
         for table in self._tables.values():
-            topic = table.changelog or table.source
-            assert topic is not None
-            tp = TopicPartition(topic, self.number)
-            replay = Replay(
-                table=table.name,
-                tp=tp,
-                topic_id=options.topic_ids[topic],
-                state_key=table.state_key,
-                index_key=table.index_key,
-                stored_value=table.stored_value,
-            )
+            replay = replay_of(table, self.number, options.topic_ids)
             if table.source is not None:
+                tp = replay.tp
                 end = self._positions[table.reader, tp]
                 passed = partial(self._passed, replay, starts[tp], end)
                 replay = replace(replay, end=end, leave_out=passed)
@@ -362,6 +362,7 @@ class Shard:
                 clock=options.clock,
                 progress=options.progress,
                 shard=self.name,
+                turns=options.recoveries,
             )
         for table in self._tables.values():
             if table.name not in self.own_parts:
