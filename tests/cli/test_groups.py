@@ -40,7 +40,7 @@ def test_nobody_works(project: Path, call: Callable[..., Result]) -> None:
     call("send", "orders", GOOD)
     _commit(project, "billing")
     result = call("groups")
-    assert result.stdout == "shop\t0\t\t\t\tno worker\t\n"
+    assert result.stdout == "shop\t0\t\t\t\tno worker\t\t\n"
     assert result.stderr == "also in this log: billing; --all shows them\n"
     result = call("groups", "--all", "--json")
     assert json.loads(result.stdout) == [

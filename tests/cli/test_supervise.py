@@ -13,6 +13,7 @@ import pytest
 
 from millstream.cli import _supervise
 from millstream.cli._supervise import Supervisor
+from millstream.cli._worker import _numbered
 from tests.cli.terminal import APP, children_of, poll
 
 if TYPE_CHECKING:
@@ -149,6 +150,13 @@ def test_slots(terminal: Terminal, project: Path, call: Callable[..., Result]) -
     alone.until("ready in")
     (group,) = json.loads(call("groups", "--json").stdout)
     assert [member["slot"] for member in group["members"]] == ["east"]
+
+
+def test_places() -> None:
+    """A place in the group is numbered likewise, because two workers cannot have the same one."""
+    assert _numbered("east", 2) == "east-2"
+    assert _numbered("east", None) == "east"
+    assert _numbered("", 2) == ""
 
 
 def _runs(pid: int) -> bool:

@@ -155,7 +155,9 @@ def recovery_from_the_end(patch: Patch) -> None:
 
     def far(found: StorePosition | None, **facts: Any) -> RecoveryPlan:
         planned = plan(found, **facts)
-        return planned if planned.rebuild else RecoveryPlan(planned.end, planned.end)
+        return (
+            planned if planned.rebuild else RecoveryPlan(planned.end, planned.end, planned.written)
+        )
 
     patch.setattr(_recovery, "plan_recovery", far)
 

@@ -1,6 +1,7 @@
 """A worker on Kafka that counts, and may be killed: it says when it is ready, and which shards it has.
 
-Arguments: the broker's url, the app's id, the topic, the folder for state, the session time-out.
+Arguments: the broker's url, the app's id, the topic, the folder for state, the session time-out. Asked by a line
+of input, it reports how it is.
 """
 
 from __future__ import annotations
@@ -38,11 +39,34 @@ def build(url: str, app_id: str, topic: str, folder: str, session: str) -> ms.Ap
     return app
 
 
+def report(app: ms.App) -> dict[str, object]:
+    """What the worker has, and what it had to read for it."""
+    runtime = app.runtime
+    assert runtime is not None
+    worker = runtime.worker
+    assert worker is not None
+    copies = worker.copies
+    return {
+        "owned": sorted(number for _, number in worker.shards),
+        "ready": worker.ready.is_set(),
+        "copied": sorted(number for _, number in copies.by_shard),
+        "warming": sorted(n for (_, n), copy in copies.by_shard.items() if copy.warming),
+        "lag": sum(copy.lag for copy in copies.by_shard.values()),
+        "replayed": worker.options.progress.records_done,
+        "followed": copies.progress.records_done,
+        "rebuilt": dict(worker.options.progress.rebuilt),
+        "generation": worker.committer.generation,
+        "url": runtime.web_url,
+    }
+
+
 async def main(*arguments: str) -> None:
     """Work until killed."""
     app = build(*arguments)
     async with app.running(web=True):
         say(ready=True)
+        while await asyncio.to_thread(sys.stdin.readline):
+            say(report=report(app))
         await asyncio.Event().wait()
 
 

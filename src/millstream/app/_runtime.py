@@ -114,8 +114,14 @@ def _kafka(
             password=settings.sasl_password or None,
             token=settings.sasl_token,
         )
+    places = settings if transactional_id is not None else None  # only a worker has one
     return KafkaTransport(
-        broker, security=security, transactional_id=transactional_id, client_id=app
+        broker,
+        security=security,
+        transactional_id=transactional_id,
+        client_id=app,
+        instance_id=(places.instance_id or None) if places is not None else None,
+        evict_static=places is not None and places.evict_instances,
     )
 
 
@@ -442,6 +448,8 @@ class Runtime:
             or any(t.idle_timeout_ms is not None for t in self.app.tables.values()),
             commit_interval_s=settings.commit_interval / 1_000,
             session_timeout_s=settings.session_timeout / 1_000,
+            standby_replicas=settings.standby_replicas,
+            rack=settings.rack,
             inbox_bytes_max=settings.inbox_bytes_max,
             epoch_bytes_max=settings.epoch_bytes_max,
             shard_tasks={count: self._shard_timers() for count in groups},

@@ -66,6 +66,13 @@ class Settings:
     session_timeout: int = _setting(
         "5s", "After so long without a sign of life a worker loses its shards, a duration."
     )
+    standby_replicas: int = _setting(
+        0,
+        "Copies of each shard's tables that other workers keep, to take over at once and to answer stale queries.",
+    )
+    rack: str = _setting(
+        "", "Where a worker stands, for example its zone; copies of a shard go to other racks."
+    )
     partitions: int = _setting(4, "Partitions of topics that do not exist and declare none.")
     replication: int = _setting(1, "Replicas of the topics that Millstream creates.")
     state_dir: Path | None = _setting(
@@ -99,6 +106,15 @@ class Settings:
     web_url: str = _setting("", "How other workers reach this one; from host and port where empty.")
     compat: Literal["kafka-streams"] | None = _setting(
         None, "Answer as Kafka Streams does, also where it loses or repeats results."
+    )
+    instance_id: str = _setting(
+        "",
+        "On Kafka, a worker's place in its group (group.instance.id): a restart within session_timeout moves nothing.",
+    )
+    evict_instances: bool = _setting(
+        False,
+        "Whether workers with an instance_id are replaced as soon as their process is gone, and not after"
+        " session_timeout.",
     )
     slot: str = _setting("", "A name of the worker that stays when it restarts; found where empty.")
 

@@ -38,6 +38,7 @@ class Member(NamedTuple):
     id: str
     about: MemberMetadata | None
     shards: list[ShardId]
+    copies: list[ShardId]
 
     @property
     def url(self) -> str:
@@ -57,12 +58,14 @@ def members_of(description: GroupDescription) -> list[Member]:
     for member, metadata in sorted(description.members.items()):
         about: MemberMetadata | None = None
         shards: list[ShardId] = []
+        copies: list[ShardId] = []
         try:
             about = decode_metadata(metadata)
-            shards = list(decode_assignment(description.assigned.get(member, b"")).active)
+            share = decode_assignment(description.assigned.get(member, b""))
+            shards, copies = list(share.active), [*share.standby, *share.warming]
         except msgspec.DecodeError:
             about = None  # a member that is no worker of ours
-        found.append(Member(member, about, shards))
+        found.append(Member(member, about, shards, copies))
     return found
 
 
@@ -129,7 +132,7 @@ def groups(session: Session, every: bool, as_json: bool) -> None:
         print_json(rows)
         return
     print_rows(
-        ("group", "generation", "worker", "address", "shards", "state", "member"),
+        ("group", "generation", "worker", "address", "shards", "state", "member", "copies"),
         [
             (
                 row["group"],
@@ -139,6 +142,7 @@ def groups(session: Session, every: bool, as_json: bool) -> None:
                 None if member is None else shown_shards(member["shards"]),
                 "no worker" if member is None else member["state"],
                 None if member is None else member["member"],
+                None if member is None else shown_shards(member["copies"]) or None,
             )
             for row in rows
             for member in (row["members"] or [None])
@@ -172,6 +176,7 @@ async def _row(transport: Transport, group: str) -> dict[str, Any]:
                 "slot": member.about.slot if member.about is not None else None,
                 "url": member.url or None,
                 "shards": member.shards,
+                "copies": sorted(member.copies),
                 "state": state,
             }
             for member, state in zip(members, states, strict=True)

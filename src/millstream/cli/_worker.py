@@ -94,10 +94,11 @@ def _work(session: Session, call: WorkerCall, child: int | None) -> int:
         level=call.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     app = session.app()
-    slot = app.settings.slot
+    of_several = child if call.processes > 1 else None
     app.settings = dataclasses.replace(
         app.settings,
-        slot=f"{slot}-{child}" if slot and child is not None and call.processes > 1 else slot,
+        slot=_numbered(app.settings.slot, of_several),
+        instance_id=_numbered(app.settings.instance_id, of_several),
         web_port=call.web_port or app.settings.web_port,
         web_host=call.web_host or app.settings.web_host,
     )
@@ -107,6 +108,11 @@ def _work(session: Session, call: WorkerCall, child: int | None) -> int:
         number=child,
         several=call.processes > 1,
     )
+
+
+def _numbered(name: str, number: int | None) -> str:
+    """One of several workers' own name."""
+    return f"{name}-{number}" if name and number is not None else name
 
 
 def _supervise(session: Session, call: WorkerCall) -> int:

@@ -143,11 +143,12 @@ class Changes(msgspec.Struct, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """A worker of the group: where it answers, and the shards (count, number) that it owns."""
+    """A worker of the group: where it answers, and the shards (count, number) that it owns, or has copies of."""
 
     member: str
     url: str
     shards: frozenset[tuple[int, int]]
+    copies: frozenset[tuple[int, int]] = frozenset()
     here: bool = False
     """Whether it is this process."""
 

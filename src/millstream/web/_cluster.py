@@ -26,7 +26,7 @@ from millstream.web._wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Mapping
+    from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 
     from millstream.tables._query import Peer, Read, TableInfo
 
@@ -41,6 +41,8 @@ READ_TIMEOUT_S = 15.0
 REPORT_TIMEOUT_S = 1.0
 PEERS_INTERVAL_S = 0.5
 """How soon one who follows changes hears of another worker."""
+OWNER_PATIENCE_S = 1.0
+"""How long an owner may take to answer one who would be content with a copy."""
 READY_TIMEOUT_S = 2.0
 BATCHES_MAX = 8
 
@@ -114,7 +116,12 @@ class Cluster:
         while True:
             try:
                 return await self._read(info, read, numbers)
-            except NotHereError as exc:
+            except (NotHereError, UnavailableError) as exc:
+                if read.stale_ms is not None:
+                    with contextlib.suppress(NotHereError, UnavailableError):
+                        return await self._read_copies(info, read, numbers)
+                if isinstance(exc, UnavailableError):
+                    raise
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"{exc} Ask again.") from exc
             await asyncio.sleep(OWNER_RETRY_S)
@@ -127,17 +134,32 @@ class Cluster:
         else:
             asked = {}
             for number in numbers:
-                owner = _owner(peers, (info.partitions, number))
+                owner = _owner(peers, (info.partitions, number), stale=read.stale_ms is not None)
                 asked.setdefault(owner.member, (owner, []))[1].append(number)
         if not asked:
             raise NotHereError("No worker is running.")
         pages = await asyncio.gather(
-            *(
-                self._ask(peer, msgspec.structs.replace(read, shards=tuple(owned), prefix=None))
-                for peer, owned in asked.values()
-            )
+            *(self._ask(peer, _of_shards(read, owned)) for peer, owned in asked.values())
         )
         return merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
+
+    async def _read_copies(self, info: TableInfo, read: Read, numbers: tuple[int, ...]) -> Page:
+        """Answer from anybody who has each shard, where an owner does not answer."""
+        peers = await self.local.peers()
+        pages = await asyncio.gather(
+            *(self._read_copy(peers, (info.partitions, number), read) for number in numbers)
+        )
+        return merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
+
+    async def _read_copy(self, peers: list[Peer], shard: tuple[int, int], read: Read) -> Page:
+        having = [peer for peer in peers if shard in peer.shards or shard in peer.copies]
+        having.sort(key=lambda peer: (not peer.here, shard in peer.shards, peer.member))
+        for peer in having:
+            with contextlib.suppress(NotHereError, UnavailableError):
+                return await self._ask(peer, _of_shards(read, [shard[1]]))
+        raise NotHereError(
+            f"No worker has a copy of shard {shard[1]} of {shard[0]} that is new enough."
+        )
 
     async def _ask(self, peer: Peer, read: Read) -> Page:
         if peer.here:
@@ -147,7 +169,14 @@ class Cluster:
                 f"Worker {peer.member} owns what was asked for, and serves no HTTP (web=False)."
             )
         try:
-            answer = await self._http.post(f"{peer.url}{PREFIX}/read", content=encode_read(read))
+            waits_s = READ_TIMEOUT_S
+            if read.stale_ms is not None and not read.at_least:
+                waits_s = OWNER_PATIENCE_S
+            answer = await self._http.post(
+                f"{peer.url}{PREFIX}/read",
+                content=encode_read(read),
+                timeout=httpx.Timeout(waits_s, connect=CONNECT_TIMEOUT_S),
+            )
         except httpx.HTTPError as exc:
             raise NotHereError(
                 f"The worker at {peer.url}, which owns what was asked for, does not answer"
@@ -215,7 +244,15 @@ class Cluster:
             return {**known, "error": f"It does not answer ({type(exc).__name__})."}
 
 
-def _owner(peers: list[Peer], shard: tuple[int, int]) -> Peer:
+def _of_shards(read: Read, numbers: Sequence[int]) -> Read:
+    return msgspec.structs.replace(read, shards=tuple(numbers), prefix=None)
+
+
+def _owner(peers: list[Peer], shard: tuple[int, int], *, stale: bool = False) -> Peer:
+    """Who answers for a shard: its owner, or this process where a copy is here and will do."""
+    for peer in peers:
+        if stale and peer.here and shard in peer.copies:
+            return peer
     for peer in peers:
         if shard in peer.shards:
             return peer

@@ -1,4 +1,4 @@
-"""Answers from the stores of the shards that this worker owns, and changes as it commits them."""
+"""Answers from the stores of the shards that this worker owns or has copies of, and changes as it commits them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from millstream.tables._query import (
     merge_pages,
 )
 from millstream.worker._assign import decode_assignment, urls_of
+from millstream.worker._copies import Copy
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
@@ -40,9 +41,10 @@ DESCRIBED_S = 0.5
 
 
 class LocalQueries:
-    """What this worker can answer itself: a `Queries` for the shards that it owns.
+    """What this worker can answer itself: a `Queries` for the shards that it owns, or has copies of.
 
-    Every answer is of one commit of each shard: stores are read while no epoch is being written.
+    Every answer of an owner is of one commit of each shard: stores are read while no epoch is being written. A copy
+    has committed data only, and each entry as some commit left it.
     """
 
     def __init__(self, worker: Worker, tables: Mapping[str, TableInfo]) -> None:
@@ -77,7 +79,7 @@ class LocalQueries:
         """Answer from the shards that ``read.shards`` names.
 
         Raises:
-            NotHereError: one of them is not owned by this worker.
+            NotHereError: one of them is not owned by this worker, and a copy is not what was asked for, or too old.
             UnavailableError: one is not ready, the group has not confirmed this worker for too long, or the
                 records of ``at_least`` did not come in time.
             BadQueryError: ``at_least`` names a topic that the shards do not read.
@@ -88,21 +90,26 @@ class LocalQueries:
             entries, after = read_store(part.store, info, read)
             return Page(entries=entries, position={}, next=after)
         await self._reach(info, read)
-        stale_ms = self._staleness(read)
         pages = []
         for number in read.shards:
-            shard = self._shard(info, number)
+            shard = self._holder(info, read, number)
             async with shard.store_lock:
-                if self._shard(info, number) is not shard:
+                if self._holder(info, read, number) is not shard:
                     raise NotHereError(f"Shard {number} of {info.partitions} has just moved.")
+                stale_ms = self._staleness(read, shard)
                 store = shard.store.table(info.name)
                 entries, after = read_store(
                     store, info, read, stream_time=shard.stream_time_of(read.table)
                 )
-                pages.append(Page(entries=entries, position=shard.position_text(), next=after))
-        page = merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
-        page.stale_ms = stale_ms
-        return page
+                pages.append(
+                    Page(
+                        entries=entries,
+                        position=shard.position_text(),
+                        next=after,
+                        stale_ms=stale_ms,
+                    )
+                )
+        return merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
 
     def _info(self, table: str) -> TableInfo:
         try:
@@ -122,12 +129,32 @@ class LocalQueries:
             )
         return shard
 
-    def _staleness(self, read: Read) -> int | None:
+    def _holder(self, info: TableInfo, read: Read, number: int) -> Shard | Copy:
+        """Who has the state here: a copy will do for those who are content with an older answer."""
+        copy = self._worker.copies.by_shard.get((info.partitions, number))
+        if copy is None or read.stale_ms is None:
+            return self._shard(info, number)
+        self._age_ms(read, copy)
+        return copy
+
+    def _age_ms(self, read: Read, copy: Copy) -> int:
+        """How old the answer of a copy may be: it has everything up to then, whoever owns the shard by now."""
+        age_s = copy.age_s()
+        if not math.isfinite(age_s) or math.ceil(age_s * 1_000) > (read.stale_ms or 0):
+            behind = f"by {age_s:.1f} s" if math.isfinite(age_s) else "and has to catch up first"
+            raise NotHereError(
+                f"The copy of shard {copy.number} of {copy.count} on worker {self._worker.url} is behind {behind}."
+            )
+        return math.ceil(age_s * 1_000)
+
+    def _staleness(self, read: Read, shard: Shard | Copy) -> int | None:
         """How old the answer may be; None where it is current (invariant 24).
 
         While the group confirms this worker, nobody else has committed to its shards.
         """
         worker, now = self._worker, time.monotonic()
+        if isinstance(shard, Copy):
+            return self._age_ms(read, shard)
         if worker.membership is None or worker.membership.current():
             self._confirmed_s = max(self._confirmed_s, now - worker.plan.session_timeout_s)
             return None
@@ -150,16 +177,16 @@ class LocalQueries:
         try:
             async with asyncio.timeout(AT_LEAST_TIMEOUT_S):
                 for number, tp, offset in wanted:
-                    while self._shard(info, number).committed.get(tp, 0) <= offset:
+                    while self._holder(info, read, number).committed.get(tp, 0) <= offset:
                         await self._next_commit()
         except TimeoutError:
             raise UnavailableError(
                 f"{Position(*tp, offset)} was not processed within {AT_LEAST_TIMEOUT_S:.0f} s:"
-                f" {tp} is committed up to {self._shard(info, number).committed.get(tp, 0)}."
+                f" {tp} is committed up to {self._holder(info, read, number).committed.get(tp, 0)}."
             ) from None
 
     def _readers_of(self, info: TableInfo, read: Read, tp: TopicPartition) -> list[int]:
-        shards = [self._shard(info, number) for number in read.shards]
+        shards = [self._holder(info, read, number) for number in read.shards]
         found = [shard.number for shard in shards if tp in shard.inputs()]
         if found or (read.key is None and self._reads(shards, tp.topic)):
             return found
@@ -171,7 +198,7 @@ class LocalQueries:
         )
 
     @staticmethod
-    def _reads(shards: list[Shard], topic: str) -> bool:
+    def _reads(shards: list[Shard | Copy], topic: str) -> bool:
         return any(topic == input_.topic for shard in shards for input_ in shard.inputs())
 
     async def _next_commit(self) -> None:
@@ -254,15 +281,19 @@ def _peers(
     members: Mapping[str, bytes], shares: Mapping[str, bytes], *, here: str | None
 ) -> list[Peer]:
     """Those whose words can be read; one of another release may be in the group and have nothing to do."""
-    return [
-        Peer(
-            member=member,
-            url=url,
-            shards=frozenset(decode_assignment(shares.get(member, b"")).active),
-            here=member == here,
+    found = []
+    for member, url in urls_of(members).items():
+        share = decode_assignment(shares.get(member, b""))
+        found.append(
+            Peer(
+                member=member,
+                url=url,
+                shards=frozenset(share.active),
+                copies=frozenset((*share.standby, *share.warming)),
+                here=member == here,
+            )
         )
-        for member, url in urls_of(members).items()
-    ]
+    return found
 
 
 class _Follower:

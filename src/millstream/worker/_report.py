@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from millstream.records import TopicPartition
+from millstream.worker._assign import LAG_UNKNOWN
 from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
@@ -181,6 +183,9 @@ class WorkerReport:
                 f"{len(recovering)} of {len(worker.shards)} shards are being recovered"
                 f" ({done:,} of {total:,} records)."
             )
+        cold = sum(1 for c in worker.copies.by_shard.values() if c.warming and not c.warm)
+        if cold:
+            return f"{cold} shards are being warmed up, and move here then."
         if worker.membership is not None and not worker.membership.current():
             return "The group has not confirmed the worker within the session time-out."
         return None if worker.ready.is_set() else "The worker is getting its shards ready."
@@ -203,6 +208,16 @@ class WorkerReport:
                 {"count": count, "number": number, "ready": shard.ready.is_set()}
                 for (count, number), shard in sorted(worker.shards.items())
             ],
+            "copies": [
+                {
+                    "count": count,
+                    "number": number,
+                    "warming": copy.warming,
+                    "lag": None if copy.lag == LAG_UNKNOWN else copy.lag,
+                    "age_s": round(copy.age_s(), 1) if math.isfinite(copy.age_s()) else None,
+                }
+                for (count, number), copy in sorted(worker.copies.by_shard.items())
+            ],
             "commits": worker.committer.epochs,
             "commit_ms": {
                 "p50": _milliseconds(times, 0.5),
@@ -217,7 +232,7 @@ class WorkerReport:
         if worker is None:
             return []
         self._tally()
-        shards = worker.shards
+        shards, copies = worker.shards, list(worker.copies.by_shard.values())
         times = sorted(stat.total_s for stat in worker.committer.stats)
         progress = await self._progress(shards)
         return [
@@ -282,6 +297,25 @@ class WorkerReport:
                 "recovered_records_total",
                 "Records of changelogs that were replayed.",
                 worker.options.progress.records_done,
+            ),
+            Metric(
+                "millstream_copies",
+                "gauge",
+                "Copies of other workers' shards that this worker keeps.",
+                [
+                    Sample(sum(c.warming is warming for c in copies), {"role": role})
+                    for role, warming in (("standby", False), ("warming", True))
+                ],
+            ),
+            Metric(
+                "millstream_copy_lag_records",
+                "gauge",
+                "How far behind the copy of a shard is, in records of its changelogs.",
+                [
+                    Sample(copy.lag, {"shard": copy.name})
+                    for copy in copies
+                    if copy.lag != LAG_UNKNOWN
+                ],
             ),
             _gauge(
                 "state_bytes",

@@ -21,7 +21,7 @@ from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._notes import NOTES, NotesPart
 from millstream.worker._placement import Placement
-from millstream.worker._recovery import Replay, check_stored, recover
+from millstream.worker._recovery import Replay, check_stored, recover, replay_of
 from millstream.worker._subtopology import Positions, Share, SubTopology
 
 if TYPE_CHECKING:
@@ -246,18 +246,9 @@ class Shard:
             self._place(tp, found.get(tp), starts[tp])
         replays = []
         for table in self._tables.values():
-            topic = table.changelog or table.source
-            assert topic is not None
-            tp = TopicPartition(topic, self.number)
-            replay = Replay(
-                table=table.name,
-                tp=tp,
-                topic_id=options.topic_ids[topic],
-                state_key=table.state_key,
-                index_key=table.index_key,
-                stored_value=table.stored_value,
-            )
+            replay = replay_of(table, self.number, options.topic_ids)
             if table.source is not None:
+                tp = replay.tp
                 end = self._positions[table.reader, tp]
                 passed = partial(self._passed, replay, starts[tp], end)
                 replay = replace(replay, end=end, leave_out=passed)
@@ -272,6 +263,7 @@ class Shard:
                 clock=options.clock,
                 progress=options.progress,
                 shard=self.name,
+                turns=options.recoveries,
             )
         for table in self._tables.values():
             if table.name not in self.own_parts:

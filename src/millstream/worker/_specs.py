@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from millstream.worker._recovery import RecoveryProgress
+from millstream.worker._recovery import FETCHES_MAX, RecoveryProgress
 from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
@@ -88,3 +89,5 @@ class ShardOptions:
     """Input and output of one shard between two cuts, above which intake stops."""
     turns: Turns = field(default_factory=Turns)
     progress: RecoveryProgress = field(default_factory=RecoveryProgress)
+    recoveries: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(FETCHES_MAX))
+    """Bounds how many shards read their changelogs at the same time."""

@@ -30,11 +30,13 @@ from millstream.worker._assign import (
     urls_of,
 )
 from millstream.worker._commit import Committer
+from millstream.worker._copies import Copies
 from millstream.worker._fetch import Fetcher
 from millstream.worker._purge import PURGE_INTERVAL_S, Purge
 from millstream.worker._shard import Shard
 from millstream.worker._specs import AgentSpec, ShardOptions, TableSpec
 from millstream.worker._state import StateLog, WorkerState
+from millstream.worker._upkeep import StoreUpkeep
 from millstream.worker._watch import PeerWatch, neighbours
 
 if TYPE_CHECKING:
@@ -78,6 +80,8 @@ class WorkerPlan:
     """Whether some topic or table has an ``idle_timeout``."""
     commit_interval_s: float = 0.02
     session_timeout_s: float = 5.0
+    standby_replicas: int = 0
+    rack: str = ""
     inbox_bytes_max: int = 8 << 20
     epoch_bytes_max: int = 32 << 20
     shard_tasks: Mapping[int, Sequence[Callable[[Shard], Coroutine[Any, Any, None]]]] = field(
@@ -184,6 +188,15 @@ class Worker:
             for specs in plan.agents.values()
             for spec in specs
         }
+        self.copies = Copies(
+            self.options,
+            tables=plan.tables,
+            agents=plan.agents,
+            caught_up=self._tell_again,
+            note=self._note,
+            has_work=lambda: bool(self.shards),
+        )
+        self._upkeep = StoreUpkeep(self)
 
     def _lanes_of(self, agent: str) -> Callable[[], list[Any]]:
         return lambda: [
@@ -228,6 +241,16 @@ class Worker:
                 await self.states.tell()
 
     async def _run(self, commits: bool) -> None:
+        try:
+            await self._work(commits)
+        finally:
+            # after the group was left: others wait for the shards, and not for what is written to disk here
+            with contextlib.ExitStack() as closing:  # all of them, whatever one has to say
+                for store in self._stores.values():
+                    closing.callback(store.close)
+                self._stores.clear()
+
+    async def _work(self, commits: bool) -> None:
         async with self._joined():
             try:
                 async with asyncio.TaskGroup() as tasks:
@@ -242,6 +265,8 @@ class Worker:
                         tasks.create_task(self._maintain(), name="maintenance"),
                         tasks.create_task(self._follow_topics(), name="patterns"),
                         tasks.create_task(self._forget_processed(), name="purge"),
+                        tasks.create_task(self.copies.run(), name="copies"),
+                        tasks.create_task(self._upkeep.run(), name="stores"),
                         *(
                             tasks.create_task(fetcher.run(), name=f"fetch {name}")
                             for name, fetcher in self.fetchers.items()
@@ -264,10 +289,8 @@ class Worker:
                 self._tasks = None
                 self.ready.clear()
                 self.shards.clear()
-                with contextlib.ExitStack() as closing:  # all of them, whatever one has to say
-                    for store in self._stores.values():
-                        closing.callback(store.close)
-                    self._stores.clear()
+                for shard_id in list(self.copies.by_shard):
+                    self._stores[shard_id] = self.copies.release(shard_id)
 
     def stop(self) -> None:
         """Have `run` come to its end: within a second or two."""
@@ -355,6 +378,7 @@ class Worker:
             for count, _, number in names
             if count.isdigit() and number.isdigit() and int(number) < int(count)
         ]
+        lags = {**dict.fromkeys(on_disk, LAG_UNKNOWN), **self.copies.lags()}
         owned = set(share.active)
         return encode_metadata(
             MemberMetadata(
@@ -363,11 +387,14 @@ class Worker:
                 topology=self.plan.fingerprint,
                 counts=tuple(self.plan.counts),
                 stateful=tuple(sorted(count for count, some in self.plan.tables.items() if some)),
+                rack=self.plan.rack,
+                standby_replicas=self.plan.standby_replicas,
+                keeps_copies=True,
                 generation=generation,
                 owned=share.active,
                 standby=share.standby,
                 warming=share.warming,
-                held={shard: LAG_UNKNOWN for shard in on_disk if shard not in owned},
+                held={shard: lag for shard, lag in lags.items() if shard not in owned},
             )
         )
 
@@ -398,14 +425,16 @@ class Worker:
         )
         lost = set(self.shards) - mine if steady else set(self.shards)
         self.ready.clear()
+        copies = dict.fromkeys(share.standby, False) | dict.fromkeys(share.warming, True)
         async with self.committer.lock:
-            await self._stop_shards(sorted(lost))
+            await self._stop_shards(sorted(lost), kept=copies)
             self.assignment = assignment
             self.committer.member_id = assignment.member_id
             self.committer.generation = assignment.generation
+        gained = sorted(mine - set(self.shards))
+        await self._keep_copies(copies, gained)
         self.membership.note(self._metadata(share, generation=assignment.generation))
         self._watch.follow(neighbours(assignment.member_id, urls_of(assignment.members)))
-        gained = sorted(mine - set(self.shards))
         for callback in self.assigned:
             await callback(gained)
         for shard_id in gained:
@@ -414,8 +443,36 @@ class Worker:
         self._lead()
         self._stir()
 
+    async def _keep_copies(self, wanted: Mapping[ShardId, bool], gained: Sequence[ShardId]) -> None:
+        """Follow what is to be copied; what this worker owns from now on needs no copy."""
+        following = self.copies.by_shard
+        await self._upkeep.settled()
+        for shard_id in [shard_id for shard_id in following if shard_id not in wanted]:
+            store = self.copies.release(shard_id)
+            if shard_id in gained:
+                self._stores[shard_id] = store
+            else:
+                store.close()
+        for shard_id, warming in wanted.items():
+            if shard_id in following:
+                self.copies.set_role(shard_id, warming=warming)
+            else:
+                had = shard_id in self._stores
+                store = self._stores.pop(shard_id) if had else self._open(shard_id)
+                self.copies.keep(shard_id, store, warming=warming)
+
+    def _open(self, shard_id: ShardId) -> ShardStore:
+        count, number = shard_id
+        return self._state.open(f"{count}-{number}")
+
+    def _note(self) -> None:
+        """Have the group know with the next rebalance how far behind copies are."""
+        if self.membership is not None and self.assignment is not None:
+            share = decode_assignment(self.assignment.assigned)
+            self.membership.note(self._metadata(share, generation=self.assignment.generation))
+
     async def _tell_again(self) -> None:
-        """Join again, so that the log hears of all topics whose positions it is to keep."""
+        """Join again, so that the log hears of all topics whose positions it is to keep, and of copies that are warm."""
         if self.membership is not None and self.assignment is not None:
             share = decode_assignment(self.assignment.assigned)
             await self.membership.update(
@@ -426,22 +483,26 @@ class Worker:
         """A worker's process is gone, as far as this one can see."""
         return self.membership is not None and await self.membership.suspect(member_id, peer=url)
 
-    async def _stop_shards(self, shard_ids: list[ShardId]) -> None:
+    async def _stop_shards(self, shard_ids: list[ShardId], *, kept: Collection[ShardId]) -> None:
+        """Stop shards, and close their stores but those that are kept as copies."""
         if not shard_ids:
             return
         running = [self._running.pop(shard_id) for shard_id in shard_ids]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await self._upkeep.settled()
         for shard_id in shard_ids:
             self.shards.pop(shard_id)
-            self._stores.pop(shard_id).close()
+            if shard_id not in kept:
+                self._stores.pop(shard_id).close()
         for callback in self.revoked:
             await callback(shard_ids)
 
     def _start_shard(self, shard_id: ShardId) -> None:
         count, number = shard_id
-        store = self._stores[shard_id] = self._state.open(f"{count}-{number}")
+        store = self._stores.get(shard_id) or self._open(shard_id)
+        self._stores[shard_id] = store
         shard = Shard(
             count,
             number,

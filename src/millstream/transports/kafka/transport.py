@@ -70,6 +70,7 @@ class KafkaTransport:
             are not given.
         instance_id: the place in its groups under which a worker comes back after a restart without a
             rebalance (static membership); none where None.
+        evict_static: whether other workers that have such a place may be removed as soon as they seem to be gone.
         max_poll_interval_s: for how long heartbeats go on without `Membership.alive`.
     """
 
@@ -81,6 +82,7 @@ class KafkaTransport:
         transactional_id: Callable[[], str] | None = None,
         client_id: str = "millstream",
         instance_id: str | None = None,
+        evict_static: bool = False,
         max_poll_interval_s: float = MAX_POLL_INTERVAL_S,
     ) -> None:
         self._access = Access(
@@ -88,6 +90,7 @@ class KafkaTransport:
         )
         self._transactional_id = transactional_id
         self._instance_id = instance_id
+        self._evict_static = evict_static
         self._max_poll_interval_s = max_poll_interval_s
         self._open: _Open | None = None
 
@@ -269,6 +272,7 @@ class KafkaTransport:
                 session_timeout_s=session_timeout_s,
                 max_poll_interval_s=self._max_poll_interval_s,
                 instance_id=self._instance_id,
+                evict_static=self._evict_static,
                 inputs=inputs,
             ),
             metadata,
