@@ -147,6 +147,8 @@ def build(
     runs = app.table("runs", key=str, value=int, default=0)
     unfit = app.table("unfit", key=str, value=dict[str, Any], default=dict)
     ticks = app.table("ticks", key=str, value=int, default=0)
+    meetings = app.table("meetings", key=str, value=int, default=0)
+    met = app.table("met", key=str, value=dict[str, int], default=dict)
     windows = app.table("windows", key=str, value=int, default=0).tumbling(WINDOW_MS / 1_000)
 
     failed: Counter[tuple[str, int]] = Counter()
@@ -163,12 +165,24 @@ def build(
             if failed[agent, event.id] <= event.fails:
                 raise Failing(f"{agent}: event {event.id}, time {failed[agent, event.id]}")
 
+    def begin(agent: str, event: Event) -> None:
+        entry = met[event.key]
+        entry[agent] = entry.get(agent, 0) + 1
+
+    def end(agent: str, event: Event) -> None:
+        entry = met[event.key]
+        entry[f"{agent} ended"] = entry.get(f"{agent} ended", 0) + 1
+
     @app.agent(events)
     async def count(stream: ms.Stream[Event]) -> None:
         async for event in stream:
             counts[event.key] += 1
+            if event.id % MEETS == COUNT_MEETS:
+                begin("count", event)
             await pause(event.stall)
             fail("count", event)
+            if event.id % MEETS == COUNT_MEETS:
+                end("count", event)
             await numbered.send(Numbered(event.id, event.key, counts[event.key]))
 
     @app.agent(events)
@@ -187,6 +201,17 @@ def build(
                 members.add(event.key, event.id % 4)
             else:
                 members.discard(event.key, (event.id + 1) % 4)
+
+    @app.agent(events)
+    async def meet(stream: ms.Stream[Event]) -> None:
+        """Has a table in common with another agent, which both use so late that they were apart before."""
+        async for event in stream:
+            meetings[event.key] += 1
+            if event.id % MEETS == MEET_MEETS:
+                begin("meet", event)
+                await pause(event.note)
+                fail("meet", event)
+                end("meet", event)
 
     @app.agent(app.stream(events).group_by("group"))
     async def group(stream: ms.Stream[Event]) -> None:
@@ -243,6 +268,8 @@ def build(
 
 
 WINDOW_MS = 50
+MEETS, COUNT_MEETS, MEET_MEETS = 11, 9, 10
+"""Events with such an id, modulo the first, are those in which agents use the table ``met``."""
 ALWAYS = 1_000_000_000
 """As `Event.fails`: nothing comes of it."""
 
@@ -367,7 +394,7 @@ class Checker:
             for agent, topic in (
                 *(
                     (name, "events")
-                    for name in ("count", "note", "join", "slow", "window")
+                    for name in ("count", "note", "meet", "join", "slow", "window")
                     if name in self._agents
                 ),
                 (self.regroup, "events"),
@@ -384,13 +411,27 @@ class Checker:
     def _first_stage(self, view: LogView, partition: int) -> None:
         counts: Counter[str] = Counter()
         wanted = []
+        met: dict[str, Counter[str]] = defaultdict(Counter)
         for entry in view.done("count", "events", partition):
             event = _event.decode(entry.value or b"")
             if abs(event.fails) == ALWAYS:
                 continue
             counts[event.key] += 1
+            if event.id % MEETS == COUNT_MEETS:
+                met[event.key].update(("count", "count ended"))
             wanted.append(Numbered(event.id, event.key, counts[event.key]))
         _require(self._table(view, "counts", partition), dict(counts), f"counts/{partition}")
+        meetings: Counter[str] = Counter()
+        for entry in view.done("meet", "events", partition):
+            event = _event.decode(entry.value or b"")
+            meets = event.id % MEETS == MEET_MEETS
+            if meets and abs(event.fails) == ALWAYS:
+                continue
+            meetings[event.key] += 1
+            if meets:
+                met[event.key].update(("meet", "meet ended"))
+        _require(self._table(view, "meetings", partition), dict(meetings), f"meetings/{partition}")
+        _require(self._table(view, "met", partition), dict(met), f"met/{partition}")
         _require(self._table(view, "unfit", partition), {}, f"unfit/{partition}")
         found = [_numbered.decode(e.value or b"") for e in view.of("numbered", partition)]
         _require(found, wanted, f"numbered/{partition}")

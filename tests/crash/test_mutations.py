@@ -254,6 +254,41 @@ def undo_leaves_writes(patch: Patch) -> None:
     patch.setattr(TablePart, "undo", lambda self, key, before: None)
 
 
+def overlaps_ignored(patch: Patch) -> None:
+    """Journals begin, and events in the middle that have none go with the epoch."""
+    cut = SubTopology.cut
+
+    def hasty(self: SubTopology, positions: Any) -> Any:
+        if not self.journaled and self.in_progress():
+            self.set_journaled(True)
+        self.overlapped = False
+        return cut(self, positions)
+
+    patch.setattr(SubTopology, "cut", hasty)
+
+
+def merged_in_the_middle(patch: Patch) -> None:
+    """Where two sub-topologies become one, what is in the middle without a journal counts for nothing."""
+    absorb = SubTopology.absorb
+
+    def careless(self: SubTopology, other: SubTopology) -> None:
+        absorb(self, other)
+        self.overlapped = False
+
+    patch.setattr(SubTopology, "absorb", careless)
+
+
+def never_merged(patch: Patch) -> None:
+    """Who uses a table of another sub-topology stays apart."""
+
+    def apart(self: Shard, name: str, table: str) -> None:
+        if table not in self._owners:
+            connect(self, name, table)
+
+    connect = Shard.connect
+    patch.setattr(Shard, "connect", apart)
+
+
 DIES_AT: dict[Callable[[Patch], None], str] = {
     commit_not_atomic: "commit.appended",
     position_before_data: "commit.applying",
@@ -278,6 +313,9 @@ MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
     (rest_forgotten, INTERRUPTIONS),
     (undo_forgets_who_was_before, FAILURES),
     (undo_leaves_writes, FAILURES),
+    (overlaps_ignored, INTERRUPTIONS),
+    (merged_in_the_middle, INTERRUPTIONS),
+    (never_merged, INTERRUPTIONS),
 ]
 
 

@@ -1,0 +1,264 @@
+"""Agents of one shard that share no table: none waits for another, keeps journals for it, or shares its time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+import millstream as ms
+from millstream.records import TopicPartition
+from millstream.testing import TestApp
+from millstream.worker import Shard, _subtopology
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T2013 = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1_000)
+HOUR_MS = 3_600_000
+
+Patch = pytest.MonkeyPatch
+
+
+class Click(msgspec.Struct):
+    user: str
+    at: int
+
+
+@dataclass
+class Program:
+    """Slow and quick agents; ``counts`` and ``others`` are tables of the quick ones."""
+
+    app: ms.App
+    clicks: ms.Topic[Click]
+    orders: ms.Topic[Click]
+    counts: ms.Table[str, int]
+    others: ms.Table[str, int]
+
+
+def program(*, concurrency: int = 1, **settings: Any) -> Program:
+    """Two agents on one topic, of which one waits in the middle of its events, and one on a topic of its own."""
+    app = ms.App("apart", partitions=1, **settings)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    orders = app.topic("orders", value=Click, key_from="user", timestamp="at")
+    waits = app.table("waits", key=str, value=int, default=0)
+    counts = app.table("counts", key=str, value=int, default=0)
+    others = app.table("others", key=str, value=int, default=0)
+
+    @app.agent(orders, concurrency=concurrency)
+    async def slow(stream: ms.Stream[Click]) -> None:
+        async for order in stream:
+            waits[order.user] += 1
+            await app.clock.sleep(300)
+            waits[order.user] += 1
+
+    @app.agent(orders)
+    async def beside(stream: ms.Stream[Click]) -> None:
+        async for order in stream:
+            others[order.user] += 1
+
+    @app.agent(clicks)
+    async def quick(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+
+    return Program(app, clicks, orders, counts, others)
+
+
+async def no_journals(concurrency: int) -> None:
+    made = program(concurrency=concurrency)
+    async with TestApp(made.app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send_many(made.orders, [Click(f"user-{n}", T2013 + n) for n in range(8)])
+        await t.send_many(made.clicks, [Click("ada", T2013 + n) for n in range(8)])
+        assert shard.in_progress()
+        assert shard.lanes["slow"].journaled
+        assert not shard.lanes["quick"].journaled
+        assert not shard.lanes["beside"].journaled
+        assert t.table(made.counts) == {"ada": 8}
+        assert len(t.table(made.others)) == 8
+        assert shard._settled["quick", TopicPartition("clicks", 0)] == 8
+        assert shard._settled["beside", TopicPartition("orders", 0)] == 8
+        assert shard._settled["slow", TopicPartition("orders", 0)] == 0
+
+
+async def no_waiting() -> None:
+    made = program()
+    async with TestApp(made.app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send(made.orders, Click("ada", T2013))
+        shard.subtopology_of("slow").close_gate("a test")
+        await t.send(made.clicks, Click("ada", T2013))
+        assert t.table(made.counts) == {"ada": 1}
+
+
+async def no_share_of_bytes() -> None:
+    made = program(epoch_bytes_max=1_000)
+    async with TestApp(made.app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send(made.orders, Click("ada", T2013))
+        stuck: Any = shard.subtopology_of("slow")
+        stuck.epoch_bytes, stuck.cut = 1_000_000, lambda positions: None
+        for n in range(8):
+            await t.send(made.clicks, Click("ada", T2013 + n))
+        assert t.table(made.counts) == {"ada": 8}
+        assert not shard.subtopology_of("quick").is_closed_by("epoch full")
+
+
+async def own_time() -> None:
+    made = program()
+    async with TestApp(made.app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send(made.clicks, Click("ada", T2013))
+        await t.send(made.orders, Click("ada", T2013 + HOUR_MS))
+        assert shard.stream_time_of("counts") == T2013
+        assert shard.stream_time_of("others") == T2013 + HOUR_MS
+        await t.crash()
+        (shard,) = t.worker.shards.values()
+        assert shard.subtopology_of("quick").stream_time == T2013
+        assert shard.subtopology_of("beside").stream_time == T2013 + HOUR_MS
+
+
+async def own_windows() -> None:
+    """One that takes long to close a window keeps nobody else's windows open."""
+    made = program()
+    app = made.app
+    closed = []
+    long = app.table("long", key=str, value=int, default=0).tumbling("1m")
+    short = app.table("short", key=str, value=int, default=0).tumbling("1m")
+
+    @app.agent(made.orders)
+    async def count_long(stream: ms.Stream[Click]) -> None:
+        async for order in stream:
+            long[order.user] += 1
+
+    @app.agent(made.clicks)
+    async def count_short(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            short[click.user] += 1
+
+    @long.on_close
+    async def wait(key: str, window: ms.Window, value: int) -> None:
+        await app.clock.sleep(300)
+
+    @short.on_close
+    async def note(key: str, window: ms.Window, value: int) -> None:
+        closed.append(value)
+
+    async with TestApp(app) as t:
+        for topic in (made.orders, made.clicks):
+            await t.send_many(topic, [Click("ada", T2013), Click("ada", T2013 + 60_000)])
+        await t.send(made.clicks, Click("ada", T2013 + 60_001))
+        assert closed == [1]
+        assert t.table(made.counts) == {"ada": 3}
+
+
+CHECKS: list[Callable[[], Awaitable[None]]] = [
+    lambda: no_journals(1),
+    lambda: no_journals(20),
+    no_waiting,
+    no_share_of_bytes,
+    own_time,
+    own_windows,
+]
+NAMES = ["no journals", "concurrency", "no waiting", "no share of bytes", "own time", "own windows"]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=NAMES)
+async def test_apart(check: Callable[[], Awaitable[None]], monkeypatch: Patch) -> None:
+    """A slow agent costs the others of its shard nothing."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 5)
+    await check()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=NAMES)
+async def test_found(check: Callable[[], Awaitable[None]], monkeypatch: Patch) -> None:
+    """Where everything in a shard is connected, each of the checks shows it."""
+    find = Shard.subtopology_of
+
+    def all_in_one(self: Shard, name: str) -> Any:
+        found = find(self, "all")
+        found.members.add(name)
+        self._of[name] = found
+        return found
+
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 5)
+    monkeypatch.setattr(Shard, "subtopology_of", all_in_one)
+    with pytest.raises((AssertionError, TimeoutError)):
+        await asyncio.wait_for(check(), 5)
+
+
+async def test_connected_by_tables(monkeypatch: Patch) -> None:
+    """Those who use one table are connected, also by way of others, from when they use it."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 5)
+    made = program()
+    app = made.app
+    meeting = app.table("meeting", key=str, value=int, default=0)
+
+    @app.agent(made.clicks)
+    async def between(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            if click.user == "bob":
+                made.counts[click.user] += 1
+                meeting[click.user] += 1
+
+    @app.agent(made.orders)
+    async def far(stream: ms.Stream[Click]) -> None:
+        async for order in stream:
+            meeting[order.user] += 1
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send_many(made.clicks, [Click("ada", T2013 + n) for n in range(8)])
+        await t.send(made.orders, Click("ada", T2013 + HOUR_MS))
+        quick, farther = shard.subtopology_of("quick"), shard.subtopology_of("far")
+        assert quick is not farther
+        assert not quick.journaled
+        await t.send(made.clicks, Click("bob", T2013 + 9))
+        assert quick.current() is farther.current() is shard.subtopology_of("between")
+        assert shard.stream_time_of("counts") == T2013 + HOUR_MS
+        assert shard.subtopology_of("slow") is not quick.current()
+        assert t.table(made.counts) == {"ada": 8, "bob": 2}
+        assert t.table(meeting) == {"ada": 1, "bob": 1}
+
+
+async def test_an_event_in_the_middle_is_waited_for_by_the_commit_alone(
+    monkeypatch: Patch,
+) -> None:
+    """A rare wait in an agent without journals keeps connected ones out of the epochs, and nobody from working."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 5)
+    app = ms.App("rare", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    seen: Counter[str] = Counter()
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(clicks)
+    async def rare(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+            if click.user == "wait":
+                await app.clock.sleep(300)
+            counts[click.user] += 1
+
+    @app.agent(clicks)
+    async def other(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            seen[click.user] += counts[click.user] > 0
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send_many(clicks, [Click("ada", T2013 + n) for n in range(8)])
+        assert not shard.journaled
+        await t.send(clicks, Click("wait", T2013))
+        await t.send_many(clicks, [Click("ada", T2013 + n) for n in range(8)])
+        assert seen.total() == 17
+        assert shard.subtopology_of("rare").gate.is_set()
+        assert shard._settled["other", TopicPartition("clicks", 0)] == 8
+        await t.advance("5m")
+        assert shard._settled["other", TopicPartition("clicks", 0)] == 17
+        assert t.table(counts) == {"ada": 32, "wait": 2}
