@@ -36,6 +36,7 @@ def main() -> int:
     fourth.add_argument(
         "--keys", type=int, default=10_000_000, help="of the table that is replayed"
     )
+    fourth.add_argument("--broker", help="instead of one that is started for this")
     fourth.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.suite == "core":
@@ -46,7 +47,13 @@ def main() -> int:
         from bench import recovery
 
         chosen = options.only or list(RECOVERY_SUITES)
-        return recovery.main(chosen, rounds=options.rounds, keys=options.keys, output=options.json)
+        return recovery.main(
+            chosen,
+            rounds=options.rounds,
+            keys=options.keys,
+            output=options.json,
+            broker=options.broker,
+        )
     if options.phase == "feed":
         memory.feed(options.directory, options.events, options.keys)
     elif options.phase == "work":

@@ -361,21 +361,27 @@ async def _fill(url: str, group: Group, keys: int) -> None:
             await transport.append(records)
 
 
-def main(suites: list[str], *, rounds: int, keys: int, output: str | None) -> int:
-    """Measure, print a table, and write JSON."""
+def main(
+    suites: list[str], *, rounds: int, keys: int, output: str | None, broker: str | None = None
+) -> int:
+    """Measure, print a table, and write JSON.
+
+    Args:
+        broker: where it is, instead of one that is started for this.
+    """
     found: list[Measured] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millstream-bench-")))
-        cluster = stack.enter_context(Cluster())
+        url = broker or stack.enter_context(Cluster()).url
         for suite in suites:
             if suite == "rolling":
-                measured = asyncio.run(_rolling(cluster.url, folder, max(1, rounds // 3)))
+                measured = asyncio.run(_rolling(url, folder, max(1, rounds // 3)))
             elif suite == "empty-disk":
-                measured = asyncio.run(_replayed(cluster.url, folder, keys))
+                measured = asyncio.run(_replayed(url, folder, keys))
             else:
                 kill = suite == "killed"
                 turns = rounds if kill else max(1, rounds // 3)
-                measured = asyncio.run(_taken_over(cluster.url, folder, turns, kill=kill))
+                measured = asyncio.run(_taken_over(url, folder, turns, kill=kill))
             for one in measured:
                 _print(one)
             found += measured
