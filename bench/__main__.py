@@ -1,4 +1,4 @@
-"""``python -m bench core|memory|kafka``; ``--help`` for the rest."""
+"""``python -m bench core|memory|kafka|recovery``; ``--help`` for the rest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 from bench import core, kafka, memory
 from bench.program import WORKLOADS
+
+RECOVERY_SUITES = ("killed", "vanished", "rolling", "empty-disk")
 
 
 def main() -> int:
@@ -26,11 +28,32 @@ def main() -> int:
     third.add_argument("--broker", default="kafka://127.0.0.1:9092")
     third.add_argument("--commits", type=int, default=300)
     third.add_argument("--records", type=int, default=400_000)
+    fourth = suites.add_parser(
+        "recovery", help="workers that go, come back and replay, on a broker"
+    )
+    fourth.add_argument("--only", choices=RECOVERY_SUITES, action="append")
+    fourth.add_argument("--rounds", type=int, default=12, help="workers that go")
+    fourth.add_argument(
+        "--keys", type=int, default=10_000_000, help="of the table that is replayed"
+    )
+    fourth.add_argument("--broker", help="instead of one that is started for this")
+    fourth.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.suite == "core":
         return core.main(options.events, options.only or list(WORKLOADS), options.json)
     if options.suite == "kafka":
         return kafka.main(options.broker, options.commits, options.records)
+    if options.suite == "recovery":
+        from bench import recovery
+
+        chosen = options.only or list(RECOVERY_SUITES)
+        return recovery.main(
+            chosen,
+            rounds=options.rounds,
+            keys=options.keys,
+            output=options.json,
+            broker=options.broker,
+        )
     if options.phase == "feed":
         memory.feed(options.directory, options.events, options.keys)
     elif options.phase == "work":

@@ -86,6 +86,8 @@ class MemoryTables:
     ) -> None:
         self.tables: Mapping[str, TableInfo] = TABLES
         self.owned = set(owned)
+        self.copied: dict[int, int] = {}
+        """Shards of which this worker has a copy, and how old its answers are, in ms."""
         self.members: list[Peer] = []
         self.stores = stores or Stores()
         self.asked: list[Read] = []
@@ -140,15 +142,23 @@ class MemoryTables:
             numbers = range(SHARDS) if read.key is None else (info.shard_of(read.key),)  # type: ignore[assignment]
         pages = []
         for number in numbers:
-            if number not in self.owned:
+            age = self.copied.get(number)
+            if age is not None and (read.stale_ms is None or age > read.stale_ms):
+                raise NotHereError(f"The copy of shard {number} is behind.")
+            if age is None and number not in self.owned:
                 raise NotHereError(f"Shard {number} is elsewhere.")
             store = self.stores.shards[number].table(read.table)
             entries, after = read_store(store, info, read)
             position = {f"orders/{number}": self.stores.offsets[number]}
-            pages.append(Page(entries=entries, position=position, next=after))
-        page = merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
-        page.stale_ms = self.stale_ms
-        return page
+            pages.append(
+                Page(
+                    entries=entries,
+                    position=position,
+                    next=after,
+                    stale_ms=self.stale_ms if age is None else age,
+                )
+            )
+        return merge_pages(info, pages, limit=read.limit, reverse=read.reverse)
 
     async def changes(self, table: str, key: bytes | None = None) -> AsyncIterator[Changes]:
         """As `Queries.changes`."""
@@ -298,6 +308,7 @@ def tell_peers(apps: Sequence[RunningApp]) -> None:
             member=app.facts.member,
             url=app.served.url,
             shards=frozenset((SHARDS, number) for number in app.tables.owned),
+            copies=frozenset((SHARDS, number) for number in app.tables.copied),
         )
         for app in apps
     ]

@@ -75,6 +75,57 @@ async def test_any_worker_answers_for_any_key(
     assert missing.json()["type"] == "urn:millstream:no-such-key"
 
 
+async def test_a_copy_answers_those_who_are_content_with_it(
+    workers: tuple[RunningApp, RunningApp], http: httpx.AsyncClient
+) -> None:
+    """The one that is here, if it is not too old for them; else the owner, whose answer is current."""
+    one, other = workers
+    one.tables.copied = {2: 900, 3: 900}
+    tell_peers(workers)
+    [key] = keys_of([2, 3], 1)
+    other.tables.put("totals", key, 4.5)
+    url = f"{one.served.url}/tables/totals/keys/{key}"
+    answer = (await http.get(url, params={"stale": "5s"})).json()
+    assert (answer["value"], answer["stale_ms"]) == (4.5, 900)
+    assert not other.tables.asked
+    for terms in ({"stale": "500ms"}, {}):
+        answer = (await http.get(url, params=terms)).json()
+        assert answer["value"] == 4.5
+        assert "stale_ms" not in answer
+    assert len(other.tables.asked) == 2
+
+
+async def test_copies_answer_for_an_owner_that_does_not(
+    workers: tuple[RunningApp, RunningApp], http: httpx.AsyncClient
+) -> None:
+    """Wherever they are; pages too. Who wants a current answer is told that there is none."""
+    one, other = workers
+    one.tables.owned = {0, 1}
+    other.tables.owned, other.tables.copied = set(), {2: 10, 3: 20}
+    tell_peers(workers)
+    gone = Peer(
+        member="worker-3",
+        url="http://127.0.0.1:9",
+        shards=frozenset({(SHARDS, 2), (SHARDS, 3)}),
+    )
+    for app in workers:
+        app.tables.members.append(gone)
+    for number in range(SHARDS):
+        [key] = keys_of([number], 1)
+        other.tables.put("totals", key, 4.5)
+        answer = await http.get(
+            f"{one.served.url}/tables/totals/keys/{key}", params={"stale": "5s"}
+        )
+        assert answer.json()["value"] == 4.5
+        assert answer.json().get("stale_ms") == other.tables.copied.get(number)
+    page = (await http.get(f"{one.served.url}/tables/totals", params={"stale": "5s"})).json()
+    assert len(page["rows"]) == SHARDS
+    assert page["stale_ms"] == 20
+    [key] = keys_of([2], 1)
+    refused = await http.get(f"{one.served.url}/tables/totals/keys/{key}")
+    assert refused.status_code == 503
+
+
 async def test_a_page_is_merged_over_workers(
     workers: tuple[RunningApp, RunningApp], http: httpx.AsyncClient
 ) -> None:

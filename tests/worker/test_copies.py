@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from millstream import hooks
 from millstream.errors import NotHereError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.tables._query import Read
-from millstream.worker import _assign_group, _copies
+from millstream.worker import _assign_group, _copies, _recovery
 from tests.worker.copying import KEYS, Group, Member, group, until
 
 if TYPE_CHECKING:
@@ -249,3 +251,42 @@ async def test_copies_are_followed_a_few_at_a_time(monkeypatch: pytest.MonkeyPat
         assert one.warming, "those that are to be owned here come first"
         held.flowing.set()
         await made.settled()
+
+
+async def test_a_rebalance_while_shards_recover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that stay go on with what they are at; those that leave stop, and keep what they have."""
+    for module in (_copies, _assign_group):
+        monkeypatch.setattr(module, "ACCEPTABLE_LAG", 10**9)  # whoever has anything is warm
+    started: Counter[str] = Counter()
+    flowing = asyncio.Event()
+    flowing.set()
+
+    def watch(point: str, facts: dict[str, object]) -> None:
+        if point == "recovery.started":
+            started[str(facts["shard"])] += 1
+
+    replay = _recovery._replay
+
+    async def held(*positional: Any, **named: Any) -> None:
+        await flowing.wait()
+        await replay(*positional, **named)
+
+    monkeypatch.setattr(_recovery, "_replay", held)
+    async with group() as made:
+        first = await made.start("a")
+        await made.write(3)
+        await made.settled()
+        await made.stop("a")
+        made.states.clear()
+        flowing.clear()
+        with hooks.observe(watch):
+            first = await made.start("a")
+            await until(lambda: len(started) == 4)
+            recovering = dict(first.worker.shards)
+            second = await made.start("b")
+            await until(lambda: len(first.owned) == len(second.owned) == 2)
+            flowing.set()
+            await made.settled()
+        stayed = {f"4-{number}" for number in first.owned}
+        assert {name for name, times in started.items() if times == 1} >= stayed
+        assert all(first.worker.shards[4, n] is recovering[4, n] for n in first.owned)

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from millstream import hooks
 from millstream.errors import (
@@ -21,6 +21,7 @@ from millstream.records import TopicPartition
 from millstream.transports.base import GroupInputs
 from millstream.worker._assign import (
     LAG_UNKNOWN,
+    Assignor,
     MemberMetadata,
     ShardAssignment,
     ShardId,
@@ -52,7 +53,12 @@ if TYPE_CHECKING:
 
     from millstream.clock import Clock
     from millstream.state.base import ShardStore, StateBackend
-    from millstream.transports.base import Assignment, Membership, TopicInfo, Transport
+    from millstream.transports.base import (
+        Assignment,
+        Membership,
+        TopicInfo,
+        Transport,
+    )
 
 __all__ = ["Worker", "WorkerPlan"]
 
@@ -124,6 +130,9 @@ class WorkerPlan:
 
 class Worker:
     """Runs the shards that its group gives it."""
+
+    assign: ClassVar[Assignor] = assign_shards
+    """What it does where it leads its group; it tells the versions that this knows in its metadata."""
 
     def __init__(
         self,
@@ -309,7 +318,7 @@ class Worker:
         self.membership = await self._transport.join(
             self.plan.app,
             metadata=self._metadata(ShardAssignment(), generation=0),
-            assign=assign_shards,
+            assign=type(self).assign,
             session_timeout_s=self.plan.session_timeout_s,
             inputs=self._inputs,
         )
