@@ -247,7 +247,7 @@ async def test_an_event_in_the_middle_is_waited_for_by_the_commit_alone(
     @app.agent(clicks)
     async def other(stream: ms.Stream[Click]) -> None:
         async for click in stream:
-            seen.append(counts[click.user])
+            seen.append(counts[click.user])  # noqa: PERF401 - what an agent looks like
 
     async with TestApp(app) as t:
         (shard,) = t.worker.shards.values()
