@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.browser.webdriver import browsing
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 90.0
@@ -37,9 +40,18 @@ def _rows(url: str) -> list[Any]:
         return []
 
 
+async def _look_at_the_board(url: str) -> None:
+    async with browsing() as browser:
+        await browser.open(url)
+        await browser.until("#carriers", "UA")
+        await browser.until("#airports", "EWR")
+        await browser.until_true("return document.getElementById('air').textContent !== '0'")
+        assert await browser.errors() == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_the_processes_work_together(tmp_path: Path) -> None:
-    """The worker counts what the feed sends; both end when they are told to."""
+    """The worker counts what the feed sends, its page shows it; both end when they are told to."""
     port = _free_port()
     environment = {
         **os.environ,
@@ -61,6 +73,7 @@ def test_the_processes_work_together(tmp_path: Path) -> None:
             assert all(process.poll() is None for process in running)
             time.sleep(0.2)
         assert {"departed", "cancelled", "landed", "arrival_delay_sum"} <= set(rows[0]["value"])
+        asyncio.run(_look_at_the_board(f"http://127.0.0.1:{port}/board"))
     finally:
         for process in running:
             process.send_signal(signal.SIGINT)

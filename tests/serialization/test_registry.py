@@ -123,6 +123,20 @@ def test_values_come_back(name: str, value_type: Any, value: Any) -> None:
     assert codec.loads(codec.dumps(value)) == value
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (Order, "Order"),
+        (list[Order], "list[Order]"),
+        (dict[str, list[Order]], "dict[str, list[Order]]"),
+        (Order | None, "Order | None"),
+    ],
+)
+def test_names_of_types(kind: Any, name: str) -> None:
+    """As one would say them, without modules."""
+    assert codec_for("json", kind).type_name == name
+
+
 BYTES: list[tuple[str, Any, Any, bytes]] = [
     # codec, declared type, value, bytes as other clients write them
     ("json", dict, {"b": 1, "a": 2}, b'{"b":1,"a":2}'),

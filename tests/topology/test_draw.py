@@ -85,6 +85,21 @@ def test_boxes_do_not_overlap() -> None:
     assert max(y + height for _, y, _, height in boxes) <= int(root.attrib["height"])
 
 
+def test_long_names() -> None:
+    """A box is as wide as what stands in it, and the next column begins beyond it."""
+    app = ms.App("long")
+    name = "the-orders-of-all-the-shops-in-all-the-countries"
+
+    @app.agent(app.topic(name, value=int))
+    async def count(stream: ms.Stream[int]) -> None:
+        pass
+
+    root = ElementTree.fromstring(draw_svg(app.topology))
+    topic, agent = root.iter("{http://www.w3.org/2000/svg}rect")
+    assert int(topic.attrib["width"]) > 7 * len(f"topic {name}")
+    assert int(agent.attrib["x"]) > int(topic.attrib["x"]) + int(topic.attrib["width"])
+
+
 def test_names_are_escaped() -> None:
     """What a name could break is escaped, and an empty app has a drawing as well."""
     app = ms.App("x")

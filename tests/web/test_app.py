@@ -145,6 +145,13 @@ async def test_openapi_has_every_parameter(http: httpx.AsyncClient) -> None:
         assert {p["name"] for p in listed if p["in"] == "query"} == set(taken.split(", "))
 
 
+async def test_icon(http: httpx.AsyncClient) -> None:
+    """Browsers ask for it, on pages of the user as well."""
+    answer = await http.get("/favicon.ico")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/svg+xml"
+
+
 async def test_index(http: httpx.AsyncClient) -> None:
     """A program finds the other addresses from the first one."""
     answer = (await http.get("/")).json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from struct import Struct
 from struct import error as StructError
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FunctionCodec", "number_codec", "raw_codec", "str_codec", "type_name"]
 
+_MODULES = re.compile(r"(?:[\w<>]+\.)+")
+
 
 @dataclass(frozen=True, slots=True)
 class FunctionCodec:
@@ -28,9 +31,9 @@ class FunctionCodec:
 
 
 def type_name(value_type: Any) -> str:
-    """A type as messages call it: ``Order``, ``dict[str, int]``."""
+    """A type as messages call it: ``Order``, ``dict[str, int]``, ``list[Order]``; without the modules."""
     plain = isinstance(value_type, type) and not hasattr(value_type, "__args__")
-    return value_type.__name__ if plain else str(value_type).replace("typing.", "")
+    return value_type.__name__ if plain else _MODULES.sub("", str(value_type))
 
 
 def raw_codec(value_type: Any) -> FunctionCodec:

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_mermaid", "draw_svg", "draw_text"]
 
-_ROW_PX, _COLUMN_PX, _BOX_PX = 56, 250, (200, 36)
+_ROW_PX, _GAP_PX, _BOX_PX = 56, 60, 36
+_LETTER_PX = 7.6
+"""No letter of a name is wider on average, in any font that a browser has for the drawing."""
 
 
 def draw_text(topology: Topology) -> str:
@@ -70,32 +72,38 @@ def draw_svg(topology: Topology) -> str:
     columns: dict[int, list[str]] = {}
     for node in nodes:
         columns.setdefault(depth[node], []).append(node)
-    place = {
-        node: (20 + x * _COLUMN_PX, 20 + y * _ROW_PX)
-        for x, (_, column) in enumerate(sorted(columns.items()))
-        for y, node in enumerate(column)
-    }
-    width = 20 + len(columns) * _COLUMN_PX
+    label = {node: node.replace(":", " ", 1) for node in nodes}
+    place: dict[str, tuple[int, int]] = {}
+    box_width: dict[str, int] = {}
+    x = 20
+    for _, column in sorted(columns.items()):
+        widest = max(120, *(20 + int(len(label[node]) * _LETTER_PX) for node in column))
+        for y, node in enumerate(column):
+            place[node] = x, 20 + y * _ROW_PX
+            box_width[node] = widest
+        x += widest + _GAP_PX
+    width = max(x - _GAP_PX, 20) + 20
     height = 20 + max((len(column) for column in columns.values()), default=1) * _ROW_PX
-    box_width, box_height = _BOX_PX
     colours = {"topic": "#e8f0fe", "agent": "#fef7e0", "table": "#e6f4ea"}
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
         f' font-family="system-ui, sans-serif" font-size="13">'
     ]
+    middle = _BOX_PX // 2
     for before, after in edges:
         (x1, y1), (x2, y2) = place[before], place[after]
+        x1 += box_width[before]
+        y1, y2 = y1 + middle, y2 + middle
         parts.append(
-            f'<path d="M{x1 + box_width},{y1 + box_height // 2} C{x1 + box_width + 30},'
-            f"{y1 + box_height // 2} {x2 - 30},{y2 + box_height // 2} {x2},"
-            f'{y2 + box_height // 2}" fill="none" stroke="#5f6368"/>'
+            f'<path d="M{x1},{y1} C{x1 + 30},{y1} {x2 - 30},{y2} {x2},{y2}"'
+            f' fill="none" stroke="#5f6368"/>'
         )
     for node, (x, y) in place.items():
-        kind, name = node.split(":", 1)
+        kind = node.partition(":")[0]
         parts.append(
-            f'<rect x="{x}" y="{y}" width="{box_width}" height="{box_height}" rx="6"'
+            f'<rect x="{x}" y="{y}" width="{box_width[node]}" height="{_BOX_PX}" rx="6"'
             f' fill="{colours[kind]}" stroke="#5f6368"/>'
-            f'<text x="{x + 10}" y="{y + 23}">{escape(kind)} {escape(name)}</text>'
+            f'<text x="{x + 10}" y="{y + 23}">{escape(label[node])}</text>'
         )
     parts.append("</svg>")
     return "".join(parts)

@@ -10,7 +10,7 @@ import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
@@ -87,6 +87,7 @@ def build_web(
             *built_in,
             *(_user_route(path, page) for path, page in pages.items()),
             *(Mount(path, other) for path, other in mounts.items()),
+            Route("/favicon.ico", _icon),  # browsers ask for it; a page of the user's comes first
         ],
         middleware=[Middleware(OriginGuard)],
         exception_handlers={
@@ -102,6 +103,10 @@ def build_web(
 
 def _user_route(path: str, page: Callable[..., Any]) -> Route:
     return Route(path, page, methods=None if isinstance(page, type) else ["GET", "POST"])
+
+
+async def _icon(request: Request) -> Response:
+    return FileResponse(STATIC / "icon.svg")
 
 
 BUILT_IN = (
