@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["MODELS", "model_of"]
+__all__ = ["DEFECTS", "MODELS", "group_of", "model_of"]
 
 Input = tuple[str, str | None, str | None, int]
 """Topic, key, value, timestamp."""
@@ -233,13 +233,122 @@ def cogroup_tumbling(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
     return out
 
 
+class JoinRow(NamedTuple):
+    """A record of one side of a join."""
+
+    left: bool
+    key: str
+    value: str
+    time: int
+
+    def alone(self) -> list[Any]:
+        """What comes out where there is no partner."""
+        text = f"{self.value},null" if self.left else f"null,{self.value}"
+        return [self.key, text, self.time]
+
+    def with_partner(self, other: JoinRow) -> list[Any]:
+        """What comes out of two."""
+        left, right = (self, other) if self.left else (other, self)
+        return [self.key, f"{left.value},{right.value}", max(self.time, other.time)]
+
+
+def stream_stream(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
+    """Two streams: every row that ever came is looked at, and a row without a partner comes out when it is due.
+
+    A side's rows are found until its own time is beyond them by reach and grace, as in Kafka Streams.
+    """
+    before, after, grace = params["before"], params["after"], params["grace"]
+    alone = {"inner": [], "left": [True], "outer": [True, False]}[params["kind"]]
+    hold = {True: after + grace, False: before + grace}
+    kept = {}
+    for left, reach in ((True, after), (False, before)):
+        ordered = reach + 1 if min(before, after) < 0 else 1  # what a stream without disorder needs
+        kept[left] = max(before + after + grace, ordered)
+    rows: list[JoinRow] = []
+    waiting: list[JoinRow] = []
+    stream_time, side_time = -1, {True: -1, False: -1}
+    out: Output = []
+    for topic, key, value, time in inputs:
+        found: list[list[Any]] = []
+        out.append(found)
+        stream_time, left = max(stream_time, time), topic == "a"
+        due = [row for row in waiting if row.time + hold[row.left] < stream_time]
+        waiting = [row for row in waiting if row not in due]
+        due.sort(key=lambda row: (row.time, row.left, row.key))
+        found += [row.alone() for row in due]
+        if value is None or (key is None and left not in alone):
+            continue
+        row = JoinRow(left, key or "", value, time)
+        if key is None:
+            found.append([None, *row.alone()[1:]])
+            continue
+        first, last = (time - before, time + after) if left else (time - after, time + before)
+        last = max(0, last)  # Kafka Streams has it so at the beginning of time
+        partners = [
+            one
+            for one in rows
+            if one.left != left
+            and one.key == key
+            and first <= one.time <= last
+            and one.time > side_time[not left] - kept[not left]
+        ]
+        partners.sort(key=lambda one: one.time)
+        found += [row.with_partner(one) for one in partners]
+        waiting = [one for one in waiting if one not in partners]
+        if not partners and left in alone:
+            if last < stream_time:
+                found.append(row.alone())
+            else:
+                waiting.append(row)
+        side_time[left] = max(side_time[left], time)
+        if time > side_time[left] - kept[left]:
+            rows.append(row)
+    return out
+
+
 MODELS: dict[str, Callable[[Sequence[Input], dict[str, Any]], Output]] = {
     "tumbling": windowed(Aligned),
     "hopping": windowed(Aligned),
     "sliding": windowed(Sliding),
     "session": windowed(Sessions),
     "cogroup_tumbling": cogroup_tumbling,
+    "stream_stream": stream_stream,
 }
+
+LOST = "emit-on-close is clipped by the expiry of the store: windows are lost"
+GONE = "a session that is open by the grace rule has expired in the store"
+TWICE = "suppress takes a window for final 1 ms before the aggregate does, and again when it is"
+FORGOTTEN = "a window to which one input may still add has expired by the time of the other"
+WAITS = (
+    "rows without a partner that are due wait for a later record, or for a throttle of one second"
+)
+
+DEFECTS = {
+    "tumbling close": LOST,
+    "hopping close": LOST,
+    "sliding close": LOST,
+    "sliding suppress": TWICE,
+    "sliding suppress long_retention": TWICE,
+    "session update": GONE,
+    "session close": GONE,
+    "session suppress": TWICE,
+    "session suppress long_retention": TWICE,
+    "cogroup_tumbling": FORGOTTEN,
+    "stream_stream left": WAITS,
+    "stream_stream outer": WAITS,
+}
+"""By group: the defect of Kafka Streams' (semantics, section 7) on which some recorded answers rest."""
+
+KINDS = ("emit", "long_retention", "kind", "table", "versioned", "materialized", "buffer")
+"""Parameters that make a group of their own."""
+
+
+def group_of(case: dict[str, Any]) -> str:
+    """Topology and the parameters that matter most, in words."""
+    params = case["params"]
+    words = [params[name] if isinstance(params[name], str) else name * params[name]
+             for name in KINDS if name in params]  # fmt: skip
+    return " ".join([case["topology"], *(word.partition(" ")[0] for word in words if word)])
 
 
 def model_of(case: dict[str, Any]) -> Output:

@@ -252,7 +252,7 @@ class WindowedAggregate(Operator):
         """A window is final: called once for each, in an event of its own."""
         scope = current.get()
         part = scope.parts[self.name]
-        if not isinstance(self.windows, Session) and part.is_gone(window.start + 1):
+        if part.is_dropped(window):
             return  # Kafka Streams' own range scan for final windows does not see it
         assert self.pipeline is not None
         binding = bound(self.pipeline, scope, self._clock())

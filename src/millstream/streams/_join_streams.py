@@ -51,12 +51,15 @@ class Reach(NamedTuple):
         """How far a side's stream time may be beyond a row that is still found, in ms.
 
         Reach and grace, as in Kafka Streams. Where a side reaches only into the future, Kafka Streams
-        drops rows of an ordered stream before their partners can come; here its reach is the least.
+        drops rows of an ordered stream before their partners can come; here its reach is the least. Where
+        all of it is 0, Kafka Streams keeps nothing; here rows of one moment meet.
         """
-        kept = max(self.before + self.after + self.grace, 1)
-        if compat or min(self.before, self.after) >= 0:
+        kept = self.before + self.after + self.grace
+        if compat:
             return kept
-        return max(kept, (self.after if left else self.before) + 1)
+        if min(self.before, self.after) < 0:
+            kept = max(kept, (self.after if left else self.before) + 1)
+        return max(kept, 1)
 
     def hold(self, *, left: bool) -> int:
         """How far stream time has to be beyond a row for which no partner can come any more, in ms."""
@@ -90,12 +93,16 @@ class StreamJoin(Operator):
         self.stores += self.buffers.values()
         if self.waits is not None:
             self.stores.append(self.waits)
+        self.memory = f"{name}-released"
+        """Kept only where Kafka Streams' answers are wanted."""
         self._compat = False
         self._clock: Callable[[], Clock] | None = None
 
     def declare(self, home: StreamHome) -> None:
         """Declare what it keeps."""
         self._compat = compat = home.compat == "kafka-streams"
+        if compat and self.waits is not None:
+            self.stores.append(self.memory)
         self._clock = lambda: home.clock
         sides = {True: self.parents[0], False: self.parents[1]}
         for left, parent in sides.items():
@@ -119,6 +126,16 @@ class StreamJoin(Operator):
                 help=f"Records of join {self.name!r} that have not met a partner yet.",
             )
             home.due_hook(self.waits, self.close)
+            if compat:
+                home.kept_table(
+                    self.memory,
+                    key=str,
+                    value=tuple[int | None, int],
+                    like=self.parents[0].topics[0],
+                    stamped=False,
+                    checked=False,
+                    help=f"Which rows of join {self.name!r} Kafka Streams would look at next, and when.",
+                )
 
     def _alone(self) -> list[bool]:
         """Sides, left or not, whose records come out without a partner."""
@@ -128,7 +145,10 @@ class StreamJoin(Operator):
         release = None
         if self.waits is not None and self._compat:
             holds = {left: self.reach.hold(left=left) for left in (True, False)}
-            release = KafkaRelease(context.parts[self.waits], context.clock, holds_ms=holds)
+            parts = context.parts
+            release = KafkaRelease(
+                parts[self.waits], parts[self.memory], context.clock, holds_ms=holds
+            )
         return [self._side(context, forward, release, left=left) for left in (True, False)]
 
     def _side(
@@ -196,7 +216,7 @@ class StreamJoin(Operator):
                     headers = scope.record.headers if scope.record is not None else []
                     waiting.put(left, timestamp, key, data, headers, scope)
                     if release is not None:
-                        release.put(timestamp)
+                        release.put(timestamp, scope)
             mine.add(key, timestamp, mark, data, scope)
             return then(out, deliver, pairs) if pairs else out
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KeyedPart", "index_key"]
 
+KAFKA_SEGMENT_MS_MIN: Final = 60_000
+"""Kafka Streams' session stores forget in stretches of at least so much event time."""
 STALE_MAX: Final = 64
 """Index entries of deleted windows that are passed over when the next due moment is looked for."""
 
@@ -161,6 +163,14 @@ class KeyedPart(WindowedPart):
         super().undo(key, before)
         if key[1] >= 0:
             self._remember(key)
+
+    def is_dropped(self, window: Window) -> bool:
+        if not isinstance(self.windows, Session) or not self.store_retention_ms:
+            return super().is_dropped(window)
+        # its scan of sessions shows all that is there, and what is there goes in segments
+        segment_ms = max(self.store_retention_ms // 2, KAFKA_SEGMENT_MS_MIN)
+        oldest = (self.store_time - self.store_retention_ms) // segment_ms
+        return window.end // segment_ms < oldest
 
     # the windows of a key -------------------------------------------------------------------------
 

@@ -322,6 +322,10 @@ class WindowedPart(TimedPart):
         """Whether Kafka Streams' store would not show a window that starts (a session that ends) at ``at``."""
         return 0 < self.store_retention_ms <= self.store_time - at
 
+    def is_dropped(self, window: Window) -> bool:
+        """Whether Kafka Streams' scan for final windows would not find this one."""
+        return self.is_gone(window.start + 1)
+
     def stamp_of(self, entry: Any, stored: Any) -> int:
         """The highest timestamp that contributed to a window's value; its end where that is not kept."""
         return self.window_of(entry).end
