@@ -115,7 +115,7 @@ class Member:
     @property
     def tables(self) -> dict[str, TableInfo]:
         """Its tables, as those who ask need them."""
-        return {name: declared.info(SHARDS) for name, declared in self.app.tables.items()}
+        return {name: declared.info(SHARDS, []) for name, declared in self.app.tables.items()}
 
     def queries(self) -> LocalQueries:
         """What it can answer itself."""
