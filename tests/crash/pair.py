@@ -84,8 +84,8 @@ class _Transport(KafkaTransport):
 class Side:
     """One of the workers."""
 
-    def __init__(self, pair: Pair, name: str, url: str, *, commits: bool) -> None:
-        self.transactional_id = f"{pair.app}-{name}"
+    def __init__(self, pair: Pair, slot: str, url: str, *, commits: bool) -> None:
+        self.transactional_id = f"{pair.app}-{slot}"
         self.awake = asyncio.Event()
         self.awake.set()
         self._end = asyncio.Event()
@@ -126,6 +126,11 @@ class Side:
         self.awake.set()
         if self._life is not None:
             await self._life
+
+    def over(self) -> BaseException | None:
+        """The error that it has ended with."""
+        life = self._life
+        return life.exception() if life is not None and life.done() else None
 
     async def _live(self) -> None:
         async with self._runtime.running():
@@ -219,14 +224,15 @@ class Pair:
 
         return app
 
-    def side(self, name: str, url: str = "", *, commits: bool = False) -> Side:
+    def side(self, slot: str, url: str = "", *, commits: bool = False) -> Side:
         """A worker that is not started yet.
 
         Args:
+            slot: what its transactional id ends with.
             url: where it finds the broker.
             commits: whether it commits by itself.
         """
-        side = Side(self, name, url or self.kafka.url, commits=commits)
+        side = Side(self, slot, url or self.kafka.url, commits=commits)
         self._sides.append(side)
         return side
 

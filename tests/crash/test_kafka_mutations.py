@@ -8,12 +8,14 @@ found. That of recovering to the last stable offset only is in `tests.integratio
 from __future__ import annotations
 
 import asyncio
+import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from millstream.errors import ConfigurationError
 from millstream.transports.kafka import KafkaTransport
 from millstream.worker import Worker
 from tests.brokers import Action, Api
@@ -200,3 +202,19 @@ async def test_found(
     async with a_pair(own_kafka) as pair:
         with pytest.raises(Violation):
             await schedule(pair, kafka_proxy)
+
+
+async def test_two_workers_in_one_slot(own_kafka: Cluster) -> None:
+    """They fence each other: one of them ends, says why, and the other one does the work, all of it once."""
+    async with a_pair(own_kafka) as pair:
+        sides = [pair.side("same", commits=True) for _ in range(2)]
+        for side in sides:
+            await side.start()
+        for _ in range(100):
+            await pair.write()
+            if any(side.over() for side in sides):
+                break
+        (error,) = [error for side in sides if (error := side.over()) is not None]
+        assert isinstance(error, ConfigurationError)
+        assert re.search("two workers share one slot.*-same.*slot=", str(error))
+        await pair.check()
