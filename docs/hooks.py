@@ -11,7 +11,7 @@ __all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 MARK = "<!-- settings -->"
 NOTES = {
     "broker": "Where none is given, `local://` and the app's id, `.db`.",
-    "processing_guarantee": "`at_least_once` is accepted; every commit is exactly once anyway.",
+    "processing_guarantee": "See [At least once](../why/exactly-once.md#at-least-once).",
 }
 """What a setting's own line does not say; above all, what is not built yet."""
 

@@ -298,7 +298,13 @@ class FencedError(TransportError):
 
 
 class IllegalGenerationError(FencedError):
-    """The group has another generation than the epoch; nothing of the epoch was written."""
+    """The group has another generation than the epoch; nothing of the epoch was written.
+
+    Attributes:
+        written: of an epoch that is not atomic, its records are in the log all the same, and its offsets are not.
+    """
+
+    written = False
 
 
 class UnknownMemberError(FencedError):

@@ -21,7 +21,7 @@ __all__ = ["PARTITIONS", "SESSION_S", "program"]
 logger = logging.getLogger("millstream.tests")
 
 PARTITIONS = 12
-SESSION_S = 2.0
+SESSION_S = 4.0
 
 
 def program(broker: str, prefix: str, slot: str, *, web: bool) -> Program:

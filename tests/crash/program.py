@@ -373,7 +373,12 @@ class Checker:
         }
 
     def check(self, view: LogView, *, complete: bool = False) -> None:
-        """Raise `Violation` unless tables and outputs are what the committed positions say."""
+        """Raise `Violation` unless tables and outputs are what the committed positions say.
+
+        Each partition number is looked at once, one after the other.
+        """
+        read: list[int] = []
+        regrouped: list[int] = []
         for partition in range(self._partitions):
             self._first_stage(view, partition)
             if "slow" in self._agents:
@@ -389,31 +394,41 @@ class Checker:
                 for entry in view.done("group", self.group_topic, partition)
             )
             _require(self._table(view, "groups", partition), dict(grouped), f"groups/{partition}")
-        self._regrouped(view)
-        if complete:
-            for agent, topic, partition, at, end in self._positions(view):
-                # Kafka has the ends of transactions between records
-                _require(max(at, end), at, f"position of {agent} in {topic}/{partition}")
+            done = view.done(self.regroup, "events", partition)
+            read += [_event.decode(entry.value or b"").id for entry in done]
+            regrouped += self._regrouped(view, partition)
+            if complete:
+                self._complete(view, partition)
+        _require(sorted(regrouped), sorted(read), "regrouped events")
 
     def is_read(self, view: LogView) -> bool:
         """Whether the committed positions are at the ends, which says less than `check` and is quick."""
-        return all(at >= end for *_, at, end in self._positions(view))
+        return all(
+            at >= end
+            for number in range(self._partitions)
+            for *_, at, end in self._ends(view, number)
+        )
 
-    def _positions(self, view: LogView) -> Iterator[tuple[str, str, int, int, int]]:
-        for agent, topic in (
-            *(
-                (name, "events")
-                for name in ("count", "note", "meet", "join", "slow", "window")
-                if name in self._agents
-            ),
+    def readers(self) -> list[tuple[str, str]]:
+        """Agents, each with a topic that it reads."""
+        first = ("count", "note", "meet", "join", "slow", "window")
+        return [
+            *((name, "events") for name in first if name in self._agents),
             (self.regroup, "events"),
             ("join", "numbered"),
             ("group", self.group_topic),
-        ):
-            for partition in range(self._partitions):
-                records = view.of(topic, partition)
-                end = records[-1].offset + 1 if records else 0
-                yield agent, topic, partition, view.position(agent, topic, partition), end
+        ]
+
+    def _complete(self, view: LogView, partition: int) -> None:
+        for agent, topic, at, end in self._ends(view, partition):
+            # Kafka has the ends of transactions between records
+            _require(max(at, end), at, f"position of {agent} in {topic}/{partition}")
+
+    def _ends(self, view: LogView, partition: int) -> Iterator[tuple[str, str, int, int]]:
+        for agent, topic in self.readers():
+            records = view.of(topic, partition)
+            end = records[-1].offset + 1 if records else 0
+            yield agent, topic, view.position(agent, topic, partition), end
 
     def _first_stage(self, view: LogView, partition: int) -> None:
         counts: Counter[str] = Counter()
@@ -512,17 +527,19 @@ class Checker:
         if complete:
             _require(found, final, f"closed/{partition}")
 
-    def _regrouped(self, view: LogView) -> None:
-        wanted: list[int] = []
-        for partition in range(self._partitions):
-            done = view.done(self.regroup, "events", partition)
-            wanted += [_event.decode(entry.value or b"").id for entry in done]
-        found = [
-            _event.decode(entry.value or b"").id
-            for partition in range(self._partitions)
-            for entry in view.of(self.group_topic, partition)
-        ]
-        _require(sorted(found), sorted(wanted), "regrouped events")
+    def _regrouped(self, view: LogView, partition: int) -> list[int]:
+        """The ids of a partition's regrouped events, those of one key in the order in which they came."""
+        last: dict[str, int] = {}
+        found = []
+        for entry in view.of(self.group_topic, partition):
+            event = _event.decode(entry.value or b"")
+            if event.id <= last.get(event.key, -1):
+                raise Violation(
+                    f"{self.group_topic}/{partition}: {event} comes after {last[event.key]}"
+                )
+            last[event.key] = event.id
+            found.append(event.id)
+        return found
 
 
 # a worker process

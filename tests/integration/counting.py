@@ -1,19 +1,26 @@
 """A worker on Kafka that counts, and may be killed: it says when it is ready, and which shards it has.
 
-Arguments: the broker's url, the app's id, the topic, the folder for state, the session time-out. Asked by a line
-of input, it reports how it is.
+Arguments: the broker's url, the app's id, the topic, the folder for state, the session time-out; and, where they are
+given, the guarantee, and a point of `millstream.hooks` where it kills itself when it is there for the third time.
+Asked by a line of input, it reports how it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
+from typing import Any
 
 import millstream as ms
+from millstream.hooks import observe
 from tests.brokers import say
+from tests.crash.program import die_at
 
 
-def build(url: str, app_id: str, topic: str, folder: str, session: str) -> ms.App:
+def build(
+    url: str, app_id: str, topic: str, folder: str, session: str, guarantee: Any = "exactly_once"
+) -> ms.App:
     """The app, and its table ``counts``."""
     app = ms.App(
         app_id,
@@ -21,6 +28,7 @@ def build(url: str, app_id: str, topic: str, folder: str, session: str) -> ms.Ap
         state_dir=folder,
         session_timeout=session,
         commit_interval="5ms",
+        processing_guarantee=guarantee,
     )
     words = app.topic(topic, key=str, value=str)
     counts = app.table("counts", key=str, value=int, default=0)
@@ -62,12 +70,15 @@ def report(app: ms.App) -> dict[str, object]:
 
 async def main(*arguments: str) -> None:
     """Work until killed."""
-    app = build(*arguments)
-    async with app.running(web=True):
-        say(ready=True)
-        while await asyncio.to_thread(sys.stdin.readline):
-            say(report=report(app))
-        await asyncio.Event().wait()
+    *arguments_of_app, point = arguments if len(arguments) > 6 else (*arguments, "")
+    app = build(*arguments_of_app)
+    dying = observe(die_at(f"{app.settings.state_dir}", point, 3)) if point else None
+    with dying or contextlib.nullcontext():
+        async with app.running(web=True):
+            say(ready=True)
+            while await asyncio.to_thread(sys.stdin.readline):
+                say(report=report(app))
+            await asyncio.Event().wait()
 
 
 if __name__ == "__main__":

@@ -459,6 +459,7 @@ class Runtime:
             ],
             leader_tasks=[self._leader_timer(t) for t in self.app.timers if t.scope == "leader"],
             follow=self._follow if self._patterns is not None else None,
+            atomic=settings.processing_guarantee == "exactly_once",
             passing=self.topology.passing(),
         )
 

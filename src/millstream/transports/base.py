@@ -107,6 +107,9 @@ class Epoch:
 
     ``generation`` and ``member_id`` are those of the last assignment that the worker had applied when it
     made the cut. Every shard that has records here has at least one entry in ``offsets``.
+
+    One that is not ``atomic`` is written at least once: a log may make the records visible before the offsets, and
+    without them where it does not come to that (`IllegalGenerationError.written`).
     """
 
     group: str
@@ -114,6 +117,7 @@ class Epoch:
     generation: int
     offsets: Mapping[TopicPartition, OffsetAndMetadata]
     records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+    atomic: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

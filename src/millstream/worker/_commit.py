@@ -70,6 +70,7 @@ class Committer:
         clock: Clock,
         interval_s: float,
         topic_ids: Mapping[str, str],
+        atomic: bool = True,
     ) -> None:
         self._transport = transport
         self._group = group
@@ -77,6 +78,7 @@ class Committer:
         self._clock = clock
         self._interval_s = interval_s
         self._topic_ids = topic_ids
+        self._atomic = atomic
         self.shards: dict[tuple[int, int], Shard] = {}
         self.member_id = ""
         self.generation = 0
@@ -88,6 +90,8 @@ class Committer:
         self.fenced: Callable[[FencedError], None] = lambda error: None
         self.stats: deque[CommitStats] = deque(maxlen=1_000)
         self.epochs = 0
+        self.refused = 0
+        """Epochs that the group's generation kept out of the log."""
         self.listeners: list[Callable[[ShardCut], None]] = []
         """Called for each shard's part of a committed epoch, once the store holds it."""
         self._work_s = 0.0
@@ -165,13 +169,19 @@ class Committer:
                 for tp, (offset, metadata) in cut.offsets.items()
             },
             records=records,
+            atomic=self._atomic,
         )
         hooks.reached("commit.sent")
         encoded = self._clock.monotonic()
         try:
             result = await self._send(epoch)
         except IllegalGenerationError as exc:
+            self.refused += 1
             for cut in cuts:
+                if (
+                    exc.written
+                ):  # table entries may come again, as they say what is; outputs must not
+                    cut.outputs.clear()
                 cut.shard.give_back(cut)
             self.fenced(exc)
             return 0

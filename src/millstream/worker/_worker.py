@@ -30,6 +30,7 @@ from millstream.worker._assign import (
     encode_metadata,
     urls_of,
 )
+from millstream.worker._assign_handover import assign_in_two_rounds, given_to_nobody
 from millstream.worker._commit import Committer
 from millstream.worker._copies import Copies
 from millstream.worker._fetch import Fetcher
@@ -100,6 +101,8 @@ class WorkerPlan:
     """Takes those of the log's topics that match a pattern into the agents' sources."""
     leader_tasks: Sequence[Callable[[Callable[[], Awaitable[Shard]]], Awaitable[None]]] = ()
     """Run where the first shard of the largest group is; given what waits until it is ready."""
+    atomic: bool = True
+    """Whether an epoch is one transaction; else results are written at least once."""
     passing: Collection[str] = ()
     """Topics of which nobody reads a record again that was processed: the log may forget those."""
 
@@ -187,6 +190,7 @@ class Worker:
             clock=clock,
             interval_s=plan.commit_interval_s,
             topic_ids=plan.topic_ids,
+            atomic=plan.atomic,
         )
         self.committer.shards = self.shards
         self.committer.fenced = self._fenced
@@ -318,7 +322,7 @@ class Worker:
         self.membership = await self._transport.join(
             self.plan.app,
             metadata=self._metadata(ShardAssignment(), generation=0),
-            assign=type(self).assign,
+            assign=type(self).assign if self.plan.atomic else assign_in_two_rounds,
             session_timeout_s=self.plan.session_timeout_s,
             inputs=self._inputs,
         )
@@ -334,12 +338,7 @@ class Worker:
             return
         for shard in self.shards.values():
             shard.close_gate("stopping")
-        loop = asyncio.get_running_loop()  # real time: a clock that is moved by hand stands still
-        deadline = loop.time() + STOP_TIMEOUT_S
-        while self.in_progress():
-            if loop.time() >= deadline:
-                break
-            await asyncio.sleep(0.01)
+        await _until_finished(self.shards.values())
         await self.committer.commit()
 
     async def _when_ready(self, task: Callable[[], Awaitable[None]]) -> None:
@@ -389,6 +388,8 @@ class Worker:
         ]
         lags = {**dict.fromkeys(on_disk, LAG_UNKNOWN), **self.copies.lags()}
         owned = set(share.active)
+        if not self.plan.atomic:
+            owned |= set(self.shards)  # others wait for those that are about to be handed over
         return encode_metadata(
             MemberMetadata(
                 url=self.url,
@@ -400,7 +401,7 @@ class Worker:
                 standby_replicas=self.plan.standby_replicas,
                 keeps_copies=True,
                 generation=generation,
-                owned=share.active,
+                owned=tuple(sorted(owned)),
                 standby=share.standby,
                 warming=share.warming,
                 held={shard: lag for shard, lag in lags.items() if shard not in owned},
@@ -435,6 +436,11 @@ class Worker:
         lost = set(self.shards) - mine if steady else set(self.shards)
         self.ready.clear()
         copies = dict.fromkeys(share.standby, False) | dict.fromkeys(share.warming, True)
+        if not self.plan.atomic:
+            if steady and not await self._let_go(lost, assignment):
+                return
+            for shard_id in mine & set(self.shards):
+                self.shards[shard_id].open_gate("moving")
         async with self.committer.lock:
             await self._stop_shards(sorted(lost), kept=copies)
             self.assignment = assignment
@@ -451,6 +457,27 @@ class Worker:
         hooks.reached("group.assigned", generation=assignment.generation)
         self._lead()
         self._stir()
+        if not self.plan.atomic and given_to_nobody(lost, assignment.shares):
+            await self._tell_again()
+
+    async def _let_go(self, lost: set[ShardId], assignment: Assignment) -> bool:
+        """Finish and commit what shards have in hand that are about to be handed over (see `_assign_handover`).
+
+        Returns:
+            False where the group has moved on meanwhile: the shards are kept until the next assignment.
+        """
+        self.assignment = assignment
+        self.committer.generation = assignment.generation  # the shards are nobody else's in it
+        if not lost:
+            return True
+        shards = [self.shards[shard_id] for shard_id in lost]
+        for shard in shards:
+            shard.close_gate("moving")
+        await _until_finished(shards)
+        await self._until_settled()  # what is on its way is of the generation before
+        refused = self.committer.refused
+        await self.committer.commit()
+        return self.committer.refused == refused
 
     async def _keep_copies(self, wanted: Mapping[ShardId, bool], gained: Sequence[ShardId]) -> None:
         """Follow what is to be copied; what this worker owns from now on needs no copy."""
@@ -574,3 +601,13 @@ class Worker:
     def in_progress(self) -> bool:
         """Whether any event is in the middle."""
         return any(shard.in_progress() for shard in self.shards.values())
+
+
+async def _until_finished(shards: Collection[Shard]) -> None:
+    """Wait for events in progress, as far as they end in time."""
+    loop = asyncio.get_running_loop()  # real time: a clock that is moved by hand stands still
+    deadline = loop.time() + STOP_TIMEOUT_S
+    while any(shard.in_progress() for shard in shards):
+        if loop.time() >= deadline:
+            break
+        await asyncio.sleep(0.005)

@@ -7,6 +7,7 @@ request is recognised): a batch is there as a whole or not at all. Anything else
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from kio.schema.errors import ErrorCode
@@ -22,7 +23,7 @@ from millstream.transports.kafka._produce import Identity, TooLargeError, write
 from millstream.transports.kafka._transactions import Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from millstream.records import OutgoingRecord
     from millstream.transports.kafka._cluster import Cluster
@@ -65,6 +66,38 @@ class Appends:
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
+    async def append_loosely(
+        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+    ) -> dict[TopicPartition, int]:
+        """Write without a transaction; the offset after the last record of each partition. Cancelled, it is carried out.
+
+        Raises:
+            TooLargeError: a record that its topic does not take; others may be there.
+            LogUnavailableError: some of it may be there, or all.
+        """
+        task = asyncio.ensure_future(
+            self._loosely({tp: listed for tp, listed in records.items() if listed})
+        )
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        return await asyncio.shield(task)
+
+    async def _loosely(
+        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+    ) -> dict[TopicPartition, int]:
+        if not records:
+            return {}
+        try:
+            async with self._counting(records):
+                written = await write(
+                    self._cluster, self._identity, records, newer=False, within_s=WITHIN_S
+                )
+        except AnswerLostError as exc:
+            raise LogUnavailableError(
+                f"{self._cluster.url} did not say whether it has taken what was sent: {exc}"
+            ) from exc
+        return {tp: place.next for tp, place in written.items()}
+
     async def close(self) -> None:
         """Wait for what runs."""
         while self._running:
@@ -78,11 +111,8 @@ class Appends:
     async def _at_once(
         self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
     ) -> dict[TopicPartition, int]:
-        async with self._lock:
-            if self._identity.producer_id < 0:
-                await self._begin(f"write to {TopicPartition(*next(iter(records)))}")
-            good = False
-            try:
+        try:
+            async with self._counting(records):
                 written = await write(
                     self._cluster,
                     self._identity,
@@ -91,19 +121,27 @@ class Appends:
                     within_s=WITHIN_S,
                     whole=True,
                 )
-                good = True
-            except TooLargeError:
-                if sum(map(len, records.values())) == 1:
-                    raise
-                return await self._whole(records)  # several batches
-            except AnswerLostError as exc:
-                raise OutcomeUnknownError(
-                    f"{self._cluster.url} did not say whether it has taken what was sent: {exc}"
-                ) from exc
-            finally:
-                if not good:
-                    self._identity.become(-1, -1)
+        except TooLargeError:
+            if sum(map(len, records.values())) == 1:
+                raise
+            return await self._whole(records)  # several batches
+        except AnswerLostError as exc:
+            raise OutcomeUnknownError(
+                f"{self._cluster.url} did not say whether it has taken what was sent: {exc}"
+            ) from exc
         return {tp: place.first for tp, place in written.items()}
+
+    @contextlib.asynccontextmanager
+    async def _counting(self, records: Mapping[TopicPartition, object]) -> AsyncIterator[None]:
+        """The producer that only counts, for one write; it begins anew after one that failed."""
+        async with self._lock:
+            if self._identity.producer_id < 0:
+                await self._begin(f"write to {TopicPartition(*next(iter(records)))}")
+            try:
+                yield
+            except BaseException:
+                self._identity.become(-1, -1)
+                raise
 
     async def _whole(
         self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]

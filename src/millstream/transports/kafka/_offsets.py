@@ -24,8 +24,10 @@ from kio.static.primitive import i8, i32, i64
 
 from millstream.errors import (
     FencedError,
+    IllegalGenerationError,
     LogUnavailableError,
     OffsetOutOfRangeError,
+    UnknownMemberError,
     UnknownTopicError,
 )
 from millstream.records import TopicPartition
@@ -295,9 +297,58 @@ class Offsets:
         if found.members:
             raise _live(group, [member.member_id for member in found.members])
         await self._cluster.leaders(offsets)
+        for where, code in await self._commit(group, offsets):
+            if code in (ErrorCode.unknown_member_id, ErrorCode.illegal_generation):
+                raise _live(group, [])
+            self._refuse(group, where, code)
+
+    async def commit(
+        self,
+        group: str,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        *,
+        member_id: str,
+        generation: int,
+    ) -> None:
+        """Set positions as a member, outside of any transaction.
+
+        Raises:
+            IllegalGenerationError, UnknownMemberError, FencedError: it may not any more.
+        """
+        member = f"member {member_id!r} of group {group!r}"
+        for where, code in await self._commit(group, offsets, member_id, generation):
+            if code is ErrorCode.illegal_generation:
+                raise IllegalGenerationError(
+                    f"{member} is not in generation {generation} any more; its positions were not set"
+                )
+            if code is ErrorCode.unknown_member_id:
+                raise UnknownMemberError(
+                    f"{member} was removed; its positions were not set. Its shards belong to others now:"
+                    f" it must join again."
+                )
+            if code is ErrorCode.fenced_instance_id:
+                raise FencedError(f"{member} was replaced; its positions were not set")
+            self._refuse(group, where, code)
+
+    def _refuse(self, group: str, where: str, code: ErrorCode) -> None:
+        if code is ErrorCode.unknown_topic_or_partition:
+            raise UnknownTopicError(where, where=self._cluster.url)
+        if code:
+            raise refusal(
+                code, f"set the position of {where} in group {group!r}", where=self._cluster.url
+            )
+
+    async def _commit(
+        self,
+        group: str,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        member_id: str = "",
+        generation: int = -1,
+    ) -> list[tuple[str, ErrorCode]]:
         request = OffsetCommitRequest(
             group_id=GroupId(group),
-            member_id="",
+            generation_id_or_member_epoch=i32(generation),
+            member_id=member_id,
             topics=tuple(
                 OffsetCommitRequestTopic(
                     name=TopicName(name),
@@ -321,20 +372,11 @@ class Offsets:
             ],
             f"set the positions of group {group!r}",
         )
-        for topic in answer.topics:
-            for part in topic.partitions:
-                code = part.error_code
-                where = f"{topic.name}/{part.partition_index}"
-                if code in (ErrorCode.unknown_member_id, ErrorCode.illegal_generation):
-                    raise _live(group, [])
-                if code is ErrorCode.unknown_topic_or_partition:
-                    raise UnknownTopicError(where, where=self._cluster.url)
-                if code:
-                    raise refusal(
-                        code,
-                        f"set the position of {where} in group {group!r}",
-                        where=self._cluster.url,
-                    )
+        return [
+            (f"{topic.name}/{part.partition_index}", part.error_code)
+            for topic in answer.topics
+            for part in topic.partitions
+        ]
 
     async def describe(self, group: str) -> DescribedGroup:
         """A group as its coordinator has it; state ``Dead`` where there is none."""

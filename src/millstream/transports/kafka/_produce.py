@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from millstream.records import OutgoingRecord
     from millstream.transports.kafka._cluster import Cluster, Leader
 
-__all__ = ["FENCED", "Identity", "TooLargeError", "Written", "fenced", "write"]
+__all__ = ["FENCED", "Identity", "TakenError", "TooLargeError", "Written", "fenced", "write"]
 
 BATCH_BYTES = 1_000_000
 """A batch is at most about this large, or one record: brokers take 1,048,588 where nothing else is set."""
@@ -89,6 +89,10 @@ class TooLargeError(Exception):
     def __init__(self, tp: TopicPartition, record: OutgoingRecord, size: int) -> None:
         super().__init__(f"{TopicPartition(*tp)}: a record of {size} bytes")
         self.tp, self.record, self.size = tp, record, size
+
+
+class TakenError(FencedError):
+    """Somebody else has ended our transaction, or begun one under our id."""
 
 
 class Written(NamedTuple):
@@ -151,9 +155,9 @@ class _Queue:
         return self.begin == len(self.records)
 
 
-def fenced(identity: Identity, code: ErrorCode, *, where: str) -> FencedError:
+def fenced(identity: Identity, code: ErrorCode, *, where: str) -> TakenError:
     """The error for `FENCED`."""
-    return FencedError(
+    return TakenError(
         f"{where}: the transaction of {identity.transactional_id!r} was ended by somebody else"
         f" ({code.name}), or took too long; nothing of it is visible. If it happens again and again,"
         f" two workers share one slot: give each a slot of its own."

@@ -28,6 +28,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -68,7 +70,14 @@ from millstream.transports.kafka._errors import (
     refusal,
 )
 from millstream.transports.kafka._messages import by_topic, duration, numbers
-from millstream.transports.kafka._produce import FENCED, Identity, Written, fenced, write
+from millstream.transports.kafka._produce import (
+    FENCED,
+    Identity,
+    TakenError,
+    Written,
+    fenced,
+    write,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +106,12 @@ ANSWER_TIMEOUT_S = 3.0
 """How long a coordinator may take; then it is looked up again, and asked again."""
 NEWER = 2
 """The level of the feature ``transaction.version`` from which on KIP-890 holds."""
+
+TAKEN_S = 1.0
+"""A transaction that somebody ends sooner than this was in nobody's way: its id is used elsewhere (see `Relief`)."""
+TAKEN_TIMES = 3
+TAKEN_WITHIN_S = 60.0
+"""So often in so long is no restart of a worker any more."""
 
 _AGAIN = COORDINATOR_MOVED | {
     ErrorCode.concurrent_transactions,
@@ -137,6 +152,8 @@ class Transactions:
         self._running: set[asyncio.Task[object]] = set()
         self._clean = False
         """Whether we have an epoch, and no transaction of it is open."""
+        self._taken: deque[float] = deque(maxlen=TAKEN_TIMES)
+        """When somebody else was seen to use our transactional id, the last few times."""
 
     async def commit(
         self,
@@ -148,7 +165,8 @@ class Transactions:
         Raises:
             TooLargeError: a record that its topic does not take; nothing was written.
             UnknownTopicError, IllegalGenerationError, UnknownMemberError, FencedError,
-            LogUnavailableError, ConfigurationError, TransportError: nothing was written.
+            LogUnavailableError, ConfigurationError, TransportError: nothing was written. The last but one also
+                where others use our transactional id again and again.
             OutcomeUnknownError: it may be visible, or never be.
         """
         task = asyncio.ensure_future(self._commit(records, positions))
@@ -195,18 +213,32 @@ class Transactions:
                 await self._begin(BEGIN_TIMEOUT_S)
             newer = await self._newer()
             self._clean = False
+            began = time.monotonic()
             try:
                 written = await self._fill(records, positions, newer)
-            except Exception as exc:
-                await self._abort()
-                if isinstance(exc, AnswerLostError):
-                    raise LogUnavailableError(
-                        f"a commit was given up before its end, nothing of it is visible: {exc}"
-                    ) from exc
+                await self._end(newer)
+            except TakenError as exc:
+                self._check_taken(exc, began)
                 raise
-            await self._end(newer)
             self._clean = True
             return written
+
+    def _check_taken(self, error: TakenError, began: float) -> None:
+        """Somebody has ended the transaction that began then.
+
+        Raises:
+            ConfigurationError: it uses our transactional id, and not for the first time.
+        """
+        now = time.monotonic()
+        if now - began >= TAKEN_S:
+            return
+        self._taken.append(now)
+        if len(self._taken) == TAKEN_TIMES and now - self._taken[0] < TAKEN_WITHIN_S:
+            raise ConfigurationError(
+                f"two workers share one slot: {TAKEN_TIMES} times in {now - self._taken[0]:.0f} s somebody else"
+                f" has used {self._name!r} for transactions at {self._cluster.url}. This worker ends here, and"
+                f" the other one goes on. Give each a slot of its own (slot=), or leave the setting out"
+            ) from error
 
     async def _newer(self) -> bool:
         """Whether the cluster has the newer protocol, as the coordinator's connection has it."""
@@ -220,6 +252,23 @@ class Transactions:
         )
 
     async def _fill(
+        self,
+        records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+        positions: Positions | None,
+        newer: bool,
+    ) -> dict[TopicPartition, Written]:
+        """Write what belongs into a transaction; ends it where that does not work."""
+        try:
+            return await self._write(records, positions, newer)
+        except Exception as exc:
+            await self._abort()
+            if isinstance(exc, AnswerLostError):
+                raise LogUnavailableError(
+                    f"a commit was given up before its end, nothing of it is visible: {exc}"
+                ) from exc
+            raise
+
+    async def _write(
         self,
         records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
         positions: Positions | None,
@@ -520,10 +569,3 @@ class Transactions:
             if lost and patience.left_s <= 0:
                 raise AnswerLostError(str(problem))
             await patience.pause(problem)
-
-
-_AGAIN = COORDINATOR_MOVED | {
-    ErrorCode.concurrent_transactions,
-    ErrorCode.request_timed_out,
-    ErrorCode.not_enough_replicas,
-}

@@ -14,6 +14,7 @@ from millstream.errors import (
     RecordTooLargeError,
     UnknownMemberError,
 )
+from millstream.hooks import reached
 from millstream.records import TopicPartition
 from millstream.transports.base import CommitResult
 from millstream.transports.kafka._address import parse_url
@@ -206,16 +207,9 @@ class KafkaTransport:
                     f" {len(metadata.encode()):,} bytes, more than {METADATA_BYTES_MAX:,}"
                 )
         await opened.cluster.leaders([*epoch.records, *epoch.offsets])
+        commit = self._commit if epoch.atomic else self._commit_in_two
         try:
-            written = await opened.epochs.commit(
-                epoch.records,
-                Positions(
-                    group=epoch.group,
-                    member_id=epoch.member_id,
-                    generation=epoch.generation,
-                    offsets=epoch.offsets,
-                ),
-            )
+            return CommitResult(next_offsets=await commit(opened, epoch))
         except TooLargeError as exc:
             raise await self._too_large(exc) from exc
         except IllegalGenerationError as exc:
@@ -227,7 +221,37 @@ class KafkaTransport:
                     f" epoch was written. Its shards belong to others now: it must join again."
                 ) from exc
             raise
-        return CommitResult(next_offsets={tp: place.next for tp, place in written.items()})
+
+    async def _commit(self, opened: _Open, epoch: Epoch) -> dict[TopicPartition, int]:
+        written = await opened.epochs.commit(
+            epoch.records,
+            Positions(
+                group=epoch.group,
+                member_id=epoch.member_id,
+                generation=epoch.generation,
+                offsets=epoch.offsets,
+            ),
+        )
+        return {tp: place.next for tp, place in written.items()}
+
+    async def _commit_in_two(self, opened: _Open, epoch: Epoch) -> dict[TopicPartition, int]:
+        """Records first, then positions: what comes between the two repeats, and loses nothing."""
+        facts = {"group": epoch.group, "generation": epoch.generation}
+        reached("commit.writing", **facts)
+        ends = await opened.appends.append_loosely(epoch.records)
+        reached("commit.appended", **facts)
+        try:
+            await opened.offsets.commit(
+                epoch.group,
+                epoch.offsets,
+                member_id=epoch.member_id,
+                generation=epoch.generation,
+            )
+        except IllegalGenerationError as exc:
+            exc.written = True
+            raise
+        reached("commit.positioned", **facts)
+        return ends
 
     # groups
 

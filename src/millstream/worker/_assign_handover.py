@@ -1,0 +1,51 @@
+"""Handing shards over in two rounds, for workers that write at least once.
+
+Where an epoch is a transaction, a shard goes to its next owner at once: what the last one has not committed by then
+is refused. An epoch that is not atomic cannot be refused as a whole, and so nobody may work on a shard while somebody
+else does. In the first round a shard that has to move is given to nobody: its owner sees that it has lost it, stops,
+commits, and says so by joining again. In that second round it goes to whoever is to have it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from millstream.worker._assign import Assignor
+from millstream.worker._assign_group import Group
+from millstream.worker._assign_plan import plan_shards
+from millstream.worker._assign_wire import decode_assignment
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from millstream.worker._assign_wire import MemberMetadata, ShardAssignment, ShardId
+
+__all__ = ["assign_in_two_rounds", "given_to_nobody", "plan_in_two_rounds"]
+
+
+def plan_in_two_rounds(members: Mapping[str, MemberMetadata]) -> dict[str, ShardAssignment]:
+    """As `plan_shards`, without the shards that somebody else still owns; a copy that waits for one is kept."""
+    group, plan = Group(members), plan_shards(members)
+    for name, given in plan.items():
+        withheld = [shard for shard in given.active if group.owner.get(shard, name) != name]
+        if withheld:
+            copies = [shard for shard in withheld if shard[0] in group.stateful]
+            plan[name] = msgspec.structs.replace(
+                given,
+                active=tuple(shard for shard in given.active if shard not in withheld),
+                warming=tuple(sorted((*given.warming, *copies)))
+                if members[name].keeps_copies
+                else given.warming,
+            )
+    return plan
+
+
+def given_to_nobody(shards: set[ShardId], shares: Mapping[str, bytes]) -> set[ShardId]:
+    """Those of the shards that no member of a group was given."""
+    return shards.difference(*(decode_assignment(data).active for data in shares.values()))
+
+
+assign_in_two_rounds = Assignor({1: plan_in_two_rounds})
+"""The assign function of workers that write at least once."""

@@ -1,0 +1,170 @@
+"""Shards that are handed over in two rounds, for workers that write at least once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from hypothesis import HealthCheck, given, settings
+
+import millstream as ms
+from millstream.app._runtime import Runtime
+from millstream.state.memory import MemoryBackend
+from millstream.worker import MemberMetadata, ShardAssignment, _worker, assign_shards
+from millstream.worker._assign_handover import given_to_nobody, plan_in_two_rounds
+from millstream.worker._assign_plan import plan_shards
+from millstream.worker._assign_wire import encode_assignment
+from tests.worker.groups import apply, cold_groups, owners, shards_of, warm_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import pytest
+
+    from millstream.worker import ShardId
+    from tests.worker.groups import Members
+
+DEADLINE_S = 30.0
+
+
+def test_a_shard_that_moves() -> None:
+    """In the first round to nobody, in the second to whoever is to have it; those that stay are not touched."""
+    old = MemberMetadata(counts=(2,), owned=((2, 0), (2, 1)))
+    members = {"a": old, "b": MemberMetadata(counts=(2,))}
+    first = plan_in_two_rounds(members)
+    assert (first["a"].active, first["b"].active) == (((2, 0),), ())
+    second = plan_in_two_rounds(apply(members, first))
+    assert (second["a"].active, second["b"].active) == (((2, 0),), ((2, 1),))
+
+
+def test_an_owner_that_is_gone_is_not_waited_for() -> None:
+    """What nobody says to own is given away at once."""
+    plan = plan_in_two_rounds({"b": MemberMetadata(counts=(2,))})
+    assert plan["b"].active == ((2, 0), (2, 1))
+
+
+def test_who_was_told_it_later_owns_it() -> None:
+    """A worker that has missed a generation says still what it owned before."""
+    missed = MemberMetadata(counts=(1,), owned=((1, 0),), generation=3)
+    owning = MemberMetadata(counts=(1,), owned=((1, 0),), generation=4)
+    plan = plan_in_two_rounds({"a": missed, "b": owning})
+    assert plan["b"].active == ((1, 0),)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
+@given(cold_groups() | warm_groups())
+def test_nobody_is_given_what_another_one_has(members: Members) -> None:
+    """And nothing else is withheld; round by round everything finds its owner."""
+    whole, some = plan_shards(members), plan_in_two_rounds(members)
+    owner = {shard: name for name, data in members.items() for shard in data.owned}
+    for name, share in whole.items():
+        kept = [shard for shard in share.active if owner.get(shard, name) == name]
+        assert list(some[name].active) == kept
+    for _ in range(20):
+        members, whole = apply(members, some), some
+        some = plan_in_two_rounds(members)
+        if some == whole:
+            break
+    assert sorted(owners(some)) == shards_of(next(iter(members.values())).counts)
+
+
+def test_what_nobody_was_given() -> None:
+    """Of the shards that a worker has lost."""
+    shares = {"a": encode_assignment(ShardAssignment(active=((2, 0),))), "b": b""}
+    assert given_to_nobody({(2, 0), (2, 1)}, shares) == {(2, 1)}
+
+
+# on the embedded log
+
+
+class Watched:
+    """Workers of one app on an embedded log, and who has which shard at each moment."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.owners: dict[ShardId, str] = {}
+        self.clashes: list[tuple[ShardId, str, str]] = []
+        self.seen: list[int] = []
+
+    def worker(self, name: str) -> Runtime:
+        """One that counts, and says what it has."""
+        app = ms.App(
+            "watched",
+            broker=f"local://{self.folder / 'log.db'}",
+            processing_guarantee="at_least_once",
+            partitions=4,
+            web=False,
+        )
+        words = app.topic("words", key=str, value=int)
+        totals = app.table("totals", key=str, value=int, default=0)
+
+        @app.agent(words)
+        async def count(stream: ms.Stream[int]) -> None:
+            async for event in stream.events():
+                totals[event.key] += 1
+                self.seen.append(event.value)
+
+        def gained(shards: list[ShardId]) -> None:
+            for shard in shards:
+                other = self.owners.setdefault(shard, name)
+                if other != name:
+                    self.clashes.append((shard, other, name))
+
+        def lost(shards: list[ShardId]) -> None:
+            for shard in shards:
+                self.owners.pop(shard, None)
+
+        app.on_shards(gained, lost)
+        return Runtime(app, state=MemoryBackend())
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            assert not self.clashes
+            await asyncio.sleep(0.01)
+
+    async def run(self) -> None:
+        """Words all the time, while a second worker comes and goes."""
+        first, sent = self.worker("first"), 0
+        async with asyncio.timeout(DEADLINE_S), first.running():
+
+            async def send() -> None:
+                nonlocal sent
+                for _ in range(20):
+                    await first.app.topics["words"].send(sent, key=f"key-{sent}")
+                    sent += 1
+
+            async def until_owned(*names: str) -> None:
+                await self._until(
+                    lambda: len(self.owners) == 4 and set(self.owners.values()) == set(names)
+                )
+
+            await until_owned("first")
+            for _ in range(3):
+                await send()
+                async with self.worker("second").running():
+                    await send()
+                    await until_owned("first", "second")
+                    await send()
+                    # who ends is not told of its shards
+                    self.owners = {s: who for s, who in self.owners.items() if who == "first"}
+                await until_owned("first")
+            await self._until(lambda: len(self.seen) >= sent)
+        assert sorted(self.seen) == list(range(sent))
+
+
+async def test_a_shard_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    """The next one begins when the last one has let go, and nothing is processed twice."""
+    watched = Watched(tmp_path)
+    await watched.run()
+    assert watched.clashes == []
+
+
+async def test_two_owners_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the second round there are two."""
+    monkeypatch.setattr(_worker, "assign_in_two_rounds", assign_shards)
+    watched = Watched(tmp_path)
+    with contextlib.suppress(AssertionError, TimeoutError):  # a clash may end in many ways
+        await watched.run()
+    assert watched.clashes
