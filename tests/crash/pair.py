@@ -172,7 +172,12 @@ class Side:
             lambda: (
                 bool(self.shards())
                 and all(
-                    any(tp.topic.endswith("-ticked") for tp, *_ in s.output) for s in self.shards()
+                    any(
+                        tp.topic.endswith("-ticked")
+                        for each in shard.subtopologies
+                        for tp, *_ in each.output
+                    )
+                    for shard in self.shards()
                 )
             )
         )

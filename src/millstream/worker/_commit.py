@@ -181,7 +181,7 @@ class Committer:
                 if (
                     exc.written
                 ):  # table entries may come again, as they say what is; outputs must not
-                    cut.outputs.clear()
+                    cut.drop_outputs()
                 cut.shard.give_back(cut)
             self.fenced(exc)
             return 0

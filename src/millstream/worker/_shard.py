@@ -69,6 +69,11 @@ class ShardCut:
         """What its events have sent."""
         return chain.from_iterable(share.outputs for share in self.shares)
 
+    def drop_outputs(self) -> None:
+        """They are in the log, although the epoch was refused."""
+        for share in self.shares:
+            share.outputs.clear()
+
     @property
     def parts(self) -> list[TablePart]:
         """The parts of tables that are in it."""
@@ -111,6 +116,8 @@ class Shard:
         """By agent, timer or callback."""
         self.lanes: dict[str, Lane] = {}
         self.subtopologies: list[SubTopology] = []
+        self._closed_by: set[str] = set()
+        """Why nobody in the shard may take in anything more."""
         self.failures = Failures(self, tables=tables, topic_ids=options.topic_ids)
         self.suspending: set[str] = set()
         """Agents and callbacks that keep journals for good, as their events are found in the middle, or undone."""
@@ -205,6 +212,7 @@ class Shard:
 
     def _reset(self) -> None:
         self.subtopologies = []
+        self._closed_by.clear()
         self._of.clear()
         self._owners.clear()
         self._used_parts.clear()
@@ -451,6 +459,8 @@ class Shard:
         if found is None:
             found = SubTopology(self, epoch_bytes_max=self._options.epoch_bytes_max)
             found.members.add(name)
+            for reason in self._closed_by:
+                found.close_gate(reason)
             self._of[name] = found
             self.subtopologies.append(found)
         return found
@@ -486,8 +496,15 @@ class Shard:
 
     def close_gate(self, reason: str) -> None:
         """Take in nothing more, for this reason."""
+        self._closed_by.add(reason)
         for each in self.subtopologies:
             each.close_gate(reason)
+
+    def open_gate(self, reason: str) -> None:
+        """The reason holds no longer."""
+        self._closed_by.discard(reason)
+        for each in self.subtopologies:
+            each.open_gate(reason)
 
     async def until_open(self, name: str) -> None:
         """Wait until an agent, a timer or a callback may begin an event."""
