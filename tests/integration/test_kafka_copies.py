@@ -190,6 +190,7 @@ async def test_a_place_in_the_group(workers: Workers, monkeypatch: pytest.Monkey
     await workers.counted()
 
 
+@pytest.mark.slow
 async def test_places_that_are_given_away_at_once(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
