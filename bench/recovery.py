@@ -302,10 +302,11 @@ async def _rolling(url: str, folder: Path, rounds: int) -> list[Measured]:
 
 async def _replayed(url: str, folder: Path, keys: int) -> list[Measured]:
     """A worker on an empty disk, and again on the disk that it has left; after SIGTERM and after SIGKILL."""
-    group = Group(url, folder, standbys=0)
-    await _fill(url, group, keys)
     found = []
-    async with group.running() as group:
+    async with Group(url, folder, standbys=0).running("first") as group:
+        # it has noted of which type the values are; else each of them would be decoded once
+        await group.stop("first")
+        await _fill(group, keys)
         await group.start("a")
         report: dict[str, float] = {}
 
@@ -342,23 +343,18 @@ async def _replayed(url: str, folder: Path, keys: int) -> list[Measured]:
     return found
 
 
-async def _fill(url: str, group: Group, keys: int) -> None:
-    """A changelog as a worker would have written it."""
-    layout = key_layout(str)
-    async with KafkaTransport(url) as transport:
-        topic = changelog_of(group.app)
-        await transport.create_topics(
-            [TopicSpec(name=topic, partitions=PARTITIONS, compacted=True)]
-        )
-        now = int(time.time() * 1_000)
-        for first in range(0, keys, FILL_RECORDS):
-            records: dict[TopicPartition, list[OutgoingRecord]] = defaultdict(list)
-            for number in range(first, min(keys, first + FILL_RECORDS)):
-                key = layout.encode(f"customer-{number:09}")
-                records[TopicPartition(topic, number % PARTITIONS)].append(
-                    OutgoingRecord(now, key, b"%d" % number, [])
-                )
-            await transport.append(records)
+async def _fill(group: Group, keys: int) -> None:
+    """Write changes as a worker would, many of them."""
+    layout, topic = key_layout(str), changelog_of(group.app)
+    now = int(time.time() * 1_000)
+    for first in range(0, keys, FILL_RECORDS):
+        records: dict[TopicPartition, list[OutgoingRecord]] = defaultdict(list)
+        for number in range(first, min(keys, first + FILL_RECORDS)):
+            key = layout.encode(f"customer-{number:09}")
+            records[TopicPartition(topic, number % PARTITIONS)].append(
+                OutgoingRecord(now, key, b"%d" % number, [])
+            )
+        await group.transport.append(records)
 
 
 def main(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,23 +15,33 @@ if TYPE_CHECKING:
     from tests.brokers import Kafka
 
 
-def test_recovery(kafka: Kafka, tmp_path: Path) -> None:
-    """A table for people, and the same figures as JSON."""
-    output = tmp_path / "recovery.json"
-    command = [sys.executable, "-m", "bench", "recovery", "--broker", kafka.url]
-    command += ["--only", "killed", "--only", "empty-disk"]
+def measure(kafka: Kafka, output: Path, suite: str) -> list[dict[str, Any]]:
+    """What a suite has measured, in small numbers: a table for people, and the same figures as JSON."""
+    command = [sys.executable, "-m", "bench", "recovery", "--broker", kafka.url, "--only", suite]
     command += ["--rounds", "1", "--keys", "2400", "--json", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
-    found = json.loads(output.read_text())
-    names = [one["name"] for one in found["measured"]]
-    assert names == [
-        "killed",
+    found: list[dict[str, Any]] = json.loads(output.read_text())["measured"]
+    assert all(one["name"] in done.stdout for one in found)
+    assert all(0 <= one["p50"] <= one["p99"] for one in found)
+    return found
+
+
+def test_a_disk(kafka: Kafka, tmp_path: Path) -> None:
+    """One worker, on an empty disk and on its own."""
+    found = measure(kafka, tmp_path / "json", "empty-disk")
+    assert [one["name"] for one in found] == [
         "empty disk",
         "empty disk, CPU",
         "restart",
         "restart after SIGKILL",
     ]
-    assert all(one["name"] in done.stdout for one in found["measured"])
-    assert [one["count"] for one in found["measured"]] == [4, 1, 1, 1, 1]
-    assert all(0 < one["p50"] <= one["p99"] for one in found["measured"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["killed", "vanished", "rolling"])
+def test_workers(kafka: Kafka, tmp_path: Path, suite: str) -> None:
+    """Three of them, of which one goes."""
+    found = measure(kafka, tmp_path / "json", suite)
+    assert found[0]["name"].startswith(suite)
+    assert found[0]["count"] >= 4

@@ -165,6 +165,21 @@ async def test_standbys(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> No
         stopped.resume()
 
 
+async def test_back_on_its_disk(workers: Workers) -> None:
+    """Who finds the disk of a killed worker does not wait for its session to end."""
+    workers.session = "60s"
+    await workers.start("a")
+    await workers.write()
+    await workers.counted()
+    workers.kill("a")
+    began = time.monotonic()
+    await workers.start("a")
+    await workers.shared([6], copies=0)
+    await workers.write()
+    await workers.counted()
+    assert time.monotonic() - began < 30
+
+
 async def test_a_place_in_the_group(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who is back within the session finds everything as it was; who is not is replaced after it, and no sooner."""
     workers.session = "6s"
@@ -190,6 +205,7 @@ async def test_a_place_in_the_group(workers: Workers, monkeypatch: pytest.Monkey
     await workers.counted()
 
 
+@pytest.mark.slow
 async def test_places_that_are_given_away_at_once(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

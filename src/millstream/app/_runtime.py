@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import inspect
 import uuid
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,20 +58,30 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "counts_with_notes", "open_transport", "shard_groups"]
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a log may ask of the place that a worker has on its disk, once it has one."""
+
+    transactional_id: Callable[[], str]
+    """What its epochs are committed under."""
+    id_file: Callable[[], Path | None]
+    """Where its member id is kept."""
+
+
 def open_transport(
     broker: str,
     clock: Clock,
     settings: Settings | None = None,
     *,
     app: str = "millstream",
-    transactional_id: Callable[[], str] | None = None,
+    place: Place | None = None,
 ) -> Transport:
     """The log behind a broker URL.
 
     Args:
         settings: those that say how brokers are logged in at.
         app: whose it is, by its id, as brokers are told.
-        transactional_id: what a worker's epochs are committed under; asked for before the first.
+        place: a worker's; None for those who only send, ask and look.
 
     Raises:
         SettingError: the URL is of no known kind, or it needs what is not installed.
@@ -84,7 +95,7 @@ def open_transport(
 
         return MemoryTransport(clock=clock)
     if broker.startswith("kafka://"):
-        return _kafka(broker, settings, app, transactional_id)
+        return _kafka(broker, settings, app, place)
     raise SettingError("broker", f"{broker!r} begins with none of local://, kafka://, memory://")
 
 
@@ -92,7 +103,7 @@ def _kafka(
     broker: str,
     settings: Settings | None,
     app: str,
-    transactional_id: Callable[[], str] | None,
+    place: Place | None,
 ) -> Transport:
     try:
         from millstream.transports.kafka import KafkaTransport, Security
@@ -114,14 +125,16 @@ def _kafka(
             password=settings.sasl_password or None,
             token=settings.sasl_token,
         )
-    places = settings if transactional_id is not None else None  # only a worker has one
+    if place is None or settings is None:
+        return KafkaTransport(broker, security=security, client_id=app)
     return KafkaTransport(
         broker,
         security=security,
-        transactional_id=transactional_id,
+        transactional_id=place.transactional_id,
         client_id=app,
-        instance_id=(places.instance_id or None) if places is not None else None,
-        evict_static=places is not None and places.evict_instances,
+        instance_id=settings.instance_id or None,
+        evict_static=settings.evict_instances,
+        id_file=place.id_file,
     )
 
 
@@ -190,7 +203,7 @@ class Runtime:
                 app.clock,
                 app.settings,
                 app=app.id,
-                transactional_id=self._transactional_id if worker else None,
+                place=Place(self._transactional_id, self._id_file) if worker else None,
             )
             if transport is None
             else transport
@@ -374,6 +387,10 @@ class Runtime:
             cache_bytes=self.settings.state_cache_bytes,
             write_buffer_bytes=self.settings.state_write_buffer_bytes,
         )
+
+    def _id_file(self) -> Path | None:
+        """Where the member id is that the last worker in this slot had, whose process is gone."""
+        return self.state_dir / self.app.id / self.slot / "member-id" if self.slot else None
 
     def _transactional_id(self) -> str:
         """The name of this worker's epochs: the same one after a restart in the same slot.

@@ -25,6 +25,7 @@ removes it after the session time-out. As soon as the loop turns again, it joins
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from contextlib import suppress
@@ -68,6 +69,7 @@ from millstream.transports.local.processes import boottime
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from kio.schema.describe_groups.v5.response import DescribedGroup
     from kio.static.protocol import Payload
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from millstream.transports.base import AssignFunction, GroupInputs
 
 __all__ = ["Member", "Owner", "Terms"]
+
+logger = logging.getLogger("millstream.transports.kafka")
 
 R = TypeVar("R", bound="Payload")
 
@@ -109,6 +113,8 @@ class Terms:
     evict_static: bool = False
     """Whether others that have a place may be removed when they seem to be gone."""
     inputs: GroupInputs | None = None
+    id_file: Path | None = None
+    """Keeps the member id for whoever has this disk next: then the one who had it before is gone."""
 
 
 class Owner(Protocol):
@@ -146,6 +152,7 @@ class Member:
         self._owner = owner
         self._cluster = Cluster(access)
         self._session_s = terms.session_timeout_s
+        self._noted_id = ""
         self._generation = -1
         self._delivered: tuple[str, int] = ("", -1)
         self._members: Mapping[str, bytes] = {}
@@ -209,12 +216,36 @@ class Member:
             await asyncio.gather(being, told, return_exceptions=True)
 
     async def _be(self) -> None:
+        await self._remove_former()
         while True:
             with suppress(_AgainError):
                 await self._until_loop_turns()
                 joined = await self._join()
                 await self._sync(joined)
                 await self._beat()
+
+    async def _remove_former(self) -> None:
+        """Have the group let go of who had our disk before: it would wait for it for the session time-out."""
+        file = self._terms.id_file
+        if file is None or self._terms.instance_id is not None:
+            return
+        former = ""
+        with suppress(OSError):
+            former = file.read_text().strip()
+        if not former:
+            return
+        with suppress(_AgainError, ConfigurationError):
+            members = (await self._describe()).members
+            if any(each.member_id == former for each in members):
+                await self._remove(former, None)
+                logger.info("the group has let go of %s, whose place on this disk we have", former)
+
+    def _note_id(self) -> None:
+        file = self._terms.id_file
+        if file is not None and self.member_id != self._noted_id:
+            self._noted_id = self.member_id
+            with suppress(OSError):  # then the group waits once
+                file.write_text(f"{self.member_id}\n")
 
     async def _until_loop_turns(self) -> None:
         while True:
@@ -247,10 +278,12 @@ class Member:
         )
         if answer.error_code is ErrorCode.member_id_required:
             self.member_id = answer.member_id
+            self._note_id()
             self.accepted.set()
             raise _AgainError
         await self._check(answer.error_code, "join group")
         self.member_id, self.confirmed_at = answer.member_id, asked_at
+        self._note_id()
         self._generation = answer.generation_id
         self.accepted.set()
         self._joined_updates = updates

@@ -33,6 +33,7 @@ from millstream.transports.local.log import check_specs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+    from pathlib import Path
 
     from millstream.records import OutgoingRecord
     from millstream.transports.base import (
@@ -72,6 +73,8 @@ class KafkaTransport:
         instance_id: the place in its groups under which a worker comes back after a restart without a
             rebalance (static membership); none where None.
         evict_static: whether other workers that have such a place may be removed as soon as they seem to be gone.
+        id_file: where a worker keeps its member id, asked for with joining: who finds it there is the next one on
+            the same disk, and has the group let go of the one before. None where there is no such place.
         max_poll_interval_s: for how long heartbeats go on without `Membership.alive`.
     """
 
@@ -84,6 +87,7 @@ class KafkaTransport:
         client_id: str = "millstream",
         instance_id: str | None = None,
         evict_static: bool = False,
+        id_file: Callable[[], Path | None] = lambda: None,
         max_poll_interval_s: float = MAX_POLL_INTERVAL_S,
     ) -> None:
         self._access = Access(
@@ -92,6 +96,7 @@ class KafkaTransport:
         self._transactional_id = transactional_id
         self._instance_id = instance_id
         self._evict_static = evict_static
+        self._id_file = id_file
         self._max_poll_interval_s = max_poll_interval_s
         self._open: _Open | None = None
 
@@ -297,6 +302,7 @@ class KafkaTransport:
                 max_poll_interval_s=self._max_poll_interval_s,
                 instance_id=self._instance_id,
                 evict_static=self._evict_static,
+                id_file=self._id_file(),
                 inputs=inputs,
             ),
             metadata,
