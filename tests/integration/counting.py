@@ -14,7 +14,7 @@ from typing import Any
 
 import millstream as ms
 from millstream.hooks import observe
-from tests.brokers import say
+from tests.brokers import Program, say
 from tests.crash.program import die_at
 
 
@@ -45,6 +45,14 @@ def build(
         say(gained=shards)
 
     return app
+
+
+async def gained(worker: Program, shards: int) -> None:
+    """Wait until a worker has been given so many shards; with tables, they come when its copies are warm."""
+    told = 0
+    while told < shards:
+        told += len(await worker.hear("gained"))
+    assert told == shards
 
 
 def report(app: ms.App) -> dict[str, object]:

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from tests.brokers import Program, Record, unique
+from tests.integration.counting import gained
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +63,7 @@ async def test_a_killed_worker_is_replaced_at_once(kafka: Kafka, tmp_path: Path)
         await write()
         await counted(5)
         # each has its share, and so the one that is killed has shards too
-        assert len(await workers[2].hear("gained")) == 2
+        await gained(workers[2], 2)
         workers[2].kill()
         began = time.monotonic()
         await write()

@@ -21,6 +21,7 @@ from millstream.transports.kafka import KafkaTransport
 from millstream.worker import _worker
 from tests.brokers import Program, Record, unique
 from tests.cli.terminal import Running, Terminal, children_of, poll
+from tests.integration.counting import gained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,7 +163,7 @@ async def test_workers_come_and_go(counting: Counting) -> None:
     await counting.write()
     await counting.counted()
     second = await counting.start("b")
-    assert len(await second.hear("gained")) == 3
+    await gained(second, 3)
     await counting.write()
     await counting.start("c")
     await counting.write()
