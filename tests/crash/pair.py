@@ -145,6 +145,11 @@ class Side:
                     await self._life
                 await asyncio.sleep(0.005)
 
+    @property
+    def generation(self) -> int:
+        """That of the last assignment that it has applied."""
+        return 0 if self.worker.assignment is None else self.worker.assignment.generation
+
     def shards(self) -> list[Shard]:
         """Those that are ready."""
         return [shard for shard in self.worker.shards.values() if shard.ready.is_set()]
@@ -172,7 +177,12 @@ class Side:
             lambda: (
                 bool(self.shards())
                 and all(
-                    any(tp.topic.endswith("-ticked") for tp, *_ in s.output) for s in self.shards()
+                    any(
+                        tp.topic.endswith("-ticked")
+                        for of in s.subtopologies
+                        for tp, *_ in of.output
+                    )
+                    for s in self.shards()
                 )
             )
         )

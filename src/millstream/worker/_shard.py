@@ -69,6 +69,11 @@ class ShardCut:
         """What its events have sent."""
         return chain.from_iterable(share.outputs for share in self.shares)
 
+    def drop_outputs(self) -> None:
+        """Forget what its events have sent: it is in the log."""
+        for share in self.shares:
+            share.outputs.clear()
+
     @property
     def parts(self) -> list[TablePart]:
         """The parts of tables that are in it."""
@@ -488,6 +493,11 @@ class Shard:
         """Take in nothing more, for this reason."""
         for each in self.subtopologies:
             each.close_gate(reason)
+
+    def open_gate(self, reason: str) -> None:
+        """The reason holds no longer."""
+        for each in self.subtopologies:
+            each.open_gate(reason)
 
     async def until_open(self, name: str) -> None:
         """Wait until an agent, a timer or a callback may begin an event."""
