@@ -145,6 +145,11 @@ class Side:
                     await self._life
                 await asyncio.sleep(0.005)
 
+    @property
+    def generation(self) -> int:
+        """That of the last assignment that it has applied."""
+        return 0 if self.worker.assignment is None else self.worker.assignment.generation
+
     def shards(self) -> list[Shard]:
         """Those that are ready."""
         return [shard for shard in self.worker.shards.values() if shard.ready.is_set()]
@@ -174,10 +179,10 @@ class Side:
                 and all(
                     any(
                         tp.topic.endswith("-ticked")
-                        for each in shard.subtopologies
-                        for tp, *_ in each.output
+                        for of in s.subtopologies
+                        for tp, *_ in of.output
                     )
-                    for shard in self.shards()
+                    for s in self.shards()
                 )
             )
         )

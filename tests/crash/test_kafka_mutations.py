@@ -74,7 +74,10 @@ async def a_timer_of_a_shard_that_moves(pair: Pair, _: Proxy) -> None:
 
 
 async def a_gap_between_generations(pair: Pair, proxy: Proxy) -> None:
-    """A worker keeps its id, and misses the generation in which another one had half of its shards."""
+    """A worker keeps its id, and misses the generation in which another one had half of its shards.
+
+    That one makes copies of them first, which takes a generation.
+    """
     one, two = pair.side("one", f"kafka://{proxy.bootstrap}"), pair.side("two")
     await one.start()
     await pair.write()
@@ -82,10 +85,15 @@ async def a_gap_between_generations(pair: Pair, proxy: Proxy) -> None:
     await one.commit()
     await pair.write()
     await one.processed(2)
+    alone = one.generation
+    two.awake.clear()
+    starting = asyncio.ensure_future(two.start())
+    await one.until(lambda: one.generation == alone + 1)
     before = one.worker.assignment
     assert before is not None
     share = proxy.on_answer(Api.SYNC_GROUP, Action.HOLD)
-    await two.start()
+    two.awake.set()
+    await starting
     await asyncio.to_thread(share.wait)
     await two.processed(2)
     await two.commit()

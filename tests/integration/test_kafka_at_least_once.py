@@ -46,6 +46,8 @@ async def a_shard_is_handed_over(pair: Pair) -> None:
     await one.processed(2)
     one.awake.clear()
     await two.start()
+    # it makes a copy first, and tells when that is warm
+    await two.until(lambda: two.generation >= one.generation + 2)
     if two.worker.shards:
         raise Violation(f"{two.worker.shards} began while another worker had them")
     await one.commit()

@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
+import msgspec
 from hypothesis import HealthCheck, given, settings
 
 import millstream as ms
 from millstream.app._runtime import Runtime
+from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend
+from millstream.transports.batch import iterate_records
 from millstream.worker import MemberMetadata, ShardAssignment, _worker, assign_shards
 from millstream.worker._assign_handover import given_to_nobody, plan_in_two_rounds
 from millstream.worker._assign_plan import plan_shards
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     import pytest
 
+    from millstream.transports.base import Transport
     from millstream.worker import ShardId
     from tests.worker.groups import Members
 
@@ -86,7 +90,6 @@ class Watched:
         self.folder = folder
         self.owners: dict[ShardId, str] = {}
         self.clashes: list[tuple[ShardId, str, str]] = []
-        self.seen: list[int] = []
 
     def worker(self, name: str) -> Runtime:
         """One that counts, and says what it has."""
@@ -98,13 +101,14 @@ class Watched:
             web=False,
         )
         words = app.topic("words", key=str, value=int)
+        counted = app.topic("counted", key=str, value=int)
         totals = app.table("totals", key=str, value=int, default=0)
 
         @app.agent(words)
         async def count(stream: ms.Stream[int]) -> None:
             async for event in stream.events():
                 totals[event.key] += 1
-                self.seen.append(event.value)
+                await counted.send(event.value, key=event.key)
 
         def gained(shards: list[ShardId]) -> None:
             for shard in shards:
@@ -150,8 +154,27 @@ class Watched:
                     # who ends is not told of its shards
                     self.owners = {s: who for s, who in self.owners.items() if who == "first"}
                 await until_owned("first")
-            await self._until(lambda: len(self.seen) >= sent)
-        assert sorted(self.seen) == list(range(sent))
+            found: list[int] = []
+            while len(found) < sent:
+                await asyncio.sleep(0.02)
+                found = await _values(first.transport, "counted", 4)
+        assert sorted(found) == list(range(sent))
+
+
+async def _values(transport: Transport, topic: str, partitions: int) -> list[int]:
+    tps = [TopicPartition(topic, number) for number in range(partitions)]
+    positions, ends = dict.fromkeys(tps, 0), await transport.end_offsets(tps)
+    found: list[int] = []
+    reader = transport.reader()
+    while left := {tp: at for tp, at in positions.items() if at < ends[tp]}:
+        for fetched in await reader.fetch(left, max_bytes=1 << 20, max_wait_s=1.0):
+            records = iterate_records(
+                fetched.data, where=str(fetched.tp), position=left[fetched.tp]
+            )
+            found += [msgspec.json.decode(record.value or b"") for record in records]
+            positions[fetched.tp] = fetched.next_offset
+    await reader.close()
+    return found
 
 
 async def test_a_shard_has_one_owner_at_a_time(tmp_path: Path) -> None:

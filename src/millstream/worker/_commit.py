@@ -178,9 +178,7 @@ class Committer:
         except IllegalGenerationError as exc:
             self.refused += 1
             for cut in cuts:
-                if (
-                    exc.written
-                ):  # table entries may come again, as they say what is; outputs must not
+                if exc.written:  # what tables hold may be said again, as it says what is
                     cut.drop_outputs()
                 cut.shard.give_back(cut)
             self.fenced(exc)
