@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 __all__ = [
+    "KAFKA_PROGRAMS",
     "ROOT",
     "SetupError",
+    "bring_programs",
     "cache_folder",
     "choose",
     "guarded",
@@ -50,6 +52,11 @@ PROBE_S_MAX = 10
 HEARTBEAT_S = 5.0
 _VERSION = "import sys; print(*sys.version_info[:2])"
 _WINDOWS = os.name == "nt"
+# one program of each row is needed, by what it says; Debian's packages
+KAFKA_PROGRAMS = [
+    (["java"], ["default-jdk-headless"], "a Kafka broker of our own"),
+    (["mvn"], ["maven"], "a Kafka broker of our own"),
+]
 
 
 class SetupError(Exception):
@@ -420,3 +427,24 @@ def _try(command: list[str]) -> tuple[bool, str]:
     if done.returncode:
         return False, ""
     return True, done.stdout.decode(errors="replace").strip()
+
+
+def bring_programs(rows: Iterable[tuple[list[str], list[str], str]]) -> None:
+    """Install Debian's packages of what is not here, where that is possible; whoever needs them says what is missing.
+
+    Args:
+        rows: the programs, one of which is enough; Debian's packages; what needs them.
+    """
+    absent = [row for row in rows if not any(shutil.which(name) for name in row[0])]
+    packages = list(dict.fromkeys(package for _, row, _ in absent for package in row))
+    if not packages:
+        return
+    if not is_debian_root():
+        for names, row, what in absent:
+            debian = f"Debian: apt-get install {' '.join(row)}"
+            say(f"no {names[0]} here, for {what} ({debian})")
+        return
+    quiet = {"DEBIAN_FRONTEND": "noninteractive"}
+    get = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    if run("apt-get update", ["apt-get", "update"], quiet):
+        run(f"installing: {' '.join(packages)}", get, quiet)

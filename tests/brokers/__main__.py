@@ -8,13 +8,19 @@ from __future__ import annotations
 import signal
 import sys
 
+from _pytest.outcomes import Skipped
+
 from tests.brokers.cluster import Cluster
 
 
 def _main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     size = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    with Cluster(size) as cluster:
+    try:
+        cluster = Cluster(size)
+    except Skipped as reason:  # this machine lacks something
+        sys.exit(str(reason))
+    with cluster:
         print(cluster.url, flush=True)  # noqa: T201
         print(f"its log and data: {cluster.folder}", file=sys.stderr)  # noqa: T201
         try:

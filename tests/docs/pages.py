@@ -46,6 +46,7 @@ KILL = 'kill -9 $(pgrep -f "millstream worker")'
 _FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,}) *(?P<info>.*)")
 _TITLE = re.compile(r'title="(?P<name>[^"]+?)(?P<more> \(more\))?"')
 _LEFT_OUT = re.compile(r" *<!-- not run: .+ -->")
+_POSITIONS = re.compile(r'(?<="position":\{).*?\}')
 _PORT = 6066
 _WAIT_S = 30.0
 _RETRIED = ("millstream table", "millstream tail", "curl")
@@ -119,11 +120,18 @@ def write_file(block: Block, directory: Path) -> None:
 
 
 class Console:
-    """A terminal in a directory, and the worker that runs in another one."""
+    """A terminal in a directory, and the worker that runs in another one.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: Where.
+        broker: What the app runs on instead of the embedded log, which pages show. There the ends of transactions
+            take offsets too, so positions are not compared.
+    """
+
+    def __init__(self, directory: Path, *, broker: str | None = None) -> None:
         self._directory = directory
         self._port = _free_port()
+        self._broker = broker
         self._workers: list[subprocess.Popen[bytes]] = []
         scripts = Path(sys.executable).parent
         kept = {name: text for name, text in os.environ.items() if "MILLSTREAM" not in name}
@@ -134,6 +142,8 @@ class Console:
             "NO_COLOR": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
+        if broker is not None:
+            self._environ["MILLSTREAM_BROKER"] = broker
 
     def close(self) -> None:
         """End the workers that still run."""
@@ -166,7 +176,10 @@ class Console:
                 self._compare(self._here(command), wanted, block)
 
     def _here(self, text: str) -> str:
-        return text.replace(f":{_PORT}", f":{self._port}")
+        here = text.replace(f":{_PORT}", f":{self._port}")
+        if self._broker is None:
+            return here
+        return _POSITIONS.sub("…}", here.replace("local://…/shop.db", self._broker))
 
     def _compare(self, command: str, wanted: str, block: Block) -> None:
         deadline = time.monotonic() + (_WAIT_S if command.startswith(_RETRIED) else 0)

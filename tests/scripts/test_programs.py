@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from scripts import _setup
 from scripts._setup import ROOT
 
 if TYPE_CHECKING:
@@ -49,10 +50,10 @@ def test_debian_s_packages_are_installed_by_root(
         commands.append(command)
         return True
 
-    monkeypatch.setattr(script.shutil, "which", lambda name: name if name in here else None)
-    monkeypatch.setattr(script, "is_debian_root", lambda: True)
-    monkeypatch.setattr(script, "run", run)
-    script.bring_programs()
+    monkeypatch.setattr(_setup.shutil, "which", lambda name: name if name in here else None)
+    monkeypatch.setattr(_setup, "is_debian_root", lambda: True)
+    monkeypatch.setattr(_setup, "run", run)
+    _setup.bring_programs(script.PROGRAMS)
     if not installed:
         assert commands == []
     else:
@@ -65,10 +66,9 @@ def test_elsewhere_the_script_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It names the program, the tests that will be left out, and how to get it."""
-    monkeypatch.setattr(script.shutil, "which", lambda name: None if name == "mvn" else name)
-    monkeypatch.setattr(script, "is_debian_root", lambda: False)
-    script.bring_programs()
+    monkeypatch.setattr(_setup.shutil, "which", lambda name: None if name == "mvn" else name)
+    monkeypatch.setattr(_setup, "is_debian_root", lambda: False)
+    _setup.bring_programs(script.PROGRAMS)
     assert capsys.readouterr().out == (
-        "· no mvn here: the tests with a Kafka broker of their own will be left out "
-        "(Debian: apt-get install maven)\n"
+        "· no mvn here, for a Kafka broker of our own (Debian: apt-get install maven)\n"
     )
