@@ -50,7 +50,7 @@ def test_debian_s_packages_are_installed_by_root(
         commands.append(command)
         return True
 
-    monkeypatch.setattr(_setup.shutil, "which", lambda name: name if name in here else None)
+    monkeypatch.setattr("shutil.which", lambda name: name if name in here else None)
     monkeypatch.setattr(_setup, "is_debian_root", lambda: True)
     monkeypatch.setattr(_setup, "run", run)
     _setup.bring_programs(script.PROGRAMS)
@@ -66,7 +66,7 @@ def test_elsewhere_the_script_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, script: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It names the program, the tests that will be left out, and how to get it."""
-    monkeypatch.setattr(_setup.shutil, "which", lambda name: None if name == "mvn" else name)
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "mvn" else name)
     monkeypatch.setattr(_setup, "is_debian_root", lambda: False)
     _setup.bring_programs(script.PROGRAMS)
     assert capsys.readouterr().out == (
