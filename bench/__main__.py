@@ -1,11 +1,11 @@
-"""``python -m bench core|memory|kafka|recovery``; ``--help`` for the rest."""
+"""``python -m bench core|memory|kafka|latency|recovery|transport``; ``--help`` for the rest."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench import core, kafka, memory
+from bench import core, kafka, latency, memory, transport
 from bench.program import WORKLOADS
 
 RECOVERY_SUITES = ("killed", "vanished", "rolling", "empty-disk")
@@ -24,25 +24,45 @@ def main() -> int:
     other.add_argument("--keys", type=int, default=1_000_000)
     other.add_argument("--phase", choices=["feed", "work"], help=argparse.SUPPRESS)
     other.add_argument("--directory", help=argparse.SUPPRESS)
-    third = suites.add_parser("kafka", help="commits, appends and fetches of the Kafka transport")
-    third.add_argument("--broker", default="kafka://127.0.0.1:9092")
-    third.add_argument("--commits", type=int, default=300)
-    third.add_argument("--records", type=int, default=400_000)
+    third = suites.add_parser(
+        "kafka", help="the workloads of core on a broker, against a bare client"
+    )
+    third.add_argument("--events", type=int, default=1_000_000)
+    third.add_argument("--only", choices=list(WORKLOADS), action="append")
     fourth = suites.add_parser(
-        "recovery", help="workers that go, come back and replay, on a broker"
+        "latency", help="from a send to a read_committed consumer, on a broker"
     )
-    fourth.add_argument("--only", choices=RECOVERY_SUITES, action="append")
-    fourth.add_argument("--rounds", type=int, default=12, help="workers that go")
-    fourth.add_argument(
-        "--keys", type=int, default=10_000_000, help="of the table that is replayed"
+    fourth.add_argument("--rate", type=int, action="append", metavar="EVENTS/S")
+    fourth.add_argument("--seconds", type=float, default=10.0)
+    fourth.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
+    fifth = suites.add_parser(
+        "transport", help="commits, appends and fetches of the Kafka transport"
     )
-    fourth.add_argument("--broker", help="instead of one that is started for this")
-    fourth.add_argument("--json", metavar="FILE")
+    fifth.add_argument("--commits", type=int, default=300)
+    fifth.add_argument("--records", type=int, default=400_000)
+    for suite in (third, fourth, fifth):
+        suite.add_argument("--broker", metavar="kafka://HOST:PORT", help="one is started otherwise")
+    for suite in (third, fourth):
+        suite.add_argument("--json", metavar="FILE")
+    sixth = suites.add_parser("recovery", help="workers that go, come back and replay, on a broker")
+    sixth.add_argument("--only", choices=RECOVERY_SUITES, action="append")
+    sixth.add_argument("--rounds", type=int, default=12, help="workers that go")
+    sixth.add_argument("--keys", type=int, default=10_000_000, help="of the table that is replayed")
+    sixth.add_argument("--broker", help="instead of one that is started for this")
+    sixth.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.suite == "core":
         return core.main(options.events, options.only or list(WORKLOADS), options.json)
     if options.suite == "kafka":
-        return kafka.main(options.broker, options.commits, options.records)
+        workloads = options.only or list(WORKLOADS)
+        return kafka.main(options.broker, options.events, workloads, options.json)
+    if options.suite == "latency":
+        if options.work:
+            latency.work(*options.work)
+        rates = options.rate or [500, 5_000]
+        return latency.main(options.broker, rates, options.seconds, options.json)
+    if options.suite == "transport":
+        return transport.main(options.broker, options.commits, options.records)
     if options.suite == "recovery":
         from bench import recovery
 

@@ -77,7 +77,7 @@ async def floor(app: ms.App, count: int) -> Measured:
     return Measured("floor", count, count / wall, cpu / count * 1e6)
 
 
-async def run(app: ms.App, workload: str, count: int) -> Measured:
+async def run(app: ms.App, workload: str, count: int, *, topic: str = "events") -> Measured:
     """Process all that is in the topic, until it is committed."""
     async with app.running():
         assert app.runtime is not None
@@ -87,19 +87,19 @@ async def run(app: ms.App, workload: str, count: int) -> Measured:
         wall, cpu = time.perf_counter(), time.process_time()
         committed = asyncio.Event()
         worker.committer.listeners.append(lambda cut: committed.set())
-        while _processed(worker) < count:
+        while _processed(worker, topic) < count:
             committed.clear()
             await committed.wait()
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return Measured(workload, count, count / wall, cpu / count * 1e6)
 
 
-def _processed(worker: Worker) -> int:
+def _processed(worker: Worker, topic: str) -> int:
     return sum(
         offset
         for shard in worker.shards.values()
         for tp, offset in shard.committed.items()
-        if tp.topic == "events"
+        if tp.topic == topic
     )
 
 

@@ -1,137 +1,178 @@
-"""The Kafka transport alone: what a commit, an append and a fetched record cost.
+"""The workloads on a Kafka broker, exactly-once, against a bare client that reads the same topic in the same run.
 
-A broker is needed; ``python -m tests.brokers`` starts one. Topics of its own are made there, and removed afterwards. Wall
-time and CPU of this process; the broker runs beside it, so that only ratios of one run mean something.
+The *bare* client fetches raw batches with aiokafka's connections, checks and decodes them with msgspec, counts in a dict and
+does nothing else. The broker runs beside it, so that only ratios of one run mean something: of events per second, and of this
+process's CPU per event.
 """
 
 from __future__ import annotations
 
 import asyncio
-import statistics
+import json
+import os
+import struct
+import sys
+import tempfile
 import time
-import uuid
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from millstream.records import OutgoingRecord, TopicPartition
-from millstream.transports.base import Epoch, OffsetAndMetadata, TopicSpec
-from millstream.transports.batch import iterate_records
+import msgspec
+
+from bench.broker import broker, own_topics
+from bench.core import Measured, feed, run
+from bench.program import Event, make_app
+from millstream.worker import tune_garbage_collector
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from millstream.transports.base import Transport
-    from millstream.transports.kafka import KafkaTransport
+    import millstream as ms
 
 __all__ = ["main"]
 
 PARTITIONS = 4
-EPOCH_RECORDS = 200
-PAUSE_S = 0.02
-"""Between two commits: those of a worker under light load."""
-VALUE = b"x" * 150
+FETCH_BYTES = 1 << 20
+TRIED = {"count": 400 / 789, "tumbling": 225 / 789, "hopping": 80 / 789}
+"""Events a second as a share of the bare client's, as the throwaway had it (design, section 7)."""
+LEAST = 2 / 3
+"""How much of that is expected with everything on."""
+_FRONT = struct.Struct(">qi")
+_LAST_DELTA_AT = 23
 
 
-def main(url: str, commits: int, records: int) -> int:
-    """Measure, and print a line for each."""
-    asyncio.run(_main(url, commits, records))
+@dataclass
+class Share:
+    """A workload against the bare client: events a second of it, and CPU per event as a multiple of its."""
+
+    name: str
+    events: int
+    events_per_s: float
+    cpu_us: float
+    bare_events_per_s: float
+    bare_cpu_us: float
+    share: float
+    cpu_ratio: float
+    expected_share: float | None
+
+
+async def bare(url: str, topic: str, count: int) -> Measured:
+    """The least that reading the events from a broker can cost."""
+    from aiokafka.client import AIOKafkaClient
+    from aiokafka.protocol.fetch import FetchRequest
+    from aiokafka.record._crecords.memory_records import MemoryRecords
+    from aiokafka.structs import TopicPartition
+
+    decode = msgspec.json.Decoder(Event).decode
+    counts: dict[str, int] = {}
+    client = AIOKafkaClient(bootstrap_servers=url.removeprefix("kafka://"))
+    await client.bootstrap()
+    try:
+        metadata = await client.fetch_all_metadata()
+        node = metadata.leader_for_partition(TopicPartition(topic, 0))
+        await client.ready(node)
+        positions = [0] * PARTITIONS
+        seen, wall, cpu = 0, time.perf_counter(), time.process_time()
+        while seen < count:
+            wanted = [(number, at, FETCH_BYTES) for number, at in enumerate(positions)]
+            request = FetchRequest(100, 1, PARTITIONS * FETCH_BYTES, 1, [(topic, wanted)])
+            answer = await client.send(node, request)
+            for _, parts in answer.topics:
+                for part in parts:
+                    data: bytes = part[-1] or b""
+                    positions[part[0]] = _position_after(data, positions[part[0]])
+                    records = MemoryRecords(data)
+                    while records.has_next():
+                        batch: Any = records.next_batch()
+                        assert batch.validate_crc()
+                        if batch.is_control_batch:
+                            continue
+                        for record in batch:
+                            key = decode(record.value).key
+                            counts[key] = counts.get(key, 0) + 1
+                            seen += 1
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    finally:
+        await client.close()
+    assert seen == sum(counts.values()) == count
+    return Measured("bare", count, count / wall, cpu / count * 1e6)
+
+
+def _position_after(data: bytes, position: int) -> int:
+    at = 0
+    while at + _LAST_DELTA_AT + 4 <= len(data):
+        base, length = _FRONT.unpack_from(data, at)
+        if at + _FRONT.size + length > len(data):
+            break
+        position = base + int.from_bytes(data[at + _LAST_DELTA_AT : at + _LAST_DELTA_AT + 4]) + 1
+        at += _FRONT.size + length
+    return position
+
+
+def main(url: str | None, count: int, workloads: list[str], output: str | None) -> int:
+    """Measure, print a table, and write JSON."""
+    found: list[Share] = []
+    with (
+        broker(url) as address,
+        own_topics(address) as name,
+        tempfile.TemporaryDirectory(prefix="millstream-bench-") as folder,
+    ):
+        topic = f"{name}-events"
+        tune_garbage_collector()  # as `millstream worker` does
+        print(f"{'':12} {'events/s':>10} {'CPU us':>8} {'of bare':>8} {'expected':>9} {'CPU':>7}")
+        for workload in workloads:
+            app, events = _app(workload, address, name, Path(folder))
+            if not found:
+                asyncio.run(feed(app, events, count))
+            low = asyncio.run(bare(address, topic, count))
+            measured = asyncio.run(run(app, workload, count, topic=topic))
+            tried = TRIED.get(workload)
+            one = Share(
+                name=workload,
+                events=count,
+                events_per_s=measured.events_per_s,
+                cpu_us=measured.cpu_us,
+                bare_events_per_s=low.events_per_s,
+                bare_cpu_us=low.cpu_us,
+                share=measured.events_per_s / low.events_per_s,
+                cpu_ratio=measured.cpu_us / low.cpu_us,
+                expected_share=None if tried is None else tried * LEAST,
+            )
+            found.append(one)
+            _print(one)
+    if output:
+        result = {
+            "python": sys.version.split()[0],
+            "cpus": os.cpu_count(),
+            "measured": [asdict(one) for one in found],
+        }
+        Path(output).write_text(json.dumps(result, indent=2) + "\n")
+    for one in found:
+        if one.expected_share is not None and one.share < one.expected_share:
+            print(
+                f"under: {one.name} has {one.share:.0%} of the bare client's events a second, expected"
+                f" are {one.expected_share:.0%}"
+            )
     return 0
 
 
-async def _main(url: str, commits: int, records: int) -> None:
-    from millstream.transports.kafka import KafkaTransport
-
-    name = f"bench-{uuid.uuid4().hex[:8]}"
-    inputs = [TopicPartition(f"{name}-in", number) for number in range(PARTITIONS)]
-    outputs = [TopicPartition(f"{name}-out", number) for number in range(PARTITIONS)]
-    async with KafkaTransport(url, client_id=name) as transport:
-        await transport.create_topics(
-            [TopicSpec(name=f"{name}-{end}", partitions=PARTITIONS) for end in ("in", "out")]
-        )
-        try:
-            await _commits(transport, name, inputs, outputs, commits)
-            some = [OutgoingRecord(1_000, b"%d" % n, VALUE, []) for n in range(1_000)]
-            batch = some * max(1, records // PARTITIONS // 1_000)
-            await _appends(transport, dict.fromkeys(inputs, batch))
-            for max_bytes in (2 << 20, 8 << 20):
-                await _fetches(transport, inputs, len(batch) * PARTITIONS, max_bytes, decode=False)
-            await _fetches(transport, inputs, len(batch) * PARTITIONS, 2 << 20, decode=True)
-        finally:
-            await transport.delete_topics([inputs[0].topic, outputs[0].topic])
-
-
-async def _commits(
-    transport: KafkaTransport,
-    group: str,
-    inputs: Sequence[TopicPartition],
-    outputs: Sequence[TopicPartition],
-    count: int,
-) -> None:
-    membership = await transport.join(
-        group,
-        metadata=b"",
-        assign=lambda members: dict.fromkeys(members, b""),
-        session_timeout_s=30,
+def _app(workload: str, url: str, name: str, folder: Path) -> tuple[ms.App, Any]:
+    app, events, _ = make_app(
+        workload,
+        topic=f"{name}-events",
+        id=f"{name}-{workload}",
+        broker=url,
+        partitions=PARTITIONS,
+        state_dir=folder / workload,
+        web=False,
     )
-    assignment = await membership.next_assignment()
-    made = [OutgoingRecord(1_000, b"%d" % n, VALUE, []) for n in range(EPOCH_RECORDS // PARTITIONS)]
-    took: list[float] = []
-    cpu = time.process_time()
-    for number in range(count):
-        membership.alive()
-        epoch = Epoch(
-            group=group,
-            member_id=assignment.member_id,
-            generation=assignment.generation,
-            offsets={tp: OffsetAndMetadata(number, "{}") for tp in inputs},
-            records=dict.fromkeys(outputs, made),
-        )
-        began = time.perf_counter()
-        await transport.commit(epoch)
-        took.append((time.perf_counter() - began) * 1_000)
-        await asyncio.sleep(PAUSE_S)
-    cpu = time.process_time() - cpu
-    await membership.leave()
-    cuts = statistics.quantiles(took, n=100)
+    return app, events
+
+
+def _print(one: Share) -> None:
+    expected = "" if one.expected_share is None else f"{one.expected_share:.0%}"
+    print(f"{'bare':12} {one.bare_events_per_s:10,.0f} {one.bare_cpu_us:8.2f}")
     print(
-        f"commit of {EPOCH_RECORDS} records and {PARTITIONS} positions: p50 {cuts[49]:.1f} ms,"
-        f" p90 {cuts[89]:.1f}, p99 {cuts[98]:.1f}; CPU {cpu / count * 1_000:.2f} ms"
-    )
-
-
-async def _appends(
-    transport: Transport, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-) -> None:
-    count = sum(map(len, records.values()))
-    wall, cpu = time.perf_counter(), time.process_time()
-    await transport.append(records)
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    print(
-        f"append of {count:,} records in one transaction: {wall / count * 1e6:.2f} us a record,"
-        f" CPU {cpu / count * 1e6:.2f}"
-    )
-
-
-async def _fetches(
-    transport: Transport, tps: Sequence[TopicPartition], count: int, max_bytes: int, *, decode: bool
-) -> None:
-    ends = await transport.end_offsets(tps)
-    positions = dict.fromkeys(tps, 0)
-    size = 0
-    wall, cpu = time.perf_counter(), time.process_time()
-    reader = transport.reader()
-    while positions:
-        for fetched in await reader.fetch(positions, max_bytes=max_bytes, max_wait_s=1.0):
-            size += len(fetched.data)
-            if decode:
-                for _ in iterate_records(fetched.data, where=str(fetched.tp)):
-                    pass
-            positions[fetched.tp] = fetched.next_offset
-            if fetched.next_offset >= ends[fetched.tp]:
-                del positions[fetched.tp]
-    await reader.close()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    what = "fetched, checked and taken apart" if decode else "fetched and checked"
-    print(
-        f"{count:,} records {what}, {max_bytes >> 20} MB at once: {wall / count * 1e6:.2f} us a record,"
-        f" CPU {cpu / count * 1e6:.2f}; {size / wall / 1e6:,.0f} MB/s"
+        f"{one.name:12} {one.events_per_s:10,.0f} {one.cpu_us:8.2f} {one.share:8.0%}"
+        f" {expected:>9} {one.cpu_ratio:6.2f}x",
+        flush=True,
     )

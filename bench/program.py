@@ -42,12 +42,14 @@ def make_events(count: int, keys: int = KEYS) -> Iterator[Event]:
         )
 
 
-def make_app(workload: str, **settings: Any) -> tuple[ms.App, Any, Any]:
+def make_app(
+    workload: str, *, id: str = "bench", topic: str = "events", **settings: Any
+) -> tuple[ms.App, Any, Any]:
     """The app of a workload, with its input topic and its table or output topic."""
-    app = ms.App("bench", **settings)
-    events = app.topic("events", value=Event, key_from="key", timestamp=None)
+    app = ms.App(id, **settings)
+    events = app.topic(topic, value=Event, key_from="key", timestamp=None)
     if workload == "filter-map":
-        large = app.topic("large", value=Event, key_from="key")
+        large = app.topic(f"{id}-large", value=Event, key_from="key")
 
         @app.agent(events)
         async def mark(stream: ms.Stream[Event]) -> None:
