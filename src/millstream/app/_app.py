@@ -185,14 +185,22 @@ class App:
             internal=internal,
         )
 
-    def stream(self, *topics: Topic[V, K]) -> DeclaredStream[V, K]:
-        """The records of some topics, to be filtered, mapped, joined, grouped, and sent on."""
+    def stream(self, *topics: Topic[V, K], concurrency: int = 1) -> DeclaredStream[V, K]:
+        """The records of some topics, to be filtered, mapped, joined, grouped, and sent on.
+
+        Args:
+            concurrency: how many records of a shard are in progress at once, never two with one key, where
+                functions are async. What runs together with a step that holds records back (suppress, timers,
+                left and outer joins, a join with grace) takes one at a time all the same.
+        """
         if not topics:
             raise TopologyError("app.stream() needs the topics that it is to read")
+        if concurrency < 1:
+            raise TopologyError(f"app.stream(concurrency={concurrency}) is not above 0")
         for topic in topics:
             self.topics.check_own(topic, "stream")
         members = [member for topic in topics for member in topic.members]
-        return DeclaredStream(self.streams.plan.source(members), self.streams)
+        return DeclaredStream(self.streams.plan.source(members, concurrency), self.streams)
 
     # agents ---------------------------------------------------------------------------------------
 

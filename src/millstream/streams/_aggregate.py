@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.context import current
 from millstream.streams._operator import Context, Done, Operator, Windowed, each, is_async
 from millstream.streams._pipeline import bound
-from millstream.tables import DELETED, MISSING
+from millstream.tables import DELETED, MISSING, drive_later
 from millstream.windows import Session, Sliding
 
 if TYPE_CHECKING:
@@ -173,9 +173,11 @@ class WindowedAggregate(Operator):
         windows: AnyWindows,
         clock: Callable[[], Clock],
         final: bool = False,
+        merge: Callable[[Any, Any], Any] | None = None,
     ) -> None:
         """
         Args:
+            merge: of sessions, makes one value of two.
             final: whether each window comes out once, when it is closed, rather than with each update.
         """
         super().__init__(*parents, name=name)
@@ -185,6 +187,7 @@ class WindowedAggregate(Operator):
         self.windows = windows
         self.windowed = True
         self.final = final
+        self.merge = merge
         self._clock = clock
         self.stores.append(name)
         several = len(self.folds) > 1 and not final
@@ -209,6 +212,8 @@ class WindowedAggregate(Operator):
         context: Context,
         forward: Callable[..., Done],
     ) -> Callable[..., Done]:
+        if is_async(fold.add) or (self.merge is not None and is_async(self.merge)):
+            return self._bind_later(fold, time, context, forward)
         part = context.parts[self.name]
         make, skips_null, final = fold.initial, fold.skips_null, self.final
         dropped = context.counters
@@ -245,6 +250,46 @@ class WindowedAggregate(Operator):
             if not changed:
                 return None
             return each([shown(key, *change) for change in changed], forward)
+
+        return take
+
+    def _bind_later(
+        self,
+        fold: Fold,
+        time: TimedPart | None,
+        context: Context,
+        forward: Callable[..., Done],
+    ) -> Callable[..., Done]:
+        """Where a function is async: no window closes that an update under way was still accepted by."""
+        part, dropped, skips_null = context.parts[self.name], context.counters, fold.skips_null
+        make, add = fold.initial, _first_or(fold.add)
+        shown = _shown_session if isinstance(self.windows, Session) else _shown_pair
+
+        def initial(key: Any, _: Any) -> Any:
+            return NOTHING if make is None else make()
+
+        async def take(key: Any, value: Any, timestamp: int) -> None:
+            if key is None or (value is None and skips_null):
+                dropped["null_keys_dropped" if key is None else "null_values_dropped"] += 1
+                return
+            scope = context.scope
+            event_time, scope.timestamp = scope.timestamp, timestamp
+            changed: list[tuple[Window, Any, Any]] = []
+            mine = None
+            if time is not None:
+                mine = time.seen(scope)
+                if mine > timestamp:
+                    time.tie(mine, scope)
+            part.begin_work()
+            try:
+                await drive_later(part.updating(key, add, value, initial, scope, changed, mine))
+            finally:
+                part.end_work()
+            scope.timestamp = event_time
+            if not self.final:
+                done = each([shown(key, *change) for change in changed], forward)
+                if done is not None:
+                    await done
 
         return take
 

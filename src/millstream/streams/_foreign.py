@@ -22,8 +22,8 @@ import msgspec
 
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
-from millstream.streams._operator import Context, Done, Operator, is_async
-from millstream.streams._table_ops import Upsert
+from millstream.streams._operator import WAITS, Context, Done, Operator, finish
+from millstream.streams._table_ops import Upsert, awaited
 from millstream.tables import DELETED, MISSING, TablePart
 
 if TYPE_CHECKING:
@@ -153,11 +153,20 @@ class Subscribe(Operator):
         dump_key = self.topics[0].key_codec.dumps
         outer, answers = self.outer, self.answers
 
-        def take(key: Any, new: Any, old: Any, timestamp: int) -> None:
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             if new is None and old is None:
-                return
+                return None
             before = None if old is None else foreign_key(old)
             after = None if new is None else foreign_key(new)
+            if before.__class__ in WAITS or after.__class__ in WAITS:
+                return later(key, new, before, after, timestamp)
+            subscribe(key, new, before, after, timestamp)
+            return None
+
+        async def later(key: Any, new: Any, before: Any, after: Any, timestamp: int) -> None:
+            subscribe(key, new, await awaited(before), await awaited(after), timestamp)
+
+        def subscribe(key: Any, new: Any, before: Any, after: Any, timestamp: int) -> None:
             hashed = hash_of(None if new is None else dumps(new))
             data = dump_key(key)
 
@@ -286,20 +295,11 @@ class Resolve(Operator):
             if not counts:
                 return None
             result = joiner(left, right) if matches(left, right) else None
+            if result.__class__ in WAITS:
+                return finish(result, lambda found: forward(key, found, timestamp))
             return forward(key, result, timestamp)
 
-        if not is_async(joiner):
-            return [take]
-
-        async def later(key: Any, answer: Answer, timestamp: int) -> None:
-            counts, left, right = sides(key, answer)
-            if counts:
-                result = await joiner(left, right) if matches(left, right) else None
-                done = forward(key, result, timestamp)
-                if done is not None:
-                    await done
-
-        return [later]
+        return [take]
 
 
 def join_foreign(
@@ -316,16 +316,12 @@ def join_foreign(
     """Declare the join; returns the table of its results.
 
     Raises:
-        ConfigurationError: an outer join, which foreign keys do not have, or an async foreign key.
+        ConfigurationError: an outer join, which foreign keys do not have.
     """
     if how == "outer":
         raise ConfigurationError(
             "join(on=): by a foreign key there are inner and left joins; rows of the right side without a"
             " match have no key that a result could have"
-        )
-    if not isinstance(on, str) and is_async(on):
-        raise ConfigurationError(
-            "join(on=): the function that gives the foreign key may not be async"
         )
     if name is None:
         name = f"{left.name}-{right.name}-join"

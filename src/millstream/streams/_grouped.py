@@ -34,6 +34,7 @@ __all__ = [
     "WindowedCogroup",
     "WindowedStream",
     "number_of",
+    "with_number",
 ]
 
 V = TypeVar("V")
@@ -92,11 +93,6 @@ class _Shape:
         if windows is None:
             operator = Aggregate(parents, self.folds, name=name, value_type=self.value)
         else:
-            if any(is_async(fold.add) for fold in self.folds):
-                raise ConfigurationError(
-                    f"{name}: the function of a windowed aggregate may not be async: await what is needed"
-                    f" in a map() before it"
-                )
             operator = WindowedAggregate(
                 parents,
                 self.folds,
@@ -105,6 +101,7 @@ class _Shape:
                 windows=windows,
                 clock=lambda: home.clock,
                 final=final,
+                merge=self.merge if isinstance(windows, kinds.Session) else None,
             )
         operator.key_type = key_type
         home.plan.add(operator)
@@ -165,9 +162,22 @@ def number_of(
     return field_getter(of, value_type), found
 
 
+def with_number(
+    get: Callable[[Any], Any], add: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+    """A fold over what is read from each value; async where the reading is."""
+    if not is_async(get):
+        return lambda so_far, value: add(so_far, get(value))
+
+    async def later(so_far: Any, value: Any) -> Any:
+        return add(so_far, await get(value))
+
+    return later
+
+
 def _sum(stream: DeclaredStream[Any, Any], of: Any) -> _Shape:
     get, value_type = number_of(stream.operator.value_type, of)
-    fold = Fold(lambda: 0, lambda total, value: total + get(value))
+    fold = Fold(lambda: 0, with_number(get, lambda total, number: total + number))
     return _Shape([stream], [fold], "sum", value=value_type, merge=lambda a, b: a + b)
 
 
@@ -175,16 +185,18 @@ def _least(stream: DeclaredStream[Any, Any], of: Any, what: str) -> _Shape:
     get, value_type = number_of(stream.operator.value_type, of)
     choose: Callable[..., Any] = min if what == "min" else max
 
-    def add(found: Any, value: Any) -> Any:
-        one = get(value)
+    def add(found: Any, one: Any) -> Any:
         return one if found is None else choose(found, one)
 
-    return _Shape([stream], [Fold(lambda: None, add)], what, value=value_type, merge=choose)
+    return _Shape(
+        [stream], [Fold(lambda: None, with_number(get, add))], what, value=value_type, merge=choose
+    )
 
 
 def _mean(stream: DeclaredStream[Any, Any], of: Any) -> _Shape:
     get, _ = number_of(stream.operator.value_type, of)
-    fold = Fold(lambda: (0.0, 0), lambda so_far, value: (so_far[0] + get(value), so_far[1] + 1))
+    add = with_number(get, lambda so_far, number: (so_far[0] + number, so_far[1] + 1))
+    fold = Fold(lambda: (0.0, 0), add)
     return _Shape(
         [stream],
         [fold],
@@ -205,13 +217,26 @@ def _top_k(stream: DeclaredStream[Any, Any], count: int, by: Any) -> _Shape:
         raise ConfigurationError(f"top_k: {count} is not above 0")
     get, _ = number_of(stream.operator.value_type, by)
 
-    def best(values: list[Any]) -> list[Any]:
-        return heapq.nlargest(count, values, key=get)
+    def best(values: list[Any], numbers: list[Any]) -> list[Any]:
+        order = heapq.nlargest(count, range(len(values)), key=numbers.__getitem__)
+        return [values[at] for at in order]
 
-    fold = Fold(list, lambda top, value: best([*top, value]))
+    def among(*lists: list[Any]) -> list[Any]:
+        values = [value for some in lists for value in some]
+        return best(values, [get(value) for value in values])
+
+    async def among_later(*lists: list[Any]) -> list[Any]:
+        values = [value for some in lists for value in some]
+        return best(values, [await get(value) for value in values])
+
+    async def add_later(top: list[Any], value: Any) -> list[Any]:
+        return await among_later(top, [value])
+
+    waits = is_async(get)
+    fold = Fold(list, add_later if waits else lambda top, value: among(top, [value]))
     value_type = list[stream.operator.value_type]  # type: ignore[name-defined]
     return _Shape(
-        [stream], [fold], f"top-{count}", value=value_type, merge=lambda a, b: best([*a, *b])
+        [stream], [fold], f"top-{count}", value=value_type, merge=among_later if waits else among
     )
 
 

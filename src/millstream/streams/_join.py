@@ -10,7 +10,6 @@ from millstream.errors import ConfigurationError, TopologyError
 from millstream.serialization import any_partition, key_layout
 from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
 from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
-from millstream.streams._operator import is_async
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._tables import TableStream, WindowedTable
 from millstream.streams._types import result_type
@@ -216,8 +215,6 @@ def _join_table(
     getter = None
     if target.everywhere:
         if on is not None:
-            if not isinstance(on, str) and is_async(on):
-                raise ConfigurationError(f"{what}: the function of on= may not be async")
             getter = field_getter(on, left.operator.value_type)
     else:
         if on is not None:

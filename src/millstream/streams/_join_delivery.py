@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from millstream.streams._operator import each, is_async
+from millstream.streams._operator import WAITS, each, finish
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -23,22 +23,18 @@ Deliver: TypeAlias = "Callable[[Sequence[Pair]], Done]"
 
 def delivery(joiner: Callable[[Any, Any], Any], forward: Callable[..., Done]) -> Deliver:
     """A function that hands on what the joiner makes of pairs."""
-    if is_async(joiner):
 
-        async def later(pairs: Sequence[Pair]) -> None:
-            for key, left, right, timestamp in pairs:
-                done = forward(key, await joiner(left, right), timestamp)
-                if done is not None:
-                    await done
-
-        return later
+    def deliver_one(pair: Pair) -> Done:
+        key, left, right, timestamp = pair
+        made = joiner(left, right)
+        if made.__class__ in WAITS:
+            return finish(made, lambda found: forward(key, found, timestamp))
+        return forward(key, made, timestamp)
 
     def deliver(pairs: Sequence[Pair]) -> Done:
         if len(pairs) == 1:
-            ((key, left, right, timestamp),) = pairs
-            return forward(key, joiner(left, right), timestamp)
-        made = ((key, joiner(left, right), timestamp) for key, left, right, timestamp in pairs)
-        return each(made, forward)
+            return deliver_one(pairs[0])
+        return each(((pair,) for pair in pairs), deliver_one)
 
     return deliver
 

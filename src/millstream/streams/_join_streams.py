@@ -90,6 +90,7 @@ class StreamJoin(Operator):
         self.codec = None
         self.buffers = {True: f"{name}-left", False: f"{name}-right"}
         self.waits = None if how == "inner" else f"{name}-unmatched"
+        self.holds_back = self.waits is not None
         self.stores += self.buffers.values()
         if self.waits is not None:
             self.stores.append(self.waits)

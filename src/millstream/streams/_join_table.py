@@ -8,7 +8,7 @@ from millstream.context import current
 from millstream.streams._join_delivery import deliver_waiting, delivery
 from millstream.streams._join_streams import keep_rows
 from millstream.streams._join_waiting import WaitingPart
-from millstream.streams._operator import Context, Done, Operator, Windowed
+from millstream.streams._operator import WAITS, Context, Done, Operator, Windowed, finish
 from millstream.streams._pipeline import bound
 from millstream.tables import MISSING, no_part
 
@@ -114,6 +114,7 @@ class TableJoin(Operator):
         self.on = on
         self.grace_ms = grace_ms
         self.waits = f"{name}-waiting"
+        self.holds_back = grace_ms is not None
         if grace_ms is not None:
             self.stores.append(self.waits)
         self._clock: Callable[[], Clock] | None = None
@@ -144,13 +145,21 @@ class TableJoin(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         deliver = delivery(self.joiner, forward)
         pair_of = self._pairs(context)
-        counters = context.counters
+        counters, on = context.counters, self.on
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if value is None:
                 counters["null_values_dropped"] += 1
                 return None
-            pair = pair_of(key, value, timestamp)
+            if on is not None:
+                wanted = on(value)
+                if wanted.__class__ in WAITS:
+                    return finish(wanted, lambda found: hand_on(found, key, value, timestamp))
+                return hand_on(wanted, key, value, timestamp)
+            return hand_on(key, key, value, timestamp)
+
+        def hand_on(wanted: Any, key: Any, value: Any, timestamp: int) -> Done:
+            pair = pair_of(key, value, timestamp, wanted)
             return None if pair is None else deliver([pair])
 
         if self.grace_ms is None:
@@ -169,17 +178,16 @@ class TableJoin(Operator):
             waiting.put(True, timestamp, key, waiting.dump(key, value), headers, scope)
             if waiting.reached(timestamp, scope) < waiting.next_due:
                 return None
-            return deliver_waiting(waiting.release(scope), scope, deliver, pair_of)
+            return deliver_waiting(waiting.release(scope), scope, deliver, own_key(pair_of))
 
         return [hold]
 
-    def _pairs(self, context: Context) -> Callable[[Any, Any, int], Pair | None]:
-        """What makes of a record its pair; None where it is dropped."""
-        find, left, on = self.find(context), self.left, self.on
+    def _pairs(self, context: Context) -> Callable[[Any, Any, int, Any], Pair | None]:
+        """What makes of a record, and the key to look up, its pair; None where it is dropped."""
+        find, left = self.find(context), self.left
         counters = context.counters
 
-        def pair_of(key: Any, value: Any, timestamp: int) -> Pair | None:
-            wanted = key if on is None else on(value)
+        def pair_of(key: Any, value: Any, timestamp: int, wanted: Any) -> Pair | None:
             if wanted is None:
                 found = None
                 if not left:
@@ -197,6 +205,13 @@ class TableJoin(Operator):
         assert self._clock is not None
         binding = bound(self.pipeline, scope, self._clock())
         deliver = delivery(self.joiner, binding.forward(self))
-        done = deliver_waiting(value, scope, deliver, self._pairs(binding.context))
+        done = deliver_waiting(value, scope, deliver, own_key(self._pairs(binding.context)))
         if done is not None:
             await done
+
+
+def own_key(
+    pair_of: Callable[[Any, Any, int, Any], Pair | None],
+) -> Callable[[Any, Any, int], Pair | None]:
+    """The same for records whose own key is looked up."""
+    return lambda key, value, timestamp: pair_of(key, value, timestamp, key)

@@ -12,13 +12,17 @@ There are two kinds of connections. On one of *records* a call carries ``(key, v
 A call returns None when everything that follows from it is done. Where some function of the program is async, it
 returns an awaitable instead, which finishes the work; whoever calls hands it on, and the event's driver awaits
 it. An operator that calls more than once uses `each`, so that one result is through before the next one begins.
+Whether a function is async shows in what it returns (`WAITS`): so it may be one only now and then, or a lambda that calls
+one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from millstream.streams._codec import value_codec
 
@@ -33,14 +37,19 @@ if TYPE_CHECKING:
     from millstream.windows import Window
 
 __all__ = [
+    "WAITS",
     "Context",
     "Done",
     "Operator",
     "Windowed",
     "each",
     "fan_out",
+    "finish",
     "is_async",
 ]
+
+WAITS: Final = frozenset({CoroutineType, asyncio.Future, asyncio.Task})
+"""Types of what a function returns whose result is still to come."""
 
 
 class Windowed(NamedTuple):
@@ -76,6 +85,8 @@ class Operator:
     """What people call it."""
     changes: ClassVar[bool] = False
     """Whether it hands on changes of a table rather than records."""
+    holds_back: bool = False
+    """Whether a record may bring out what others have left, of other keys: then no two are in progress at once."""
     uses_old: ClassVar[bool] = False
     """Of operators that take changes: whether the old values matter."""
 
@@ -159,6 +170,13 @@ async def _rest(
         again = forward(*item)
         if again is not None:
             await again
+
+
+async def finish(waits: Awaitable[Any], go_on: Callable[[Any], Done]) -> None:
+    """Go on with what a function has returned, once it is there."""
+    done = go_on(await waits)
+    if done is not None:
+        await done
 
 
 def fan_out(inputs: Sequence[Callable[..., Done]]) -> Callable[..., Done]:

@@ -38,7 +38,8 @@ class Pipeline:
         self.topics = tuple(topics[name] for name in sorted(topics))
         for operator in operators:
             operator.pipeline = self
-        self.concurrency = max(operator.concurrency for operator in operators)
+        concurrency = max(operator.concurrency for operator in operators)
+        self.concurrency = 1 if any(operator.holds_back for operator in operators) else concurrency
 
     @property
     def sources(self) -> list[Operator]:
@@ -85,14 +86,16 @@ class Plan:
         self.version += 1
         return operator
 
-    def source(self, topics: Sequence[Topic[Any, Any]]) -> SourceOperator:
-        """The operator that reads these topics; one for all who read the same."""
+    def source(self, topics: Sequence[Topic[Any, Any]], concurrency: int = 1) -> SourceOperator:
+        """The operator that reads these topics; one for all who read the same, with the highest concurrency."""
         names = tuple(topic.name for topic in topics)
         if names not in self._sources:
             source = SourceOperator(topics, name="-".join(names))
             self._sources[names] = source
             self.add(source)
-        return self._sources[names]
+        source = self._sources[names]
+        source.concurrency = max(source.concurrency, concurrency)
+        return source
 
     def pipelines(self) -> list[Pipeline]:
         """What has to run, in pipelines: operators that nobody is affected by are left out."""

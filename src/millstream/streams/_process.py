@@ -202,6 +202,7 @@ class Process(Operator):
     """Hands records and timers to an object of the program."""
 
     kind = "process"
+    holds_back = True
 
     def __init__(
         self,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.agents import TopicGroup
 from millstream.errors import ProgramError, TopologyError
-from millstream.streams._operator import Context, Done, Operator, each, is_async
+from millstream.streams._operator import WAITS, Context, Done, Operator, each, finish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 
     from millstream.agents import Topic
     from millstream.streams._sink import Send
@@ -62,20 +62,14 @@ class Filter(Operator):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         keep = self.function
-        if is_async(keep):
-
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                if await keep(value):
-                    done = forward(key, value, timestamp)
-                    if done is not None:
-                        await done
-
-            return [later]
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
-            if keep(value):
-                return forward(key, value, timestamp)
-            return None
+            passes = keep(value)
+            if passes.__class__ in WAITS:
+                return finish(
+                    passes, lambda found: forward(key, value, timestamp) if found else None
+                )
+            return forward(key, value, timestamp) if passes else None
 
         return [take]
 
@@ -100,17 +94,12 @@ class Map(Operator):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function = self.function
-        if is_async(function):
-
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                done = forward(key, await function(value), timestamp)
-                if done is not None:
-                    await done
-
-            return [later]
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
-            return forward(key, function(value), timestamp)
+            made = function(value)
+            if made.__class__ in WAITS:
+                return finish(made, lambda found: forward(key, found, timestamp))
+            return forward(key, made, timestamp)
 
         return [take]
 
@@ -122,18 +111,23 @@ class FlatMap(Map):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function = self.function
-        if is_async(function):
 
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                for made in await function(value):
-                    done = forward(key, made, timestamp)
-                    if done is not None:
-                        await done
+        def all_of(key: Any, made: Any, timestamp: int) -> Done:
+            if hasattr(made, "__aiter__"):
+                return one_by_one(key, made, timestamp)
+            return each(((key, one, timestamp) for one in made), forward)
 
-            return [later]
+        async def one_by_one(key: Any, made: AsyncIterable[Any], timestamp: int) -> None:
+            async for one in made:
+                done = forward(key, one, timestamp)
+                if done is not None:
+                    await done
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
-            return each(((key, made, timestamp) for made in function(value)), forward)
+            made = function(value)
+            if made.__class__ in WAITS:
+                return finish(made, lambda found: all_of(key, found, timestamp))
+            return all_of(key, made, timestamp)
 
         return [take]
 
@@ -161,23 +155,12 @@ class Rekey(Operator):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function, of_key = self.function, self.of_key
-        if is_async(function):
-
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                done = forward(await function(key if of_key else value), value, timestamp)
-                if done is not None:
-                    await done
-
-            return [later]
-        if of_key:
-
-            def take_key(key: Any, value: Any, timestamp: int) -> Done:
-                return forward(function(key), value, timestamp)
-
-            return [take_key]
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
-            return forward(function(value), value, timestamp)
+            made = function(key if of_key else value)
+            if made.__class__ in WAITS:
+                return finish(made, lambda found: forward(found, value, timestamp))
+            return forward(made, value, timestamp)
 
         return [take]
 
@@ -197,18 +180,11 @@ class Peek(Operator):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function = self.function
-        if is_async(function):
-
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                await function(value)
-                done = forward(key, value, timestamp)
-                if done is not None:
-                    await done
-
-            return [later]
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
-            function(value)
+            waits = function(value)
+            if waits.__class__ in WAITS:
+                return finish(waits, lambda _: forward(key, value, timestamp))
             return forward(key, value, timestamp)
 
         return [take]
@@ -243,30 +219,30 @@ class Split(Operator):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         predicates = self.predicates
-        if any(is_async(predicate) for predicate in predicates):
+        count = len(predicates)
 
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                number = 0
-                for predicate in predicates:
-                    found = predicate(value)
-                    if await found if is_async(predicate) else found:
-                        break
-                    number += 1
-                done = forward(key, (number, value), timestamp)
-                if done is not None:
-                    await done
-
-            return [later]
-
-        def take(key: Any, value: Any, timestamp: int) -> Done:
-            number = 0
-            for predicate in predicates:
-                if predicate(value):
+        def choose(number: int, key: Any, value: Any, timestamp: int) -> Done:
+            """Try the predicates from one on."""
+            while number < count:
+                passes = predicates[number](value)
+                if passes.__class__ in WAITS:
+                    return later(passes, number, key, value, timestamp)
+                if passes:
                     break
                 number += 1
             return forward(key, (number, value), timestamp)
 
-        return [take]
+        async def later(
+            passes: Awaitable[Any], number: int, key: Any, value: Any, timestamp: int
+        ) -> None:
+            if await passes:
+                done = forward(key, (number, value), timestamp)
+            else:
+                done = choose(number + 1, key, value, timestamp)
+            if done is not None:
+                await done
+
+        return [lambda key, value, timestamp: choose(0, key, value, timestamp)]
 
 
 class Branch(Operator):
@@ -343,13 +319,19 @@ class ToTopic(Operator):
         if callable(topic):
             choose = topic
 
-            def take_chosen(key: Any, value: Any, timestamp: int) -> None:
-                chosen = choose(value)
+            def send_to(chosen: Any, key: Any, value: Any, timestamp: int) -> None:
                 if not hasattr(chosen, "put"):
                     raise ProgramError(
                         f"to(): {chosen!r} is no topic; the function has to return one of app.topic()"
                     )
                 send(context.scope, chosen, key, value, timestamp)
+
+            def take_chosen(key: Any, value: Any, timestamp: int) -> Done:
+                chosen: Any = choose(value)
+                if chosen.__class__ in WAITS:
+                    return finish(chosen, lambda found: send_to(found, key, value, timestamp))
+                send_to(chosen, key, value, timestamp)
+                return None
 
             return [take_chosen]
 

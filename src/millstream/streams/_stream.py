@@ -56,8 +56,8 @@ L = TypeVar("L")
 class DeclaredStream(Generic[V, K]):
     """The records of some topics, with what is done to them on their way.
 
-    Functions may be async; a shard then waits for one before it takes the next record, unless the stream was
-    declared with a concurrency. What a function raises, the app's ``on_error`` decides about.
+    Functions may be async: a shard waits for one before it takes the next record, unless the stream was declared
+    with a ``concurrency``; of one key nothing overtakes in either case. What a function raises, the app's ``on_error`` decides about.
     """
 
     def __init__(self, operator: Operator, home: StreamHome) -> None:
@@ -180,7 +180,8 @@ class DeclaredStream(Generic[V, K]):
     def through(self, topic: Topic[W, L]) -> DeclaredStream[W, L]:
         """The same records by way of ``topic``, with its key, partitions and codec."""
         self.to(topic)
-        return DeclaredStream(self.home.plan.source([topic]), self.home)
+        source = self.home.plan.source([topic], self.operator.concurrency)
+        return DeclaredStream(source, self.home)
 
     def repartition(
         self, *, name: str | None = None, partitions: int | None = None
@@ -206,7 +207,8 @@ class DeclaredStream(Generic[V, K]):
             )
             sink = ToTopic(operator, topic, put_record, name=f"{name}-repartition", grouped=True)
             self.home.plan.add(sink)
-            found = self.home.plan.moved[operator, name] = self.home.plan.source([topic])
+            source = self.home.plan.source([topic], operator.concurrency)
+            found = self.home.plan.moved[operator, name] = source
         return DeclaredStream(found, self.home)
 
     def by_key(self) -> DeclaredStream[V, K]:

@@ -203,6 +203,7 @@ class SuppressChanges(Operator):
 
     kind = "suppress"
     changes = True
+    holds_back = True
 
     def __init__(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from millstream.streams._operator import Context, Done, Operator, is_async
+from millstream.errors import ProgramError
+from millstream.streams._operator import WAITS, Context, Done, Operator
 from millstream.tables import DELETED, MISSING
 
 if TYPE_CHECKING:
@@ -21,14 +22,35 @@ __all__ = [
     "TableAggregate",
     "TableFold",
     "Upsert",
+    "awaited",
 ]
 
 
-class FilterTable(Operator):
+class _Looked(Operator):
+    """An operator that keeps nothing, so that looking a key up calls its function."""
+
+    changes = True
+
+    def _now(self, made: Any) -> Any:
+        """What the function has returned.
+
+        Raises:
+            ProgramError: that is still to come.
+        """
+        if made.__class__ not in WAITS:
+            return made
+        if hasattr(made, "close"):
+            made.close()
+        raise ProgramError(
+            f"{self.kind} of table {self.name!r}: its function is async, and a lookup cannot wait for it."
+            f" Give the step a name, {self.kind}(..., name=...): then its results are kept"
+        )
+
+
+class FilterTable(_Looked):
     """The entries for whose values a function is true."""
 
     kind = "filter"
-    changes = True
 
     def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
         super().__init__(parent, name=name)
@@ -38,13 +60,24 @@ class FilterTable(Operator):
         keep, old_wanted = self.function, self.old_wanted
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
-            if new is not None and not keep(new):
-                new = None
-            if not old_wanted:
-                return forward(key, new, None, timestamp)
-            if old is not None and not keep(old):
-                old = None
-            return None if new is old is None else forward(key, new, old, timestamp)
+            passes = None if new is None else keep(new)
+            passed = keep(old) if old_wanted and old is not None else None
+            if passes.__class__ in WAITS or passed.__class__ in WAITS:
+                return later(key, new, old, timestamp, passes, passed)
+            return hand_on(key, new if passes else None, old if passed else None, timestamp)
+
+        def hand_on(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            if old_wanted and new is old is None:
+                return None
+            return forward(key, new, old, timestamp)
+
+        async def later(
+            key: Any, new: Any, old: Any, timestamp: int, passes: Any, passed: Any
+        ) -> None:
+            passes, passed = await awaited(passes), await awaited(passed)
+            done = hand_on(key, new if passes else None, old if passed else None, timestamp)
+            if done is not None:
+                await done
 
         return [take]
 
@@ -53,16 +86,15 @@ class FilterTable(Operator):
 
         def found(key: Any) -> tuple[Any, int] | None:
             pair = get(key)
-            return pair if pair is not None and keep(pair[0]) else None
+            return pair if pair is not None and self._now(keep(pair[0])) else None
 
         return found
 
 
-class MapTable(Operator):
+class MapTable(_Looked):
     """The same entries, their values replaced by what a function makes of them."""
 
-    kind = "map"
-    changes = True
+    kind = "map_values"
 
     def __init__(
         self, parent: Operator, function: Callable[[Any], Any], *, name: str, value_type: Any
@@ -78,26 +110,24 @@ class MapTable(Operator):
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             made = None if new is None else function(new)
             before = function(old) if old_wanted and old is not None else None
+            if made.__class__ in WAITS or before.__class__ in WAITS:
+                return later(key, made, before, timestamp)
             return forward(key, made, before, timestamp)
 
-        if not is_async(function):
-            return [take]
-
-        async def later(key: Any, new: Any, old: Any, timestamp: int) -> None:
-            made = None if new is None else await function(new)
-            before = await function(old) if old_wanted and old is not None else None
+        async def later(key: Any, made: Any, before: Any, timestamp: int) -> None:
+            made, before = await awaited(made), await awaited(before)
             done = forward(key, made, before, timestamp)
             if done is not None:
                 await done
 
-        return [later]
+        return [take]
 
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         get, function = self.parents[0].getter(context), self.function
 
         def found(key: Any) -> tuple[Any, int] | None:
             pair = get(key)
-            return None if pair is None else (function(pair[0]), pair[1])
+            return None if pair is None else (self._now(function(pair[0])), pair[1])
 
         return found
 
@@ -180,17 +210,26 @@ class GroupTable(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         group, topic = self.group, self.topic
 
-        def take(key: Any, new: Any, old: Any, timestamp: int) -> None:
+        def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            of_new = None if new is None else group(new)
+            of_old = None if old is None else group(old)
+            if of_new.__class__ in WAITS or of_old.__class__ in WAITS:
+                return later(of_new, of_old, new, old, timestamp)
+            send(of_new, of_old, new, old, timestamp)
+            return None
+
+        async def later(of_new: Any, of_old: Any, new: Any, old: Any, timestamp: int) -> None:
+            send(await awaited(of_new), await awaited(of_old), new, old, timestamp)
+
+        def send(of_new: Any, of_old: Any, new: Any, old: Any, timestamp: int) -> None:
             scope = context.scope
-            group_of_new = None if new is None else group(new)
-            group_of_old = None if old is None else group(old)
-            if group_of_old is not None and group_of_old == group_of_new:
-                topic.put(scope, (new, old), key=group_of_new, timestamp=timestamp)
+            if of_old is not None and of_old == of_new:
+                topic.put(scope, (new, old), key=of_new, timestamp=timestamp)
                 return
-            if group_of_old is not None:
-                topic.put(scope, (None, old), key=group_of_old, timestamp=timestamp)
-            if group_of_new is not None:
-                topic.put(scope, (new, None), key=group_of_new, timestamp=timestamp)
+            if of_old is not None:
+                topic.put(scope, (None, old), key=of_old, timestamp=timestamp)
+            if of_new is not None:
+                topic.put(scope, (new, None), key=of_new, timestamp=timestamp)
 
         return [take]
 
@@ -243,46 +282,44 @@ class TableAggregate(_Kept):
             part.set(key, DELETED if value is None else (timestamp, value), context.scope)
             return forward(key, value, before, timestamp)
 
+        def added(value: Any, new: Any) -> Any:
+            if value is None:
+                return new if initial is None else add(initial(), new)
+            return add(value, new)
+
         def take(key: Any, pair: tuple[Any, Any], timestamp: int) -> Done:
             new, old = pair
             value, before, timestamp = begin(key, timestamp)
             if old is not None and value is not None:
                 value = subtract(value, old)
+            if value.__class__ in WAITS:
+                return later(key, value, new, before, timestamp)
             if new is not None:
-                if value is None and initial is None:
-                    value = new
-                else:
-                    value = add(initial() if value is None and initial is not None else value, new)
+                value = added(value, new)
+                if value.__class__ in WAITS:
+                    return later(key, value, None, before, timestamp)
             return end(key, value, before, timestamp)
 
-        async def later(key: Any, pair: tuple[Any, Any], timestamp: int) -> None:
-            new, old = pair
-            value, before, timestamp = begin(key, timestamp)
-            if old is not None and value is not None:
-                value = await _awaited(subtract(value, old))
+        async def later(key: Any, value: Any, new: Any, before: Any, timestamp: int) -> None:
+            value = await value
             if new is not None:
-                if value is None and initial is None:
-                    value = new
-                else:
-                    value = await _awaited(
-                        add(initial() if value is None and initial is not None else value, new)
-                    )
+                value = await awaited(added(value, new))
             done = end(key, value, before, timestamp)
             if done is not None:
                 await done
 
-        return [later if is_async(add) or is_async(subtract) else take]
+        return [take]
 
 
-async def _awaited(value: Any) -> Any:
-    return await value if hasattr(value, "__await__") else value
+async def awaited(made: Any) -> Any:
+    """What a function has returned, once it is there."""
+    return await made if made.__class__ in WAITS else made
 
 
-class JoinTables(Operator):
+class JoinTables(_Looked):
     """Two tables by key: a change of either side makes a result of both."""
 
     kind = "join"
-    changes = True
     uses_old = True  # a tombstone goes out only where a result may have been there
 
     def __init__(
@@ -335,24 +372,18 @@ class JoinTables(Operator):
             elif needs_theirs or (new is None and old is None):
                 return None  # there was no result, and there is none
             before = result(old, theirs) if old_wanted else None
-            return forward(key, result(new, theirs), before, timestamp)
+            made = result(new, theirs)
+            if made.__class__ in WAITS or before.__class__ in WAITS:
+                return later(key, made, before, timestamp)
+            return forward(key, made, before, timestamp)
 
-        if not is_async(joiner):
-            return take
-
-        async def later(key: Any, new: Any, old: Any, timestamp: int) -> None:
-            pair = other(key)
-            theirs = None
-            if pair is not None:
-                theirs, timestamp = pair[0], max(timestamp, pair[1])
-            elif needs_theirs or (new is None and old is None):
-                return
-            before = await _awaited(result(old, theirs)) if old_wanted else None
-            done = forward(key, await _awaited(result(new, theirs)), before, timestamp)
+        async def later(key: Any, made: Any, before: Any, timestamp: int) -> None:
+            made, before = await awaited(made), await awaited(before)
+            done = forward(key, made, before, timestamp)
             if done is not None:
                 await done
 
-        return later
+        return take
 
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         get_left, get_right = (parent.getter(context) for parent in self.parents)
@@ -364,7 +395,8 @@ class JoinTables(Operator):
                 return None
             if right is None and how == "inner":
                 return None
-            value = joiner(None if left is None else left[0], None if right is None else right[0])
+            made = joiner(None if left is None else left[0], None if right is None else right[0])
+            value = self._now(made)
             return value, max(-1 if left is None else left[1], -1 if right is None else right[1])
 
         return get

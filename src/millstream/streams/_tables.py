@@ -11,7 +11,7 @@ from millstream.agents import field_getter
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._codec import PairCodec
-from millstream.streams._grouped import mean_of, number_of
+from millstream.streams._grouped import mean_of, number_of, with_number
 from millstream.streams._operator import is_async
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
@@ -81,6 +81,13 @@ class TableStream(Generic[K, V]):
             operator=kept,
         )
 
+    def _check_kept(self, function: Any, name: str | None, step: str) -> None:
+        if is_async(function) and name is None:
+            raise ConfigurationError(
+                f"table {self.operator.name!r}: an async function of {step} needs a name: its results"
+                f" have to be kept, because lookups cannot wait"
+            )
+
     def changes(self) -> DeclaredStream[V, K]:
         """The new values as a stream of records; None where a key was deleted."""
         values = Values(self.operator, name=self.operator.name)
@@ -98,13 +105,9 @@ class TableStream(Generic[K, V]):
         """The entries for whose values ``keep`` is true.
 
         Raises:
-            ConfigurationError: ``keep`` is async; a lookup could not wait for it.
+            ConfigurationError: ``keep`` is async, and there is no ``name``: a lookup could not wait for it.
         """
-        if is_async(keep):
-            raise ConfigurationError(
-                f"table {self.operator.name!r}: the function of filter() may not be async, because"
-                f" lookups use it as well. Await what is needed in map_values(..., name=...) before it"
-            )
+        self._check_kept(keep, name, "filter()")
         return self._then(FilterTable(self.operator, keep, name=self.operator.name), name)
 
     @overload
@@ -130,11 +133,7 @@ class TableStream(Generic[K, V]):
         Raises:
             ConfigurationError: ``function`` is async, and there is no ``name``: a lookup could not wait for it.
         """
-        if is_async(function) and name is None:
-            raise ConfigurationError(
-                f"table {self.operator.name!r}: an async function of map_values() needs a name: its results"
-                f" have to be kept, because lookups cannot wait"
-            )
+        self._check_kept(function, name, "map_values()")
         made = result_type(function) if value is None else value
         operator = MapTable(self.operator, function, name=self.operator.name, value_type=made)
         return self._then(operator, name)
@@ -174,7 +173,9 @@ class TableStream(Generic[K, V]):
         getter = field_getter(key, operator.value_type)
         sink = GroupTable(operator, getter, topic, name=f"{name}-repartition")
         self.home.plan.add(sink)
-        return GroupedTable(self.home.plan.source([topic]), operator, self.home)
+        return GroupedTable(
+            self.home.plan.source([topic], operator.concurrency), operator, self.home
+        )
 
     @overload
     def join(
@@ -235,11 +236,7 @@ class TableStream(Generic[K, V]):
                 value_type=made,
             )
             return kept if name is not None else kept._flow()
-        if is_async(joiner):
-            raise ConfigurationError(
-                f"join of {self.operator.name!r} and {right.name!r}: the joiner of tables may not be async,"
-                f" because lookups use it as well. Await what is needed in map_values(..., name=...)"
-            )
+        self._check_kept(joiner, name, "join()")
         stem = name or f"{self.operator.name}-{right.name}-join"
         operator = JoinTables(self.operator, right, joiner, how, name=stem, value_type=made)
         return self._then(operator, name)
@@ -293,7 +290,9 @@ class GroupedTable(Generic[V, K]):
         """The sum of a field, of what a function gives, or of the values themselves."""
         get, value = number_of(self._members.value_type, of)
         fold = TableFold(
-            lambda: 0, lambda total, v: total + get(v), lambda total, v: total - get(v)
+            lambda: 0,
+            with_number(get, lambda total, number: total + number),
+            with_number(get, lambda total, number: total - number),
         )
         return self._table(fold, "sum", value=value, name=name)  # type: ignore[no-any-return]
 
@@ -307,12 +306,14 @@ class GroupedTable(Generic[V, K]):
         """The mean of a field, of what a function gives, or of the values themselves."""
         get, _ = number_of(self._members.value_type, of)
 
-        def subtract(so_far: tuple[float, int], value: V) -> tuple[float, int] | None:
-            total, count = so_far[0] - get(value), so_far[1] - 1
+        def subtract(so_far: tuple[float, int], number: float) -> tuple[float, int] | None:
+            total, count = so_far[0] - number, so_far[1] - 1
             return (total, count) if count else None
 
         fold = TableFold(
-            lambda: (0.0, 0), lambda so_far, v: (so_far[0] + get(v), so_far[1] + 1), subtract
+            lambda: (0.0, 0),
+            with_number(get, lambda so_far, number: (so_far[0] + number, so_far[1] + 1)),
+            with_number(get, subtract),
         )
         value = tuple[float, int]
         return self._table(fold, "mean", value=value, name=name, shown=mean_of)  # type: ignore[no-any-return]

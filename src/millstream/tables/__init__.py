@@ -24,6 +24,7 @@ from millstream.tables._timed_part import NEVER, Due, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
+from millstream.tables._windowed_base import drive_later
 from millstream.tables._windowed_part import WindowedPart, index_key_of
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "WindowedPart",
     "WindowedTable",
     "decode_position",
+    "drive_later",
     "encode_position",
     "index_key_of",
     "no_part",

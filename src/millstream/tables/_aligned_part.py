@@ -18,7 +18,7 @@ from millstream.tables._windowed_base import (
 from millstream.windows import Hopping, Tumbling, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
 
     from millstream.clock import Clock
     from millstream.context import Scope
@@ -190,6 +190,36 @@ class AlignedPart(WindowedPart):
             if changed is not None:
                 changed.append((self.windows.window(start), value, before))
 
+    def updating(
+        self,
+        key: Any,
+        operation: Callable[[Any, Any], Any],
+        operand: Any,
+        initial: Callable[[Any, TablePart], Any],
+        scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
+    ) -> Generator[Any, Any, Any]:
+        timestamp = scope.timestamp
+        for start in self._accepted(scope, stream_time):
+            entry = (start, key)
+            stored: Any = self.get(entry, scope)
+            if self.store_retention_ms:
+                stored = MISSING if self.is_gone(start) else stored
+                self.store_time = max(self.store_time, start)
+            if stored is MISSING:
+                newest, value = timestamp, initial(key, self)
+                if self.closes:
+                    self.opened(start)
+            else:
+                newest, value = stored if self.stamped else (timestamp, stored)
+            made: Any = yield operation(value, operand)
+            if self.stamped:
+                made = max(newest, timestamp), made
+            self.set(entry, made, scope)
+            if changed is not None:
+                changed.append((self.windows.window(start), made, stored))
+
     def event_windows(
         self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope
     ) -> Iterator[tuple[Window, Any]]:
@@ -262,6 +292,8 @@ class AlignedPart(WindowedPart):
 
     def due(self) -> list[Due]:
         found: list[Due] = []
+        if self.busy:
+            return found
         for start in sorted(self.open_starts):
             if self.windows.end(start) + self.grace_ms > self.stream_time:
                 break

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
 import struct
 from bisect import bisect_left
@@ -17,11 +16,12 @@ from millstream.tables._windowed_base import (
     NEVER,
     Due,
     WindowedPart,
+    drive,
 )
 from millstream.windows import Session, Sliding, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
     from millstream.clock import Clock
     from millstream.context import PreImage, Scope
@@ -246,10 +246,20 @@ class KeyedPart(WindowedPart):
         changed: list[tuple[Window, Any, Any]] | None = None,
         stream_time: int | None = None,
     ) -> None:
-        if self._stamped:
-            self._update_sliding(key, operation, operand, initial, scope, changed, stream_time)
-        else:
-            self._update_session(key, operation, operand, initial, scope, changed, stream_time)
+        drive(self.updating(key, operation, operand, initial, scope, changed, stream_time))
+
+    def updating(
+        self,
+        key: Any,
+        operation: Callable[[Any, Any], Any],
+        operand: Any,
+        initial: Callable[[Any, TablePart], Any],
+        scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
+    ) -> Generator[Any, Any, Any]:
+        update = self._update_sliding if self._stamped else self._update_session
+        return update(key, operation, operand, initial, scope, changed, stream_time)
 
     def _update_session(
         self,
@@ -260,7 +270,7 @@ class KeyedPart(WindowedPart):
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
         stream_time: int | None = None,
-    ) -> Window | None:
+    ) -> Generator[Any, Any, Window | None]:
         windows = self.windows
         assert isinstance(windows, Session)
         own_time = self.seen(scope)
@@ -287,12 +297,12 @@ class KeyedPart(WindowedPart):
         window, merged = change.window, change.merged
         if merged:
             value = values[merged[0]]
-            if len(merged) > 1:
+            for one in merged[1:]:
                 assert self._merge is not None
-                value = functools.reduce(self._merge, [values[one] for one in merged])
+                value = yield self._merge(value, values[one])
         else:
             value = initial(key, self)
-        value = operation(value, operand)
+        value = yield operation(value, operand)
         for one in merged:
             if one != window:
                 self._remove((key, one.end, one.start), scope)
@@ -313,7 +323,7 @@ class KeyedPart(WindowedPart):
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None = None,
         stream_time: int | None = None,
-    ) -> list[Window]:
+    ) -> Generator[Any, Any, list[Window]]:
         windows = self.windows
         assert isinstance(windows, Sliding)
         timestamp, width = scope.timestamp, windows.width_ms
@@ -352,7 +362,8 @@ class KeyedPart(WindowedPart):
         there = {start for start, _ in existing}
         for change, value in zip(changes, values, strict=True):
             start, end = change.window
-            stored = change.timestamp, operation(value, operand) if change.adds else value
+            made = (yield operation(value, operand)) if change.adds else value
+            stored = change.timestamp, made
             before = MISSING if changed is None else self.get((key, end, start), scope)
             self._put((key, end, start), stored, scope, new=start not in there)
             self.store_time = max(self.store_time, start)
@@ -382,11 +393,11 @@ class KeyedPart(WindowedPart):
                 yield window, value
             return
         if self._stamped:
-            windows = self._update_sliding(key, _keep, None, initial, scope)
+            windows = drive(self._update_sliding(key, _keep, None, initial, scope))
             for window in dict.fromkeys(windows):
                 yield window, self.get((key, window.end, window.start), scope)[1]
             return
-        session = self._update_session(key, _keep, None, initial, scope)
+        session = drive(self._update_session(key, _keep, None, initial, scope))
         if session is not None:
             yield session, self.get((key, session.end, session.start), scope)
 
@@ -497,6 +508,8 @@ class KeyedPart(WindowedPart):
         return place
 
     def due(self) -> list[Due]:
+        if self.busy:
+            return []
         cursor, last = self.cursor(), self._last_final_end()
         after = b"\x04" + _pack(last + 1) if last >= 0 else b"\x04"
         while self._heap and self._heap[0][0] < after:

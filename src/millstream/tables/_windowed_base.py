@@ -31,6 +31,7 @@ moved it: each window is closed once.
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -38,7 +39,7 @@ from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._timed_part import NEVER, TIME_KEY, Due, TimedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from millstream.clock import Clock
     from millstream.context import IncomingRecord, PreImage, Scope
@@ -53,6 +54,8 @@ __all__ = [
     "TIME_KEY",
     "Due",
     "WindowedPart",
+    "drive",
+    "drive_later",
 ]
 
 STORE_TIME_KEY: Final = b"\x00store"
@@ -62,6 +65,26 @@ EXPIRE_KEYS_MAX: Final = 1_000
 """Entries of the store that expire with one cut."""
 DUE_MAX: Final = 1_000
 """Windows that are listed for closing at once."""
+
+
+def drive(steps: Generator[Any, Any, Any]) -> Any:
+    """Take all steps of an update, whose functions return what they make."""
+    try:
+        made = next(steps)
+        while True:
+            made = steps.send(made)
+    except StopIteration as end:
+        return end.value
+
+
+async def drive_later(steps: Generator[Any, Any, Any]) -> Any:
+    """The same where some of the functions are async."""
+    try:
+        made = next(steps)
+        while True:
+            made = steps.send(await made if inspect.isawaitable(made) else made)
+    except StopIteration as end:
+        return end.value
 
 
 class WindowedPart(TimedPart):
@@ -75,6 +98,7 @@ class WindowedPart(TimedPart):
         "_late_windows",
         "_recheck",
         "_scan_from",
+        "busy",
         "clock",
         "clocks",
         "closed_at",
@@ -132,6 +156,8 @@ class WindowedPart(TimedPart):
         self.clocks: Sequence[TimedPart] = ()
         """Where several inputs are late by times of their own: these times. What the slowest may still change is kept."""
         self.closes = closes
+        self.busy = 0
+        """Updates that wait for something."""
         self.store_retention_ms = 0
         """Where Kafka Streams' answers are wanted: how long its store would keep windows; else 0. What has expired
         there is not seen by updates, although the grace rule still accepts them."""
@@ -232,6 +258,22 @@ class WindowedPart(TimedPart):
         """
 
     @abstractmethod
+    def updating(
+        self,
+        key: Any,
+        operation: Callable[[Any, Any], Any],
+        operand: Any,
+        initial: Callable[[Any, TablePart], Any],
+        scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None = None,
+        stream_time: int | None = None,
+    ) -> Generator[Any, Any, Any]:
+        """`update` step by step: gives what ``operation`` has returned, and is sent what goes on with.
+
+        Stamped values are their own here, without the stamp.
+        """
+
+    @abstractmethod
     def event_windows(
         self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope
     ) -> Iterator[tuple[Window, Any]]:
@@ -303,6 +345,16 @@ class WindowedPart(TimedPart):
         """Store keys up to the limit, from ``_scan_from`` on: `EXPIRE_KEYS_MAX` at most; moves it."""
 
     # closing --------------------------------------------------------------------------------------
+
+    def begin_work(self) -> None:
+        """An update waits for something: nothing is closed meanwhile that it may still change."""
+        self.busy += 1
+
+    def end_work(self) -> None:
+        """It is done."""
+        self.busy -= 1
+        if not self.busy and self.closing_due:
+            self.on_due()
 
     def cursor(self) -> bytes:
         """The place of the last window that was closed, committed or not."""

@@ -389,7 +389,7 @@ class Shard:
                             self, part, closing, pause=partial(self._until_room, part.name)
                         )
             found = self._owners[table]  # a callback may have connected it with others
-            if not found.closing.locked() and not self._due_parts(found):
+            if not found.closing.locked() and not self._is_due(found):
                 found.open_gate("windows due")
             found.took_run()
 
@@ -402,6 +402,12 @@ class Shard:
                 assert closing is not None
                 found.append((cast("TimedPart", part), closing))
         return found
+
+    def _is_due(self, of: SubTopology) -> bool:
+        """Whether something is to be closed, perhaps once an update has ended that is under way."""
+        return bool(self._due_parts(of)) or any(
+            isinstance(part, TimedPart) and part.closing_due for part in of.parts.values()
+        )
 
     async def _until_room(self, table: str) -> None:
         """Wait while the next epoch is full."""
