@@ -58,7 +58,7 @@ async def kept(before: TestApp, expected: dict[str, float], *, lost: bool = Fals
         (b'{"account":7,"amount":1}', r"Expected `str`, got `int` - at `\$\.account`"),
         (b"", "truncated"),  # empty
         (b"[1,2]", "Expected `object`, got `array`"),
-        (b'{"account":"\xff","amount":1}', "utf-8"),
+        (b'{"account":"\xff","amount":1}', "(utf|UTF)-8"),  # older and newer releases of msgspec
     ],
 )
 async def test_undecodable_value(value: bytes, reason: str) -> None:

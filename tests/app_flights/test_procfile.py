@@ -36,7 +36,9 @@ def _rows(url: str) -> list[Any]:
         with urllib.request.urlopen(url, timeout=2) as answer:
             rows: list[Any] = json.load(answer)["rows"]
             return rows
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+    except OSError as exc:
+        if isinstance(exc, urllib.error.HTTPError):
+            exc.close()
         return []
 
 

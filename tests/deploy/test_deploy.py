@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.error import URLError
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
@@ -168,8 +168,11 @@ def _status(port: int, path: str) -> int:
     try:
         with urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
             return int(answer.status)
-    except (URLError, OSError) as exc:
-        return int(getattr(exc, "code", 0))
+    except HTTPError as exc:
+        with exc:
+            return int(exc.code)
+    except OSError:
+        return 0
 
 
 def test_the_health_check(image: Image, worker: int) -> None:
