@@ -175,7 +175,7 @@ class Side:
                     any(
                         tp.topic.endswith("-ticked")
                         for each in shard.subtopologies
-                        for tp, *_ in each.output
+                        for tp in (*each.sent, *(output[0] for output in each.output))
                     )
                     for shard in self.shards()
                 )
