@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from millstream.records import Headers, TopicPartition
+    from millstream.records import Headers, OutgoingRecord, TopicPartition
 
 __all__ = [
     "IncomingRecord",
@@ -48,12 +48,8 @@ class IncomingRecord(Protocol):
     def headers(self) -> Headers: ...
 
 
-Output = tuple["TopicPartition", int, bytes | None, bytes | None, "Headers", "Scope | None"]
-"""A record that an event has sent, already encoded, waiting for the epoch.
-
-Partition, timestamp (ms), key, value, headers, and the event where the shard keeps journals, else None. A plain
-tuple: one is made for each record that is sent.
-"""
+Output = tuple["TopicPartition", "OutgoingRecord", "Scope"]
+"""A record that an event with a journal has sent, waiting for the epoch, and the event. A plain tuple: there are many."""
 
 
 class PreImage(NamedTuple):
@@ -120,10 +116,15 @@ class Scope:
         self._depends: set[Scope] | None = None
         self._times: dict[Any, int] | None = None
 
-    @property
-    def output(self) -> list[Output]:
-        """Where sends go: the sub-topology's append buffer."""
-        return self.subtopology.output  # type: ignore[no-any-return]
+    def append(self, tp: TopicPartition, record: OutgoingRecord) -> None:
+        """Send a record, which is encoded already and may be a plain tuple, as part of the event."""
+        to = self.subtopology
+        if self.journal is None:
+            to.sent[tp].append(record)
+        else:
+            self.wrote = True
+            to.output.append((tp, record, self))
+        to.epoch_bytes += len(record[1] or b"") + len(record[2] or b"")
 
     @property
     def depends(self) -> set[Scope]:

@@ -180,7 +180,7 @@ class Side:
                     any(
                         tp.topic.endswith("-ticked")
                         for of in s.subtopologies
-                        for tp, *_ in of.output
+                        for tp in (*of.sent, *(output[0] for output in of.output))
                     )
                     for s in self.shards()
                 )

@@ -134,6 +134,7 @@ class Topic(Generic[V, K]):
         self._dump_key = key_codec.dumps
         self._record_bytes_max = sender.record_bytes_max
         self._placed: dict[bytes, TopicPartition] = {}
+        self._keyed: dict[str, tuple[TopicPartition, bytes]] = {}
         self._next_keyless = 0
 
     def __repr__(self) -> str:
@@ -273,9 +274,18 @@ class Topic(Generic[V, K]):
             tp = self._placed[key] = TopicPartition(self.name, self.partitioner(key, count))
         return tp
 
+    def _place_str(self, key: str) -> tuple[TopicPartition, bytes]:
+        """The partition of a key, and its bytes; remembered by the key itself."""
+        data = self._dump_key(key)
+        if len(self._keyed) >= PARTITION_CACHE:
+            self._keyed.clear()
+        found = self._keyed[key] = self.place(data), data
+        return found
+
     def forget_placement(self) -> None:
         """Partition counts may have changed: another log, another run."""
         self._placed.clear()
+        self._keyed.clear()
 
     def put(
         self,
@@ -314,11 +324,8 @@ class Topic(Generic[V, K]):
         data: bytes | None,
         headers: Headers,
     ) -> None:
-        journaled = scope.journal is not None
-        scope.wrote = journaled
+        scope.append(tp, (timestamp, key, data, headers))  # type: ignore[arg-type]  # a plain tuple
         to = scope.subtopology
-        to.output.append((tp, timestamp, key, data, headers, scope if journaled else None))
-        to.epoch_bytes += len(key or b"") + len(data or b"")
         if to.epoch_bytes > to.epoch_bytes_watch:
             to.filling(scope)
 
@@ -386,17 +393,19 @@ class Topic(Generic[V, K]):
             ):
                 # the common case, flat; whatever is wrong is met again, and said, by put()
                 try:
-                    key_data = self._dump_key(self._key_of(value))
+                    its_key = self._key_of(value)
+                    if type(its_key) is str:
+                        tp, key_data = self._keyed.get(its_key) or self._place_str(its_key)
+                    else:
+                        key_data = self._dump_key(its_key)
+                        tp = self._placed.get(key_data) or self.place(key_data)
                     data = self._dumps(value)
                     size = len(key_data) + len(data)
                 except Exception:
                     size = self._record_bytes_max + 1
                 if size <= self._record_bytes_max:
-                    tp = self._placed.get(key_data)
-                    if tp is None:
-                        tp = self.place(key_data)
                     to = scope.subtopology
-                    to.output.append((tp, scope.timestamp, key_data, data, NO_HEADERS, None))
+                    to.sent[tp].append((scope.timestamp, key_data, data, NO_HEADERS))
                     to.epoch_bytes += size
                     if to.epoch_bytes > to.epoch_bytes_watch:
                         to.filling(scope)

@@ -310,7 +310,7 @@ class DeclaredTable(Generic[K, V]):
             scope: Scope, key: Any, window: Window, data: bytes | None, error: Exception
         ) -> None:
             letter = window_letter(self.name, self.place(key), window, data, error)
-            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+            scope.append(tp, letter)
 
         return Closing(
             call=self.table.close,

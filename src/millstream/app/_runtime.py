@@ -29,7 +29,7 @@ from millstream.app._replies import Replies, reply_topic
 from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
 from millstream.context import watched_tasks
 from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
-from millstream.records import Headers, TopicPartition
+from millstream.records import Headers, OutgoingRecord, TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import (
     AgentSpec,
@@ -498,7 +498,7 @@ class Runtime:
             tp = TopicPartition(self._dead_letter_topic(self._timer_policy(timer)), 0)
             now = self.app.clock.now()
             letter = timer_letter(timer.name, moment, scope.shard.name, error, now=now)
-            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+            scope.append(tp, letter)
 
         return [
             run_shard_timer(timer, self.app.clock, self._timer_policy(timer), set_aside)
@@ -550,23 +550,14 @@ class Runtime:
 
     def _refuse(self, scope: Scope, failure: Failure) -> None:
         text = f"the agent failed: {type(failure.error).__name__}: {failure.error}"
-        journaled = scope.journal is not None
         for _, record in [*failure.before, (failure.run, failure.record)]:
             reply = reply_headers(record.headers)
             if reply is None:
                 continue
             topic, correlation = reply
             headers: Headers = [(HEADER_CORRELATION, correlation), (HEADER_ERROR, text.encode())]
-            scope.output.append(
-                (
-                    TopicPartition(topic, 0),
-                    self.app.clock.now(),
-                    None,
-                    None,
-                    headers,
-                    scope if journaled else None,
-                )
-            )
+            answer = OutgoingRecord(self.app.clock.now(), None, None, headers)
+            scope.append(TopicPartition(topic, 0), answer)
 
     def _emitter(self, agent: Agent[Any, Any]) -> Callable[[Scope, Any], Awaitable[None]]:
         codec = agent.result_codec
@@ -589,23 +580,16 @@ class Runtime:
                 reply = reply_headers(record.headers)
                 if reply is not None and codec is not None:
                     topic, correlation = reply
-                    scope.output.append(
-                        (
-                            TopicPartition(topic, 0),
-                            self.app.clock.now(),
-                            None,
-                            codec.dumps(value),
-                            [(HEADER_CORRELATION, correlation)],
-                            scope if scope.journal is not None else None,
-                        )
-                    )
+                    headers: Headers = [(HEADER_CORRELATION, correlation)]
+                    now = self.app.clock.now()
+                    answer = OutgoingRecord(now, None, codec.dumps(value), headers)
+                    scope.append(TopicPartition(topic, 0), answer)
 
         return emit
 
     def _dead_letter(self, policies: Mapping[str, Policy]) -> Callable[[Scope, Failure], None]:
         def put(scope: Scope, failure: Failure) -> None:
             about = error_headers(failure.error)
-            journaled = scope.journal is not None
             for run, record in [*failure.before, (failure.run, failure.record)]:
                 tp = run.tp
                 place = {
@@ -615,15 +599,9 @@ class Runtime:
                 }
                 headers = [*(record.headers or ()), *about]
                 headers += [(ERROR_HEADERS + name, text.encode()) for name, text in place.items()]
-                scope.output.append(
-                    (
-                        TopicPartition(self._dead_letter_topic(policies[tp.topic]), 0),
-                        record.timestamp,
-                        record.key,
-                        record.value,
-                        headers,
-                        scope if journaled else None,
-                    )
+                scope.append(
+                    TopicPartition(self._dead_letter_topic(policies[tp.topic]), 0),
+                    OutgoingRecord(record.timestamp, record.key, record.value, headers),
                 )
 
         return put

@@ -92,7 +92,8 @@ class Settings:
     )
     epoch_bytes_max: int = _setting(
         32 << 20,
-        "Input and output of a shard between two commits, above which it stops reading, in bytes.",
+        "Input and output of a shard between two commits, above which agents that hold more than their share of it"
+        " stop reading, in bytes.",
     )
     reply_timeout: int = _setting("30s", "How long ask() waits where it is not told, a duration.")
     web: bool = _setting(True, "Whether a worker serves its tables and pages over HTTP.")

@@ -178,7 +178,8 @@ class TablePart:
         if scope.journal is not None:
             self.touch(key, scope)
         if key not in self.dirty:
-            self.admit(key)
+            if key not in self.committing and key not in self.cache:
+                self._check(key)
         elif key in self.fresh:
             self.fresh.discard(key)
             self.gone.discard(key)
@@ -224,7 +225,9 @@ class TablePart:
             return self._load_mutable(key)
         value = self.committing.get(key, MISSING)
         if value is MISSING:
-            value = self.cached(key)
+            value = self.cache.get(key, MISSING)
+            if value is MISSING and self._cache_old:
+                value = self.cached(key)
             if value is MISSING:
                 self._check(key)
                 data = self.store.get(self.encode_key(key))

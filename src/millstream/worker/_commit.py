@@ -215,11 +215,9 @@ class Committer:
             if topic is not None and listed:
                 changelogs[TopicPartition(topic, cut.shard.number)] = listed
         # only now, as a value that cannot be encoded keeps all of the cut out of the epoch
-        for output in cut.outputs:
-            found = records.get(output[0])
-            if found is None:
-                found = records[output[0]] = []
-            found.append(output[1:5])  # type: ignore[arg-type]
+        for share in cut.shares:
+            for tp, sent in share.outputs.items():
+                records[tp] = records[tp] + sent if tp in records else sent
         records.update(changelogs)
 
     async def _send(self, epoch: Epoch) -> CommitResult:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from millstream.agents import Instance, Run, Source
 from millstream.transports.batch import iterate_batches
+from millstream.worker._key_queue import KeyQueue, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -209,13 +210,15 @@ class Lane:
         self._arrived = asyncio.Event()
         self._run_records = 256
         self._rest: deque[Run] = deque()
-        self._pending: deque[tuple[Run, IncomingRecord]] = deque()
-        self._dispatched: dict[Instance, tuple[TopicPartition, int, Any]] = {}
-        self._begun: dict[TopicPartition, int] = {}
-        """With concurrency: the highest offset that an instance was given."""
+        self._queue = KeyQueue(self._order_key)
+        """With concurrency: what is taken in and waits for an instance."""
+        self._dispatched: dict[Instance, Waiting] = {}
+        self._idle: deque[Instance] = deque()
+        self._turn_began = 0.0
         if spec.agent.concurrency > 1:
             for instance in self.instances:
                 instance.on_idle = self._instance_idle
+                instance.more = self._more_of_many
         else:
             self.instances[0].more = self._more
 
@@ -283,8 +286,8 @@ class Lane:
             if at is not None:
                 unfinished.append(at)
         unfinished += [run.start for run in self._rest if run.tp == tp]
-        unfinished += [record.offset for run, record in self._pending if run.tp == tp]
-        unfinished += [offset for at, offset, _ in self._dispatched.values() if at == tp]
+        unfinished += self._queue.offsets(tp)
+        unfinished += [w.record.offset for w in self._dispatched.values() if w.run.tp == tp]
         return min(unfinished)
 
     def in_progress(self) -> bool:
@@ -295,7 +298,7 @@ class Lane:
         """Whether everything that is here is finished."""
         return (
             not self._rest
-            and not self._pending
+            and not self._queue
             and not self._dispatched
             and all(instance.idle.is_set() and not instance.held for instance in self.instances)
             and all(
@@ -430,51 +433,58 @@ class Lane:
         while True:
             await self.shard.turns.mine()
             self._arrived.clear()
-            if self.subtopology.gate.is_set():
-                while len(self._pending) < bound and self.ahead < AHEAD_EVENTS_MAX:
+            self._turn_began = self.clock.monotonic()
+            is_open = self.subtopology.gate.is_set()
+            if is_open:
+                while len(self._queue) < bound and self.ahead < AHEAD_EVENTS_MAX:
                     run = self._next_run()
                     if run is None:
                         break
-                    self._pending.extend((run, record) for record in run.records)
+                    self._queue.add(run)
                     self.subtopology.took_run()
-                self._dispatch()
-            elif self.journaled:
-                # an event that waited for its key keeps those behind it, finished or not, out of the epoch
-                self._dispatch(gaps_only=True)
+            while self._idle:
+                # what was taken in may close the gate, and has to begin all the same: without it, there may be
+                # nothing to commit that would open it again
+                waiting = self._take(is_open=is_open)
+                if waiting is None:
+                    break
+                instance = self._idle.popleft()
+                instance.deliver(self._begun_by(instance, waiting))
             await self._arrival()
 
     def stir(self) -> None:
         """The gate has opened."""
         self._arrived.set()
 
-    def _dispatch(self, *, gaps_only: bool = False) -> None:
-        idle = deque(i for i in self.instances if i not in self._dispatched and i.idle.is_set())
-        busy = {key for _, _, key in self._dispatched.values() if key is not None}
-        kept: list[tuple[Run, IncomingRecord]] = []
-        while self._pending and idle:
-            run, record = self._pending.popleft()
-            key = self._order_key(run, record)
-            behind = record.offset < self._begun.get(run.tp, 0)
-            if (key is not None and key in busy) or (gaps_only and not behind):
-                busy.add(key)
-                kept.append((run, record))
-                continue
-            if key is not None:
-                busy.add(key)
-            instance = idle.popleft()
-            self._dispatched[instance] = (run.tp, record.offset, key)
-            self._begun[run.tp] = max(self._begun.get(run.tp, 0), record.offset)
-            one = iter([record])
-            instance.deliver(
-                Run(run.tp, run.source, one, start=record.offset, end=record.offset + 1)
-            )
-        self._pending.extendleft(reversed(kept))
+    def _take(self, *, is_open: bool) -> Waiting | None:
+        if is_open:
+            return self._queue.take()
+        # an event that waited for its key keeps those behind it, finished or not, out of the epoch
+        return self._queue.take_gap() if self.journaled else None
+
+    def _begun_by(self, instance: Instance, waiting: Waiting) -> Run:
+        self._dispatched[instance] = waiting
+        run, record, _ = waiting
+        offset = record.offset
+        return Run(run.tp, run.source, iter((record,)), start=offset, end=offset + 1)
+
+    def _more_of_many(self, instance: Instance) -> Run | None:
+        """What an instance goes on with, without a turn of the event loop, once its event is through."""
+        done = self._dispatched.pop(instance)
+        self._queue.finished(done.key)
+        if self.clock.monotonic() - self._turn_began > RUN_TARGET_S:
+            return None
+        waiting = self._take(is_open=self.subtopology.gate.is_set())
+        return None if waiting is None else self._begun_by(instance, waiting)
 
     def _instance_idle(self, instance: Instance) -> None:
-        if self._dispatched.pop(instance, None) is not None:
-            rest = instance.take_rest()
-            if rest is not None:
-                self._pending.appendleft((rest, next(rest.records)))
+        waiting = self._dispatched.pop(instance, None)
+        if waiting is not None:
+            if instance.take_rest() is None:
+                self._queue.finished(waiting.key)
+            else:
+                self._queue.put_back(waiting)
+        self._idle.append(instance)
         self._arrived.set()
 
     def _order_key(self, run: Run, record: IncomingRecord) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -329,7 +330,7 @@ class WorkerReport:
             before = self._offsets.get(tp, _begin(cut.shard, tp))
             self._read[tp.topic] += max(0, offset - before)
             self._offsets[tp] = offset
-        self._sent += sum(len(share.outputs) for share in cut.shares)
+        self._sent += sum(map(len, chain.from_iterable(s.outputs.values() for s in cut.shares)))
         for table, slices in cut.changes.items():
             self._changed[table] += sum(map(len, slices))
         self._note_commits()

@@ -31,12 +31,10 @@ if TYPE_CHECKING:
         Collection,
         Coroutine,
         Hashable,
-        Iterator,
         Mapping,
         Sequence,
     )
 
-    from millstream.context import Output
     from millstream.errors import EncodeError, RecordTooLargeError
     from millstream.state.base import ShardStore
     from millstream.tables import TablePart, WindowedPart
@@ -63,11 +61,6 @@ class ShardCut:
     """Parts of tables that nobody has used, and that have changes of their own."""
     changes: dict[str, list[dict[bytes, bytes | None]]] = field(default_factory=dict)
     """By table: slices of state key to value bytes."""
-
-    @property
-    def outputs(self) -> Iterator[Output]:
-        """What its events have sent."""
-        return chain.from_iterable(share.outputs for share in self.shares)
 
     def drop_outputs(self) -> None:
         """They are in the log, although the epoch was refused."""
@@ -635,7 +628,7 @@ class Shard:
     def has_written(self, scope: Scope) -> bool:
         """Whether the event has written or sent. Who asks keeps journals."""
         self.suspending.add(scope.agent)
-        return any(output[-1] is scope for output in scope.output) or any(
+        return any(output[-1] is scope for output in scope.subtopology.output) or any(
             part.has_changed(key, before) for (part, key), before in (scope.journal or {}).items()
         )
 

@@ -24,7 +24,7 @@ Journals
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,10 @@ from millstream.errors import RecordTooLargeError
 from millstream.worker._cut import before_excluded, choose_excluded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from millstream.context import Output, PreImage, Scope
-    from millstream.records import TopicPartition
+    from millstream.records import OutgoingRecord, TopicPartition
     from millstream.tables import TablePart
     from millstream.worker._lane import Lane
     from millstream.worker._shard import Shard
@@ -44,6 +44,8 @@ __all__ = ["Positions", "Share", "SubTopology"]
 
 Positions = dict[tuple[str, "TopicPartition"], int]
 """By agent and partition: the offset after what is finished, or committed."""
+
+Sent = defaultdict["TopicPartition", list["OutgoingRecord"]]
 
 EVENT_OUTPUT_EPOCHS = 4
 """How many times ``epoch_bytes_max`` the output of one event may be."""
@@ -62,7 +64,8 @@ class Share:
     subtopology: SubTopology
     limits: Positions
     """Up to where its agents' inputs are in it."""
-    outputs: list[Output]
+    outputs: dict[TopicPartition, list[OutgoingRecord]]
+    """What its events have sent, in order."""
     parts: list[TablePart]
 
 
@@ -78,12 +81,16 @@ class SubTopology:
         self.lanes: list[Lane] = []
         self.parts: dict[str, TablePart] = {}
         """Of the tables that it uses."""
+        self.sent: Sent = defaultdict(list)
+        """What events without a journal have sent since the last cut."""
         self.output: list[Output] = []
+        """What events with one have sent."""
         self.epoch_bytes = 0
         """Input taken, and output, since the last cut."""
         self.epoch_bytes_watch = epoch_bytes_max
         """Above it, an event that sends calls `filling`."""
-        self._full_at = 0
+        self._full_at: dict[TopicPartition, int] = {}
+        """How much had been sent when the next epoch was found full."""
         self.stream_time = -1
         self.time_advanced = False
         """Whether event time has moved without a record, and is to be committed."""
@@ -124,6 +131,8 @@ class SubTopology:
         self.overlapped = self.overlapped or other.overlapped
         self.members |= other.members
         self.parts.update(other.parts)
+        for tp, sent in other.sent.items():
+            self.sent[tp] += sent
         self.output += other.output
         self.epoch_bytes += other.epoch_bytes
         self.stream_time = max(self.stream_time, other.stream_time)
@@ -186,7 +195,7 @@ class SubTopology:
         if "epoch full" in self._closed_by:
             return
         self.close_gate("epoch full")
-        self._full_at = len(self.output)
+        self._full_at = {tp: len(sent) for tp, sent in self.sent.items()}
         self.epoch_bytes_watch = self.epoch_bytes + self._epoch_bytes_max
         self.interrupt()
 
@@ -200,10 +209,9 @@ class SubTopology:
         self.epoch_bytes_watch = self.epoch_bytes + self._epoch_bytes_max
         limit = self._epoch_bytes_max * EVENT_OUTPUT_EPOCHS
         if scope.journal is None:
-            mine = self.output[self._full_at :]
+            size = sum(_size(sent[self._full_at.get(tp, 0) :]) for tp, sent in self.sent.items())
         else:
-            mine = [output for output in self.output if output[-1] is scope]
-        size = sum(len(key or b"") + len(value or b"") for _, _, key, value, _, _ in mine)
+            size = _size(record for _, record, event in self.output if event is scope)
         if size > limit:
             raise RecordTooLargeError(
                 "the output of this event", size=size, limit=limit, setting="epoch_bytes_max"
@@ -253,9 +261,7 @@ class SubTopology:
         scope.wrote = False
         self.output[:] = [output for output in self.output if output[-1] is not scope]
         if self.epoch_bytes > self._epoch_bytes_max:
-            self.epoch_bytes = sum(
-                len(key or b"") + len(value or b"") for _, _, key, value, _, _ in self.output
-            )
+            self.epoch_bytes = _size(record for _, record, _ in self.output)
         return True
 
     def _forget_toucher(self, scope: Scope, part: Any, key: Any) -> None:
@@ -298,7 +304,8 @@ class SubTopology:
     def has_work(self) -> bool:
         """Whether there may be something to commit, besides the positions of its agents."""
         return bool(
-            self.output
+            self.sent
+            or self.output
             or self.time_advanced
             or any(part.is_dirty() for part in self.parts.values())
         )
@@ -330,13 +337,14 @@ class SubTopology:
             return None
         # only now, as it rewrites the events' journals for the cut
         before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
-        kept = [output for output in self.output if output[-1] in excluded] if excluded else []
-        outputs = (
-            [output for output in self.output if output[-1] not in excluded]
-            if kept
-            else self.output.copy()
-        )
-        self.output[:] = kept
+        outputs, self.sent = self.sent, defaultdict(list)
+        kept = []
+        for output in self.output:
+            if output[2] in excluded:
+                kept.append(output)
+            else:
+                outputs[output[0]].append(output[1])
+        self.output = kept
         self.events = {event: None for event in self.events if event in excluded}
         ahead = Counter(event.agent for event in excluded)
         for lane in self.lanes:
@@ -374,9 +382,7 @@ class SubTopology:
 
     def _moves(self, limits: Positions, cut_positions: Positions) -> bool:
         """Whether there is something in a cut at these positions, although it takes no event."""
-        return any(output[-1] is None for output in self.output) or any(
-            at > cut_positions[source] for source, at in limits.items()
-        )
+        return bool(self.sent) or any(at > cut_positions[source] for source, at in limits.items())
 
     def _note_quiet(self, excluded: bool) -> None:
         if not self.journaled or self._shard.failures.is_searching:
@@ -397,4 +403,10 @@ class SubTopology:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
         for part in share.parts:
             part.restore(self.events)
-        self.output[:0] = [(*output[:5], None) for output in share.outputs]
+        for tp, sent in share.outputs.items():
+            self.sent[tp][:0] = sent
+
+
+def _size(records: Iterable[OutgoingRecord]) -> int:
+    """Bytes of keys and values."""
+    return sum(len(record[1] or b"") + len(record[2] or b"") for record in records)
