@@ -99,7 +99,7 @@ class Client:
             key_type: what the app declares; without it keys are what JSON makes of them: text, numbers,
                 tuples for arrays.
             value_type: likewise; without it values are dicts, lists, text and numbers.
-            stale: how old answers may be where the owner of a key cannot be sure to be current.
+            stale: what answers may lack, for example ``"5s"``: then copies of the table answer as well.
         """
         info = TableInfo(
             name=name,

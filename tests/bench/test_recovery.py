@@ -33,6 +33,8 @@ def test_a_disk(kafka: Kafka, tmp_path: Path) -> None:
     assert [one["name"] for one in found] == [
         "empty disk",
         "empty disk, CPU",
+        "read alone",
+        "read alone, CPU",
         "restart",
         "restart after SIGKILL",
     ]

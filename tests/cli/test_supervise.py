@@ -7,11 +7,12 @@ import re
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from millstream.cli import _supervise
+from millstream.cli._ask import ask
 from millstream.cli._supervise import Supervisor
 from millstream.cli._worker import _numbered
 from tests.cli.terminal import APP, children_of, poll
@@ -150,6 +151,37 @@ def test_slots(terminal: Terminal, project: Path, call: Callable[..., Result]) -
     alone.until("ready in")
     (group,) = json.loads(call("groups", "--json").stdout)
     assert [member["slot"] for member in group["members"]] == ["east"]
+
+
+def test_standbys(terminal: Terminal, project: Path, call: Callable[..., Result]) -> None:
+    """Two workers on one file keep copies of each other's shards, which answer those who are content with them."""
+    (project / "app.py").write_text(APP.replace("web=False", "standby_replicas=1"))
+    workers = terminal.start("worker", "--processes", "2")
+    workers.until(r"worker \d ready in", times=2)
+    sent = terminal.run("send", "orders", '{"account": "ada", "amount": 2.5}')
+    assert sent.returncode == 0, sent.stderr
+
+    def members() -> list[dict[str, Any]]:
+        (group,) = json.loads(call("groups", "--json").stdout)
+        return list(group["members"])
+
+    poll(
+        lambda: all(len(m["shards"]) == len(m["copies"]) == 2 for m in members()),
+        what="two shards and two copies for each",
+    )
+
+    def answers() -> list[dict[str, Any]]:
+        where = "/tables/totals/keys/ada"
+        return [dict(ask(m["url"], where, {"stale": "30s"}).body or {}) for m in members()]
+
+    poll(
+        lambda: (
+            [a.get("value") for a in answers()] == [2.5, 2.5]
+            and [("stale_ms" in a) for a in answers()].count(True) == 1
+        ),
+        what="an answer of the owner and one of the copy",
+    )
+    assert workers.end()[0] == 0
 
 
 def test_places() -> None:

@@ -273,6 +273,7 @@ class World:
         self._settings: dict[str, Any] = {
             "epoch_bytes_max": rng.choice([300, 3_000, 32 << 20]),
             "inbox_bytes_max": rng.choice([300, 8 << 20]),
+            "standby_replicas": seed % 2,
         }
         self._outside = MemoryTransport(clock=self.clock, log=self.log)
         self._sender = self.build()

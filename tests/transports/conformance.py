@@ -508,6 +508,16 @@ async def test_epochs_without_records_and_without_anything(transport: Transport)
     assert await transport.committed("g", [A0]) == {A0: OffsetAndMetadata(3)}
 
 
+async def test_positions_for_those_who_look_on(transport: Transport) -> None:
+    """They come without waiting for anybody, and so a moment later."""
+    assignment = await assigned(await join(transport))
+    await transport.commit(epoch(assignment, {A0: 3}))
+    async with asyncio.timeout(10):
+        while not (found := await transport.committed("g", [A0, A1], settled=False)):  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.01)
+    assert found == {A0: OffsetAndMetadata(3)}
+
+
 async def test_metadata_comes_back(transport: Transport) -> None:
     """A position carries up to 4,096 bytes of text, and the last commit wins."""
     assignment = await assigned(await join(transport))

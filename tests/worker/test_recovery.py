@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import millstream as ms
 from millstream import hooks
 from millstream.clock import ManualClock
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.state.memory import MemoryBackend, MemoryStore
 from millstream.tables import POSITION_KEY, StorePosition, decode_position
 from millstream.tables._position import plan_recovery
+from millstream.testing import TestApp
 from millstream.transports.base import TopicSpec
 from millstream.transports.memory import MemoryTransport
 from millstream.worker import _recovery
@@ -277,3 +279,18 @@ def test_how_long_state_may_be_away(behind: int, hours: int, tail_kept: int, rea
     assert plan.reason == reason
     assert plan.start == (0 if reason else 10)
     assert plan.written == (hours * HOUR_MS if reason else 0)
+
+
+async def test_two_tables_of_one_topic() -> None:
+    """Each of them is restored, also where one is further than the other."""
+    app = ms.App("shop", partitions=1)
+    rates = app.topic("rates", key=str, value=float)
+    tables = [app.table(name, topic=rates) for name in ("one", "other")]
+    async with TestApp(app) as t:
+        await t.send(rates, 1.5, key="EUR")
+        await t.crash(lose_state=True)
+        assert [t.table(table) for table in tables] == [{"EUR": 1.5}] * 2
+        (shard,) = t.worker.shards.values()
+        shard.store.write({"one": {b"\x00position": None}})
+        await t.crash()
+        assert [t.table(table) for table in tables] == [{"EUR": 1.5}] * 2

@@ -10,6 +10,7 @@ from millstream.errors import StateError
 from millstream.state.rocks import RocksBackend, peek
 from millstream.tables import POSITION_KEY, decode_position
 from millstream.testing import TestApp
+from millstream.worker._upkeep import StoreUpkeep
 from tests.kit import Order, counting
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ async def test_stores_are_flushed(tmp_path: Path) -> None:
         rocks.write({"totals": {b"ada": b"1"}})
         kept, shard.store = shard.store, rocks
         assert peek(backend.path("one"), b"ada") == {}
-        await t.worker._upkeep.once()
+        upkeep = StoreUpkeep(t.worker, flushes=True)
+        await upkeep.once()
         assert peek(backend.path("one"), b"ada") == {"totals": b"1"}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(type(rocks), "flush", fail)
-            await t.worker._upkeep.once()
+            await upkeep.once()
         shard.store = kept
         rocks.close()
         await t.send(orders, Order("ada", 1.0))

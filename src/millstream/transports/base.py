@@ -308,9 +308,14 @@ class Transport(Protocol):
     # groups
 
     async def committed(
-        self, group: str, tps: Collection[TopicPartition]
+        self, group: str, tps: Collection[TopicPartition], *, settled: bool = True
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Committed positions, once no epoch that could change them is open; absent where none is."""
+        """Committed positions; absent where none is.
+
+        Args:
+            settled: wait until no epoch is open that could change them, as whoever takes a shard over must. Who only looks
+                on gets what is committed now, and disturbs nobody.
+        """
         ...
 
     async def set_committed(

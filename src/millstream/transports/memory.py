@@ -257,7 +257,7 @@ class MemoryTransport:
     # groups
 
     async def committed(
-        self, group: str, tps: Collection[TopicPartition]
+        self, group: str, tps: Collection[TopicPartition], *, settled: bool = True
     ) -> dict[TopicPartition, OffsetAndMetadata]:
         """Committed positions; absent where none is."""
         positions = self._group(group).positions

@@ -19,7 +19,7 @@ _PARAMETERS = {
     "from": "In a windowed table: windows that begin at this time or later.",
     "to": "In a windowed table: windows that begin before this time.",
     "at_least": "Records, orders/3@5123, that the answer has to reflect: it waits for them.",
-    "stale": "How old the answer may be, 5s, where the owner of the key cannot be sure to be current.",
+    "stale": "What the answer may lack, 5s: then a copy of the table answers, where one is near.",
     "key": "Only the changes of this key.",
     "format": "json, mermaid, svg or text.",
 }

@@ -67,6 +67,8 @@ COLD_MAX = 4
 """Copies far behind that are followed at a time."""
 TELL_S = 2.0
 """How long the group waits for further copies that are being warmed up, to move them with the first one."""
+TELL_AGAIN_S = 30.0
+"""When the group is told again of a copy that is warm and was not moved: its old owner may take its time."""
 AGAIN_S = 1.0
 """Between two attempts at a log that does not answer."""
 NOTE_S = 5.0
@@ -311,7 +313,8 @@ class Copies:
         self._has_work = has_work
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
-        self._told: set[ShardId] = set()
+        self._told: dict[ShardId, float] = {}
+        """Of which copies the group was told that they are warm, and when."""
         self._noted: tuple[float, dict[ShardId, int]] = (float("-inf"), {})
         self._committed: Mapping[TopicPartition, OffsetAndMetadata] = {}
 
@@ -330,15 +333,17 @@ class Copies:
 
     def set_role(self, shard_id: ShardId, *, warming: bool) -> None:
         """Say what a copy is for."""
-        self.by_shard[shard_id].warming = warming
-        self._told.discard(shard_id)
-        self._stir()
+        copy = self.by_shard[shard_id]
+        if copy.warming is not warming:
+            copy.warming = warming
+            self._told.pop(shard_id, None)
+            self._stir()
 
     def release(self, shard_id: ShardId) -> ShardStore:
         """Stop following a shard, and give its store away; nothing is written to it any more."""
         copy = self.by_shard.pop(shard_id)
         copy.released = True
-        self._told.discard(shard_id)
+        self._told.pop(shard_id, None)
         self._stir()
         return copy.store
 
@@ -448,13 +453,15 @@ class Copies:
                 copy.looked(_Look(at_s, now, ends, mine))
 
     async def _follow_positions(self) -> NoReturn:
-        """Positions of the group, which may be held by an open epoch for a while."""
+        """Positions of the group as they are; an epoch that is open counts for the next time."""
         options = self._options
         while True:
             inputs = {tp for copy in self.by_shard.values() for tp in copy.inputs()}
             if inputs:
                 with suppress(LogUnavailableError, UnknownTopicError):
-                    self._committed = await options.transport.committed(options.group, inputs)
+                    self._committed = await options.transport.committed(
+                        options.group, inputs, settled=False
+                    )
             await options.clock.sleep(LOOK_S)
 
     # the group ------------------------------------------------------------------------------------
@@ -474,7 +481,12 @@ class Copies:
         while True:
             await self._news.wait()
             self._news.clear()
-            self._told = {s for s in self._told if s in self.by_shard and self.by_shard[s].warm}
+            now = time.monotonic()
+            self._told = {
+                shard_id: at_s
+                for shard_id, at_s in self._told.items()
+                if self.by_shard[shard_id].warm and now - at_s < TELL_AGAIN_S
+            }
             if not self._untold():
                 continue
             with suppress(TimeoutError):
@@ -484,7 +496,7 @@ class Copies:
                         self._news.clear()
             untold = self._untold()
             if untold:
-                self._told |= untold
+                self._told |= dict.fromkeys(untold, time.monotonic())
                 with suppress(LogUnavailableError):
                     await self._caught_up()
 

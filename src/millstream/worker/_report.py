@@ -149,7 +149,7 @@ class WorkerReport:
         tps = sorted({tp for listed in by_agent.values() for tp in listed})
         if not tps:
             return dict.fromkeys(by_agent, (0, 0))
-        committed = await self._transport.committed(self._group, tps)
+        committed = await self._transport.committed(self._group, tps, settled=False)
         starts = await self._transport.start_offsets(tps)
         ends = await self._transport.end_offsets(tps)  # last, so that nothing committed is ahead
         metadata = {tp: decode_metadata(found.metadata) for tp, found in committed.items()}

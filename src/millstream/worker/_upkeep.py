@@ -33,10 +33,15 @@ INTERVAL_S = 600.0
 
 
 class StoreUpkeep:
-    """Confirms positions and flushes stores, of a worker's shards and copies."""
+    """Confirms positions and flushes stores, of a worker's shards and copies.
 
-    def __init__(self, worker: Worker) -> None:
+    Args:
+        flushes: whether there is a disk to bring them to.
+    """
+
+    def __init__(self, worker: Worker, *, flushes: bool) -> None:
         self._worker = worker
+        self._flushes = flushes
         self._flushing: asyncio.Future[None] | None = None
 
     async def run(self) -> NoReturn:
@@ -52,7 +57,7 @@ class StoreUpkeep:
             for shard in worker.shards.values():
                 if shard.ready.is_set() and self._is_current():
                     self._confirm(shard)
-        for store in self._stores():
+        for store in self._stores() if self._flushes else ():
             await self.settled()
             if store in self._stores():  # it may have been closed meanwhile
                 await self._flush(store)

@@ -209,7 +209,7 @@ class Worker:
             note=self._note,
             has_work=lambda: bool(self.shards),
         )
-        self._upkeep = StoreUpkeep(self)
+        self._upkeep = StoreUpkeep(self, flushes=state.durable)
 
     def _lanes_of(self, agent: str) -> Callable[[], list[Any]]:
         return lambda: [

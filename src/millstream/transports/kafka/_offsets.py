@@ -225,11 +225,13 @@ class Offsets:
         group: str,
         tps: Collection[TopicPartition],
         *,
+        stable: bool = True,
         relief: Callable[[float], Awaitable[None]] | None = None,
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Committed positions, once no transaction that could change them is open.
+        """Committed positions.
 
         Args:
+            stable: wait until no transaction is open that could change them.
             relief: called again and again while one is, with the seconds since that was first seen.
 
         Raises:
@@ -241,7 +243,7 @@ class Offsets:
                 OffsetFetchRequestTopic(name=TopicName(name), partition_indexes=found)
                 for name, found in numbers(tps).items()
             ),
-            require_stable=True,
+            require_stable=stable,
         )
         patience = Patience(STABLE_TIMEOUT_S, first_s=0.002, longest_s=0.1)
         while True:

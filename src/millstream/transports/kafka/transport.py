@@ -261,10 +261,12 @@ class KafkaTransport:
     # groups
 
     async def committed(
-        self, group: str, tps: Collection[TopicPartition]
+        self, group: str, tps: Collection[TopicPartition], *, settled: bool = True
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Committed positions, once no transaction that could change them is open."""
+        """Committed positions; settled, once no transaction that could change them is open."""
         opened = self._opened()
+        if not settled:
+            return await opened.offsets.committed(group, tps, stable=False)
         await opened.epochs.settle()
         return await opened.offsets.committed(group, tps, relief=opened.relief(group))
 

@@ -165,10 +165,11 @@ class LocalTransport:
     # groups
 
     async def committed(
-        self, group: str, tps: Collection[TopicPartition]
+        self, group: str, tps: Collection[TopicPartition], *, settled: bool = True
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """Committed positions; takes the write lock for a moment, so that no epoch is open."""
-        return await self._write(groups.positions, group, tps)
+        """Committed positions; settled, it takes the write lock for a moment, so that no epoch is open."""
+        run = self._write if settled else self._read
+        return await run(groups.positions, group, tps)
 
     async def set_committed(
         self, group: str, offsets: Mapping[TopicPartition, OffsetAndMetadata]
