@@ -84,7 +84,7 @@ class Heat:
 
 
 USUAL = Heat(events=1_000, rate=300, pause_s=(0.05, 0.8), acts_min=8)
-LARGE = Heat(events=2_000_000, rate=10_000, pause_s=(1.0, 5.0), acts_min=30, sleeps=40)
+LARGE = Heat(events=2_000_000, rate=10_000, pause_s=(2.0, 12.0), acts_min=30, sleeps=40)
 LARGE_FROM = 100_000
 """Runs of so many events are fed as `LARGE` ones."""
 BATCH = 100
