@@ -79,10 +79,12 @@ class Heat:
     """How often something happens at least, however fast the events are fed."""
     sleeps: int = 1
     """Of so many events, one sleeps in the middle; of many more, one fails."""
+    fails: bool = True
+    """Whether any does."""
 
 
 USUAL = Heat(events=1_000, rate=300, pause_s=(0.05, 0.8), acts_min=8)
-LARGE = Heat(events=2_000_000, rate=10_000, pause_s=(1.0, 5.0), acts_min=30, sleeps=40)
+LARGE = Heat(events=2_000_000, rate=10_000, pause_s=(2.0, 12.0), acts_min=30, sleeps=40)
 LARGE_FROM = 100_000
 """Runs of so many events are fed as `LARGE` ones."""
 BATCH = 100
@@ -175,20 +177,11 @@ class Fire:
             self._mend()
             self.until_complete()
             self._note("complete", began)
-            for worker in self.living():
-                worker.end(signal.SIGTERM)
+            self.end_workers()
             records, stores = self.check()
             self._note("checked", began)
         finally:
-            self._fed = self.heat.events  # the feeder ends
-            for worker in self.workers:
-                if not worker.gone():
-                    worker.child.kill()
-                    worker.child.wait()
-            self._mend()
-            if self._feeding.is_alive():
-                self._feeding.join()
-            self._looking.close()
+            self.give_up()
         return {
             "events": self.heat.events,
             "records": records,
@@ -199,6 +192,25 @@ class Fire:
             "seconds": self.times,
             **dict(sorted(self.happened.items())),
         }
+
+    def give_up(self) -> None:
+        """End what still runs, however it came to that."""
+        self._fed = self.heat.events  # the feeder ends
+        for worker in self.workers:
+            if not worker.gone():
+                worker.child.kill()
+                worker.child.wait()
+        self._mend()
+        if self._feeding.is_alive():
+            self._feeding.join()
+        self._looking.close()
+
+    def end_workers(self) -> None:
+        """Ask all of them to leave, at one time."""
+        for worker in self.living():
+            worker.tell(signal.SIGTERM)
+        for worker in self.living():
+            worker.end(signal.SIGTERM)
 
     def _note(self, what: str, began: float) -> None:
         self.times[what] = round(time.monotonic() - began, 1)
@@ -222,7 +234,7 @@ class Fire:
     def _feed(self) -> None:
         rng, place = random.Random(self.rng.random()), partitioner("murmur2")
         pauses = (-1,) * (40 * self.heat.sleeps) + (0, 1, 5)
-        fails = (0,) * (1_500 * self.heat.sleeps) + (1, ALWAYS)
+        fails = (0,) * (1_500 * self.heat.sleeps) + (1, ALWAYS) * self.heat.fails
         producer = Producer({**self.cluster.settings, "enable.idempotence": True, "linger.ms": 1})
         began = time.monotonic()
         try:
@@ -314,8 +326,12 @@ class Fire:
         """Workers that were not ended."""
         return [worker for worker in self.workers if not worker.ended]
 
+    def victims(self) -> list[Worker]:
+        """Workers to whom something may happen now."""
+        return [each for each in self.living() if not each.stopped_until and not each.gone()]
+
     def _victim(self) -> Worker | None:
-        found = [each for each in self.living() if not each.stopped_until and not each.gone()]
+        found = self.victims()
         return self.rng.choice(found) if found else None
 
     def start(self, slot: str = "", point: str = "") -> Worker:

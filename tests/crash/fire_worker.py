@@ -76,8 +76,12 @@ class Worker:
     def wake(self) -> None:
         """Let it go on."""
         self.stopped_until = 0.0
+        self.tell(signal.SIGCONT)
+
+    def tell(self, number: int) -> None:
+        """Send a signal, if it lives."""
         if not self.gone():
-            self.child.send_signal(signal.SIGCONT)
+            self.child.send_signal(number)
 
     def end(self, number: int) -> None:
         """End it, and see that it did not end by itself before, in another way than by being killed.
@@ -86,8 +90,7 @@ class Worker:
             AssertionError: it did; with what it wrote.
         """
         self.ended = True
-        if not self.gone():
-            self.child.send_signal(number)
+        self.tell(number)
         self.wake()
         code = self.child.wait(60)
         self._errors.close()

@@ -47,7 +47,8 @@ def main(
     broker: str, prefix: str, slot: str, web: str, point: str = "", count: str = "1", mark: str = ""
 ) -> None:
     """One worker process."""
-    logging.basicConfig(format="%(asctime)s.%(msecs)03d %(name)s %(message)s", datefmt="%H:%M:%S")
+    form = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(format=form, datefmt="%H:%M:%S")
     logging.getLogger("millstream").setLevel(logging.INFO)
     setattr(_worker, "PURGE_INTERVAL_S", 1e6)  # noqa: B010  # the records between the stages are looked at in the end
     made = program(broker, prefix, slot, web=web == "web")

@@ -7,6 +7,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kio.schema.end_txn import v3 as end_v3
+from kio.schema.types import ProducerId, TransactionalId
+from kio.static.primitive import i16
 
 from millstream.errors import (
     ConfigurationError,
@@ -20,18 +23,20 @@ from millstream.hooks import observe
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import OffsetAndMetadata, TopicSpec
 from millstream.transports.batch import iterate_records
-from millstream.transports.kafka import KafkaTransport, _transactions
-from tests.brokers import Record, unique
+from millstream.transports.kafka import KafkaTransport, _produce, _transactions
+from millstream.transports.kafka._cluster import TRANSACTION
+from tests.brokers import Record, proxies, unique
 from tests.brokers.messages import Action, Api
 from tests.integration.groups import member_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from tests.brokers import Cluster, Kafka
     from tests.brokers.proxy import Proxy
 
 DEADLINE_S = 30.0
+LATE_S = 5.0
 
 
 def rec(key: str, value: str = "v", *, at: int = 1_000) -> OutgoingRecord:
@@ -290,6 +295,62 @@ async def test_a_record_that_the_topic_does_not_take(
     await transport.commit(member.epoch({tp: 1}, {tp: small}))
     await transport.append({tp: small})
     assert await read(transport, tp) == [f"{number}" for number in range(100)] * 2
+
+
+async def a_late_produce(old_kafka: Kafka, proxy: Proxy) -> None:
+    """A commit is given up while its records are on their way; they arrive when that is done, and then the next one."""
+    topic, group = old_kafka.topic(), unique("group")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(old_kafka.url, group)
+    async with KafkaTransport(f"kafka://{proxy.bootstrap}") as transport:
+        await transport.commit(member.epoch({tp: 1}, {tp: [rec("1")]}))
+        held = proxy.on_request(Api.PRODUCE, Action.HOLD, times=100)
+        with pytest.raises(LogUnavailableError):
+            await transport.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
+        before = (await transport.end_offsets([tp]))[tp]
+        held.release()
+        for _ in range(20):  # where they are taken, that is seen
+            await asyncio.sleep(0.05)
+            if (await transport.end_offsets([tp]))[tp] > before:
+                break
+        await transport.commit(member.epoch({tp: 3}, {tp: [rec("3")]}))
+        async with asyncio.timeout(LATE_S):
+            assert await read(transport, tp) == ["1", "3"]
+
+
+@pytest.fixture
+def old_proxy(old_kafka: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before a broker from before KIP-890, and a transport that gives up soon."""
+    monkeypatch.setattr(_transactions, "FILL_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(_produce, "ANSWER_TIMEOUT_S", 0.5)
+    with proxies(old_kafka) as (proxy,):
+        yield proxy
+
+
+async def test_a_late_produce_is_in_no_transaction(old_kafka: Cluster, old_proxy: Proxy) -> None:
+    """The epoch has been bumped by then (invariant 5)."""
+    await a_late_produce(old_kafka, old_proxy)
+
+
+async def test_an_abort_that_keeps_the_epoch_is_seen(
+    old_kafka: Cluster, old_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is EndTxn, a late Produce is taken for the next transaction's, or opens one that nobody ends."""
+
+    async def end(self: _transactions.Transactions) -> None:
+        request = end_v3.EndTxnRequest(
+            transactional_id=TransactionalId(self._name),
+            producer_id=ProducerId(self._id.producer_id),
+            producer_epoch=i16(self._id.epoch),
+            committed=False,
+        )
+        node = await self._cluster.coordinator(TRANSACTION, self._name)
+        await self._cluster.send(node, request, end_v3.EndTxnResponse)
+        self._clean = True
+
+    monkeypatch.setattr(_transactions.Transactions, "_abort", end)
+    with pytest.raises((TimeoutError, AssertionError)):
+        await a_late_produce(old_kafka, old_proxy)
 
 
 # answers that never come

@@ -1,0 +1,29 @@
+"""What a soak complains of, and what it does not."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.crash.soak import Sample, complaints
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [
+        # getting warm is no growth
+        ([Sample(50 * MB, 40, 0)] * 10 + [Sample(100 * MB, 60, 50)] * 30, []),
+        # a fault's lag goes away
+        ([Sample(100 * MB, 60, lag) for lag in [10, 10, 900, 10] * 10], []),
+        ([Sample((100 + at) * MB, 60, 0) for at in range(100)], ["memory"]),
+        ([Sample(100 * MB, 60 + at, 0) for at in range(40)], ["file handles"]),
+        ([Sample(100 * MB, 60, 100 * at) for at in range(40)], ["lag"]),
+        ([Sample(100 * MB, 60, 0)] * 3, ["too short"]),
+    ],
+)
+def test_complaints(samples: list[Sample], says: list[str]) -> None:
+    """Each of them is of one kind."""
+    found = complaints(samples, rate=100.0)
+    assert len(found) == len(says)
+    assert all(word in text for word, text in zip(says, found, strict=True))
