@@ -143,9 +143,8 @@ class Terminal:
     ) -> None:
         self.directory = directory
         self._millstream = millstream
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
-        for name in [name for name in self._environment if name.startswith("MILLSTREAM_")]:
-            del self._environment[name]
+        kept = {name: v for name, v in os.environ.items() if not name.startswith("MILLSTREAM_")}
+        self._environment = {**kept, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self._started: list[Running] = []
 
     def start(self, *arguments: str, command: list[str] | None = None) -> Running:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from millstream.app._runtime import Runtime
     from tests.brokers import Cluster, Kafka
+    from tests.brokers.old import OldCluster
 
 SESSION_S = 3
 DEADLINE_S = 60.0
@@ -396,3 +397,31 @@ async def test_more_replicas_than_brokers(own_kafka: Cluster, tmp_path: Path) ->
     app = counter(own_kafka, unique("copies"), unique("words"), tmp_path, replication=3)
     with pytest.raises(ConfigurationError, match=r"(?i)replication"):
         await work(app, {})
+
+
+# the oldest line
+
+
+async def test_a_worker_on_the_oldest_line(old_kafka: OldCluster, tmp_path: Path) -> None:
+    """Kafka 2.8: it counts, crashes, goes on from the changelog on another disk, regroups."""
+    app_id, topic = unique("old"), old_kafka.topic("words", partitions=2)
+    words = [Record(key=b"%d" % n, value=b'"%d"' % n) for n in range(20)]
+    wanted = {str(number): 1 for number in range(20)}
+    await asyncio.to_thread(old_kafka.write, topic, words, partitioner="murmur2")
+    await work(counter(old_kafka, app_id, topic, tmp_path / "one"), wanted, crash=True)
+    await asyncio.to_thread(old_kafka.write, topic, words, partitioner="murmur2")
+    wanted = {str(number): 2 for number in range(20)}
+    await work(counter(old_kafka, app_id, topic, tmp_path / "one"), wanted, crash=True)
+    replayed, _ = await work(counter(old_kafka, app_id, topic, tmp_path / "other"), wanted)
+    assert replayed >= len(wanted)
+
+    app = counter(old_kafka, unique("old"), topic, tmp_path / "again")
+    regrouped = app.stream(app.topics[topic]).group_by(lambda word: word[:1], name="first")
+    regrouped.count(name="regrouped")
+    async with app.running(worker=True, web=False):
+        runtime = app.runtime
+        assert runtime is not None
+        view = runtime.questions().view("regrouped", None)
+        async with asyncio.timeout(DEADLINE_S):
+            while sum([value async for _, value in view.items()]) < 2 * len(words):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)

@@ -28,7 +28,14 @@ from millstream.app._patterns import Patterns
 from millstream.app._replies import Replies, reply_topic
 from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
 from millstream.context import watched_tasks
-from millstream.errors import AgentError, MillstreamError, ProgramError, SettingError, TopologyError
+from millstream.errors import (
+    AgentError,
+    MillstreamError,
+    PartitionCountError,
+    ProgramError,
+    SettingError,
+    TopologyError,
+)
 from millstream.records import Headers, OutgoingRecord, TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import (
@@ -475,10 +482,23 @@ class Runtime:
                 *(self._timer(t) for t in self.app.timers if t.scope == "worker"),
             ],
             leader_tasks=[self._leader_timer(t) for t in self.app.timers if t.scope == "leader"],
+            look=self._look,
             follow=self._follow if self._patterns is not None else None,
             atomic=settings.processing_guarantee == "exactly_once",
             passing=self.topology.passing(),
         )
+
+    def _look(self, infos: Mapping[str, TopicInfo]) -> None:
+        """Refuse to go on where what is read has more partitions than when we began."""
+        for name in self.topology.sources:
+            known, now = self.topology.topics[name].partitions, infos.get(name)
+            if known is not None and now is not None and now.partitions > known:
+                raise PartitionCountError(
+                    f"topic {name!r} has {now.partitions} partitions now, and had {known} when this worker"
+                    f" started: nobody reads the new ones, and keys may be elsewhere than before. Start"
+                    f" the workers again: without tables they go on with all of them, and with tables they"
+                    f" say what to do"
+                )
 
     def _follow(self, infos: Mapping[str, TopicInfo]) -> None:
         """Topics may have been made that match a pattern."""

@@ -48,13 +48,19 @@ class TopicSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicInfo:
-    """A topic that exists. ``topic_id`` is unique for ever: a topic made again has another one."""
+    """A topic that exists. ``topic_id`` is unique for ever: a topic made again has another one.
+
+    ``allowed`` is what we may do with it, of ``read`` and ``write``. Where ``settings_shown`` is False we may not see
+    how it is kept: it counts as kept for ever and not compacted.
+    """
 
     name: str
     topic_id: str
     partitions: int
     retention_ms: int | None
     compacted: bool
+    allowed: frozenset[str] = frozenset({"read", "write"})
+    settings_shown: bool = True
 
 
 class OffsetAndMetadata(NamedTuple):

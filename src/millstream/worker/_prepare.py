@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream.errors import TopologyError
+from millstream.errors import ConfigurationError, TopologyError
 from millstream.transports.base import TopicSpec
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ async def prepare_topics(
         only: topics to create; all of the topology where left out.
 
     Raises:
+        ConfigurationError: we may not read or write a topic where that is needed.
         PartitionCountError: what exists is not what is declared.
         TopologyError: a topic exists with another clean-up policy than its use needs.
     """
@@ -55,11 +56,40 @@ async def prepare_topics(
     if missing:
         await transport.create_topics(missing)
         existing = await transport.topics()
+    if only is None:
+        _refuse_without_rights(resolved, existing, where=transport.url)
     for table in resolved.tables.values():
         changelog = existing.get(table.changelog) if table.changelog else None
+        if changelog is not None and not changelog.settings_shown:
+            raise ConfigurationError(
+                f"table {table.name!r}: {transport.url} does not show us how its changelog"
+                f" {table.changelog!r} is kept. Give this user the permission DescribeConfigs on the topic"
+                f" (an ACL)"
+            )
         if changelog is not None and not changelog.compacted:
             raise TopologyError(
                 f"table {table.name!r}: its changelog {table.changelog!r} is not compacted, and would"
                 f" lose entries. Set cleanup.policy=compact on the topic, or give the table another name"
             )
     return resolved, existing
+
+
+def _refuse_without_rights(
+    resolved: Topology, existing: Mapping[str, TopicInfo], *, where: str
+) -> None:
+    """What a worker certainly does with topics: it reads sources, and reads and writes those of its own."""
+    needed = {name: {"read"} for name in resolved.sources}
+    for topic in resolved.topics.values():
+        if topic.internal:
+            needed.setdefault(topic.name, {"read"}).add("write")
+    missing = [
+        f"{word} topic {name!r}"
+        for name, words in sorted(needed.items())
+        for word in sorted(words)
+        if name in existing and word not in existing[name].allowed
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"{where} does not allow us to {', to '.join(missing)}. Give this user the permissions (ACLs),"
+            f" or log in as another one (sasl_username, ssl_certfile)"
+        )

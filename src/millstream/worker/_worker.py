@@ -69,6 +69,8 @@ ALIVE_INTERVAL_S = 0.5
 MAINTENANCE_INTERVAL_S = 5.0
 TOPICS_INTERVAL_S = 5.0
 """How soon a topic that matches a pattern is found."""
+LOOK_INTERVAL_S = 30.0
+"""How soon it is noticed that a topic has more partitions than before, where no pattern asks for more."""
 STOP_TIMEOUT_S = 1.5
 """How long a stopping worker waits for events in progress."""
 
@@ -97,6 +99,8 @@ class WorkerPlan:
     """Timers of scope ``shard``, by partition count."""
     worker_tasks: Sequence[Callable[[], Awaitable[None]]] = ()
     """The user's tasks, and timers of scope ``worker``: run once the first shards are ready."""
+    look: Callable[[Mapping[str, TopicInfo]], None] = lambda infos: None
+    """Is shown all topics now and then; raises where the worker cannot go on with what they are now."""
     follow: Callable[[Mapping[str, TopicInfo]], None] | None = None
     """Takes those of the log's topics that match a pattern into the agents' sources."""
     leader_tasks: Sequence[Callable[[Callable[[], Awaitable[Shard]]], Awaitable[None]]] = ()
@@ -276,7 +280,7 @@ class Worker:
                         tasks.create_task(self._tell_alive(), name="alive"),
                         tasks.create_task(self._watch.run(), name="peers"),
                         tasks.create_task(self._maintain(), name="maintenance"),
-                        tasks.create_task(self._follow_topics(), name="patterns"),
+                        tasks.create_task(self._follow_topics(), name="topics"),
                         tasks.create_task(self._forget_processed(), name="purge"),
                         tasks.create_task(self.copies.run(), name="copies"),
                         tasks.create_task(self._upkeep.run(), name="stores"),
@@ -357,12 +361,17 @@ class Worker:
             await self._transport.maintain()
 
     async def _follow_topics(self) -> None:
-        """Look for topics that match a pattern, again and again."""
-        while self.plan.follow is not None:
-            await self._clock.sleep(TOPICS_INTERVAL_S)
+        """Look for topics that match a pattern, and at those that are read, again and again."""
+        follow = self.plan.follow
+        while True:
+            await self._clock.sleep(LOOK_INTERVAL_S if follow is None else TOPICS_INTERVAL_S)
             with contextlib.suppress(LogUnavailableError):
+                infos = await self._transport.topics()
+                self.plan.look(infos)
+                if follow is None:
+                    continue
                 before = set(self._inputs.topics())
-                self.plan.follow(await self._transport.topics())
+                follow(infos)
                 if self._leads() and before != set(self._inputs.topics()):
                     await self._tell_again()
                 for shard in list(self.shards.values()):

@@ -92,6 +92,8 @@ class Topic:
     internal: bool
     leaders: Mapping[int, Leader]
     replication: int
+    operations: int | None = None
+    """What we may do with it, a bit for each of Kafka's operations; None where it was not asked for."""
 
 
 class Cluster:
@@ -357,7 +359,7 @@ class Cluster:
             if names is None
             else tuple(MetadataRequestTopic(topic_id=None, name=TopicName(name)) for name in names),
             allow_auto_topic_creation=False,
-            include_topic_authorized_operations=False,
+            include_topic_authorized_operations=names is None,
         )
         answer = await self.ask(request, MetadataResponse)
         seen = {broker.node_id for broker in answer.brokers}
@@ -399,6 +401,7 @@ class Cluster:
                 internal=topic.is_internal,
                 leaders=leaders,
                 replication=max((len(p.replica_nodes) for p in topic.partitions), default=0),
+                operations=int(topic.topic_authorized_operations) if names is None else None,
             )
         return found
 

@@ -67,7 +67,7 @@ def refusal(
         where: the cluster's url.
         message: what the broker says about it.
     """
-    said = f": {message}" if message else ""
+    said = f": {message.rstrip('.')}" if message else ""
     if code in _NOT_ALLOWED:
         return ConfigurationError(
             f"{where} does not allow us to {doing}{said}. Give this user the permission"

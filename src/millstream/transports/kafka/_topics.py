@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 from kio.schema.create_topics.v6 import CreateTopicsRequest, CreateTopicsResponse
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Topics"]
 
-logger = logging.getLogger("millstream.transports.kafka")
-
 TOPIC_RESOURCE = i8(2)
 TIMEOUT_S = 30.0
 """How long making or removing topics may take until every broker has heard of it."""
+_OPERATIONS = {"read": 1 << 3, "write": 1 << 4}
+"""Bits of what Kafka calls AclOperation."""
 _CONFIGS = ("cleanup.policy", "retention.ms")
 _AGAIN = frozenset(
     {
@@ -62,6 +61,7 @@ class Topics:
         for name in sorted(found):
             if name not in configs:  # removed meanwhile
                 continue
+            operations = found[name].operations
             retention = int(configs[name].get("retention.ms") or -1)
             policy = configs[name].get("cleanup.policy") or "delete"
             infos[name] = TopicInfo(
@@ -70,6 +70,12 @@ class Topics:
                 partitions=len(found[name].leaders),
                 retention_ms=retention if retention >= 0 and "delete" in policy else None,
                 compacted="compact" in policy,
+                allowed=frozenset(
+                    word
+                    for word, bit in _OPERATIONS.items()
+                    if operations is None or operations & bit
+                ),
+                settings_shown=bool(configs[name]),
             )
         return infos
 
@@ -194,12 +200,10 @@ class Topics:
             DescribeConfigsResponse,
         )
         found: dict[str, Mapping[str, str | None]] = {}
-        secret: list[str] = []
         for result in answer.results:
             if result.error_code is ErrorCode.unknown_topic_or_partition:
                 continue
             if result.error_code is ErrorCode.topic_authorization_failed:
-                secret.append(result.resource_name)
                 found[result.resource_name] = {}
                 continue
             if result.error_code:
@@ -210,13 +214,6 @@ class Topics:
                     message=result.error_message,
                 )
             found[result.resource_name] = {each.name: each.value for each in result.configs}
-        if secret:
-            logger.warning(
-                "%s does not allow us to read the settings of %s (DescribeConfigs): they count as kept for"
-                " ever and not compacted",
-                self._cluster.url,
-                ", ".join(secret),
-            )
         return found
 
     def _not_created(self, code: ErrorCode, spec: TopicSpec, message: str | None) -> Exception:
@@ -236,9 +233,8 @@ class Topics:
             return ConfigurationError(
                 f"{self._cluster.url} does not take topic {spec.name!r} ({code.name}){said}"
             )
-        return refusal(
-            code, f"create topic {spec.name!r}", where=self._cluster.url, message=message
-        )
+        doing = f"create topic {spec.name!r} (or, if it exists, to see it)"
+        return refusal(code, doing, where=self._cluster.url, message=message)
 
 
 def _usable(topic: Topic | None) -> bool:
