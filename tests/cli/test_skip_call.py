@@ -150,6 +150,76 @@ def test_a_window_that_stops_a_worker(
     )
 
 
+HELD = """\
+import millstream as ms
+
+app = ms.App("shop", web=False, partitions=1)
+seen = app.topic("seen", key=str, value=int, timestamp=lambda at: at)
+out = app.topic("out", key=str, value=int)
+stream = app.stream(seen).peek(lambda at: None)
+
+
+class Late:
+    def process(self, key, value, context):
+        context.set_timer(after="5s")
+
+    def on_timer(self, key, context):
+        context.forward(1, key=key)
+
+
+def check(keyed):
+    if keyed[0] == "bad @ key":
+        raise ValueError("no")
+    return keyed[1]
+
+
+held = HELD
+held.to(out)
+"""
+HELD_BY = {
+    "counts-suppress": (
+        'stream.group_by().tumbling("10s").count(name="counts", emit=ms.Suppress()).changes()'
+        ".map_keys(lambda w: check((w.key, w.key)), type=str)"
+    ),
+    "rows-unmatched": (
+        "stream.join(app.stream(app.topic('other', value=int)), lambda a, b: a, how='left', within='5s',"
+        " name='rows').map_keys(lambda key: check((key, key)), type=str)"
+    ),
+    "late": (
+        "stream.process(Late(), name='late', value=int)"
+        ".map_keys(lambda key: check((key, key)), type=str)"
+    ),
+}
+
+
+@pytest.mark.parametrize("table", HELD_BY)
+def test_a_row_that_was_held_back(
+    table: str, project: Path, call: Callable[..., Result], terminal: Terminal
+) -> None:
+    """The command that the worker names takes the row out, and no other one."""
+    (project / "app.py").write_text(HELD.replace("HELD", HELD_BY[table]))
+    for at, key in [(0, "ada"), (1, "bad @ key"), (2, "cyd"), (900, "ada")]:
+        assert call("send", "seen", str(at * 1_000), "--key", key).exit_code == 0
+    stopped = terminal.run("worker")
+    assert stopped.returncode == 1, stopped.stdout + stopped.stderr
+    assert f"what '{table}' has held back of key 'bad @ key' raised ValueError" in stopped.stderr
+    found = NAMED.search(stopped.stderr)
+    assert found is not None, stopped.stderr
+    position = found[1].strip("'")
+    assert position.startswith(f"{table}@bad @ key@1970-01-01T00:00:0")
+    refused = call("skip", position.replace("bad @ key", "eve"))
+    assert refused.exit_code == 1
+    assert f"'{table}' holds nothing back of 'eve'" in refused.stderr
+    skipped = call("skip", position)
+    assert skipped.exit_code == 0, skipped.stderr
+    assert skipped.stdout == f"skipped what {table} has held back of bad @ key\n"
+    worker = terminal.start("worker")
+    worker.until("ready in")
+    poll(lambda: len(records(project, "out")) == 2, what="the others have come out")
+    assert [record.key for record in records(project, "out")] == [b"ada", b"cyd"]
+    assert worker.end()[0] == 0
+
+
 @pytest.mark.parametrize(
     ("scope", "shards", "shard"),
     # with a second shard the job would be due there as well, if a minute ends while the test runs

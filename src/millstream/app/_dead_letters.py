@@ -3,6 +3,9 @@
 =================  ==========================================================================================
 a window's end     key and value as the table has them; the window in ``ms-window-start`` and ``ms-window-end``
                    (ms since the epoch), the table in ``ms-table``; timestamp: the window's end
+a row that was     key and value as they were held back, by ``ms.Suppress``, a join or a processor's timer (which has
+held back          no value); the table that held it in ``ms-table``, and the window, if it is of one; timestamp: the
+                   row's own, of a window its end
 a timer's moment   no key; the value is JSON, ``{"timer": "tick", "moment": "2024-07-01T09:00:00.000+00:00"}``,
                    and for a timer of scope ``shard`` also ``"shard": "4-2"``; the name in ``ms-timer``
 =================  ==========================================================================================
@@ -22,9 +25,10 @@ from millstream.records import OutgoingRecord
 
 if TYPE_CHECKING:
     from millstream.records import Headers
+    from millstream.tables import DueRow
     from millstream.windows import Window
 
-__all__ = ["ERROR_HEADERS", "error_headers", "timer_letter", "window_letter"]
+__all__ = ["ERROR_HEADERS", "error_headers", "row_letter", "timer_letter", "window_letter"]
 
 ERROR_HEADERS = "__streams.errors."
 """Kafka Streams' names for the headers of dead letters begin so."""
@@ -53,6 +57,14 @@ def window_letter(
         *error_headers(error),
     ]
     return OutgoingRecord(window.end, key, value, headers)
+
+
+def row_letter(row: DueRow, key: bytes, error: BaseException) -> OutgoingRecord:
+    """The dead letter of what was held back."""
+    if row.window is not None:
+        return window_letter(row.table, key, row.window, row.data, error)
+    headers = [("ms-table", row.table.encode()), *error_headers(error)]
+    return OutgoingRecord(row.moment, key, row.data, headers)
 
 
 def timer_letter(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import msgspec
 
 from millstream.agents import Agent, AgentSource, policy_of
-from millstream.app._dead_letters import window_letter
+from millstream.app._dead_letters import row_letter, window_letter
 from millstream.clock import duration_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from millstream.serialization import Codec
     from millstream.state.base import TableStore
     from millstream.streams import Operator
+    from millstream.tables import DueRow
     from millstream.windows import AnyWindows, Window
     from millstream.worker import Closing, TableSpec
 
@@ -301,10 +302,18 @@ class DeclaredTable(Generic[K, V]):
     def _closing(self) -> Closing | None:
         from millstream.worker import Closing
 
-        if self.windows is None or not self.table.closing:
-            return None if self.on_due is None else Closing(call=self.on_due)
         policy = self.close_policy
         tp = TopicPartition(policy.topic or f"{self.app.id}-dlq", 0)
+
+        def set_aside_row(scope: Scope, row: DueRow, error: Exception) -> None:
+            place = self.key_codec if self.like is None else self.like.key_codec
+            letter = row_letter(row, place.dumps(row.key), error)
+            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+
+        if self.windows is None or not self.table.closing:
+            if self.on_due is None:
+                return None
+            return Closing(call=self.on_due, policy=policy, set_aside_row=set_aside_row)
 
         def set_aside(
             scope: Scope, key: Any, window: Window, data: bytes | None, error: Exception

@@ -17,7 +17,7 @@ from millstream.cli._progress import Bar
 from millstream.clock import format_timestamp
 from millstream.errors import ConfigurationError, ProgramError, TransportError
 from millstream.records import OutgoingRecord, TopicPartition
-from millstream.tables import WindowedPart
+from millstream.tables import TimedPart
 from millstream.tables._windowed_part import CLOSED_KEY
 from millstream.transports.batch import iterate_records
 from millstream.worker import encode_note, notes_topic, timer_note, window_position
@@ -85,6 +85,9 @@ class SkippedWindow:
             ProgramError: it is not the next one that would be closed.
             TransportError: workers are running.
         """
+        held = app.tables.get(self.table)
+        if held is not None and held.on_due is not None:
+            return await self._skip_held(app, held)
         declared = self._declared(app)
         try:
             key = declared.layout.encode(declared.layout.parse(self.key))
@@ -112,6 +115,30 @@ class SkippedWindow:
             await transport.append({tp: [cursor]})
         return f"skipped window {due.window} of {self.key} in table {self.table}"
 
+    async def _skip_held(self, app: App, declared: DeclaredTable[Any, Any]) -> str:
+        """Take what streams have held back of the key, and of the moment, out of the table."""
+        async with open_log(app) as transport:
+            await check_stopped(app, transport)
+            info = (await CommittedTable.open(app, declared, transport)).info
+            assert declared.changelog is not None
+            for number in range(info.partitions):
+                tp = TopicPartition(declared.changelog, number)
+                part = await _recovered(app, declared, tp, transport)
+                rows = [] if part is None else part.held_rows()
+                found = [
+                    place
+                    for key, moment, place in rows
+                    if str(key) == self.key and moment == self.start
+                ]
+                if found:
+                    now = app.clock.now()
+                    gone = [OutgoingRecord(now, place, None, []) for place in found]
+                    await transport.append({tp: gone})
+                    return f"skipped what {self.table} has held back of {self.key}"
+        raise ProgramError(
+            f"{self.table!r} holds nothing back of {self.key!r} and {format_timestamp(self.start)}"
+        )
+
     def _declared(self, app: App) -> DeclaredTable[Any, Any]:
         declared = app.tables.get(self.table)
         if declared is None or declared.windows is None or not declared.table.closing:
@@ -127,6 +154,14 @@ async def _next_due(
     app: App, declared: DeclaredTable[Any, Any], tp: TopicPartition, transport: Transport
 ) -> Due | None:
     """The window that a worker would close first."""
+    part = await _recovered(app, declared, tp, transport)
+    return None if part is None else next(iter(part.due()), None)
+
+
+async def _recovered(
+    app: App, declared: DeclaredTable[Any, Any], tp: TopicPartition, transport: Transport
+) -> TimedPart | None:
+    """The table's part as a worker would find it; None where its changelog does not exist."""
     from millstream.state.memory import MemoryBackend
 
     topic = (await transport.topics()).get(tp.topic)
@@ -149,9 +184,9 @@ async def _next_due(
         )
         bar.update(progress.records_done, progress.records_total)
     part = declared.make_part(store.table(declared.name), lambda key: None)
-    assert isinstance(part, WindowedPart)
+    assert isinstance(part, TimedPart)
     part.recovered()
-    return next(iter(part.due()), None)
+    return part
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from millstream.streams._due import each_due
 from millstream.streams._operator import WAITS, each, finish
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from millstream.context import IncomingRecord, Scope
     from millstream.records import Headers
-    from millstream.streams._join_waiting import Waiting
+    from millstream.streams._join_waiting import Waiting, WaitingPart
     from millstream.streams._operator import Done
 
 __all__ = ["Deliver", "Pair", "deliver_waiting", "delivery", "then"]
@@ -65,6 +66,7 @@ class _Disguised:
 
 
 def deliver_waiting(
+    part: WaitingPart,
     rows: Sequence[Waiting],
     scope: Scope,
     deliver: Deliver,
@@ -75,30 +77,28 @@ def deliver_waiting(
     Args:
         pair_of: makes of key, value and timestamp of a row its pair, or None; without, rows come out alone.
     """
-    pairs: list[tuple[Pair, Headers]] = []
-    plain = scope.record is None or not scope.record.headers
-    for row in rows:
-        pair = _alone(row) if pair_of is None else pair_of(row.key, row.value, row.timestamp)
-        if pair is not None:
-            pairs.append((pair, row.headers))
-            plain = plain and not row.headers
-    if not pairs:
+    if not rows:
         return None
-    if plain:
-        return deliver([pair for pair, _ in pairs])
-    return _with_headers(pairs, scope, deliver)
+    plain = scope.record is None or not scope.record.headers
+
+    def go(row: Waiting) -> Done:
+        pair = _alone(row) if pair_of is None else pair_of(row.key, row.value, row.timestamp)
+        if pair is None:
+            return None
+        if plain and not row.headers:
+            return deliver([pair])
+        return _with_headers(pair, row.headers, scope, deliver)
+
+    return each_due(scope, rows, go, part.due_row)
 
 
-async def _with_headers(
-    pairs: Sequence[tuple[Pair, Headers]], scope: Scope, deliver: Deliver
-) -> None:
+async def _with_headers(pair: Pair, headers: Headers, scope: Scope, deliver: Deliver) -> None:
     record = scope.record
     try:
-        for pair, headers in pairs:
-            scope.record = _Disguised(record, headers)
-            done = deliver([pair])
-            if done is not None:
-                await done
+        scope.record = _Disguised(record, headers)
+        done = deliver([pair])
+        if done is not None:
+            await done
     finally:
         scope.record = record
 

@@ -178,7 +178,7 @@ class StreamJoin(Operator):
             if waiting is not None:
                 stream_time = waiting.reached(timestamp, scope)
                 if stream_time >= waiting.next_due:
-                    out = deliver_waiting(waiting.release(scope), scope, deliver)
+                    out = deliver_waiting(waiting, waiting.release(scope), scope, deliver)
             if key is None or value is None:
                 if value is None or not alone:
                     counters["null_keys_dropped" if key is None else "null_values_dropped"] += 1
@@ -186,7 +186,7 @@ class StreamJoin(Operator):
                 return then(out, deliver, [_pair(None, value, None, timestamp, left=left)])
             if release is not None and timestamp == stream_time:
                 rows = release.release(stream_time, scope, left=left)
-                out = deliver_waiting(rows, scope, deliver)
+                out = deliver_waiting(waiting, rows, scope, deliver)  # type: ignore[arg-type]
             if plain and scope.record is not None and scope.record.value is not None:
                 data = scope.record.value  # as it is in its topic
             else:
@@ -230,7 +230,8 @@ class StreamJoin(Operator):
         assert self._clock is not None
         binding = bound(self.pipeline, scope, self._clock())
         deliver = delivery(self.joiner, binding.forward(self))
-        done = deliver_waiting(value, scope, deliver)
+        assert self.waits is not None
+        done = deliver_waiting(scope.parts[self.waits], value, scope, deliver)
         if done is not None:
             await done
 

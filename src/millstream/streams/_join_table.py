@@ -178,7 +178,9 @@ class TableJoin(Operator):
             waiting.put(True, timestamp, key, waiting.dump(key, value), headers, scope)
             if waiting.reached(timestamp, scope) < waiting.next_due:
                 return None
-            return deliver_waiting(waiting.release(scope), scope, deliver, own_key(pair_of))
+            return deliver_waiting(
+                waiting, waiting.release(scope), scope, deliver, own_key(pair_of)
+            )
 
         return [hold]
 
@@ -205,7 +207,13 @@ class TableJoin(Operator):
         assert self._clock is not None
         binding = bound(self.pipeline, scope, self._clock())
         deliver = delivery(self.joiner, binding.forward(self))
-        done = deliver_waiting(value, scope, deliver, own_key(self._pairs(binding.context)))
+        done = deliver_waiting(
+            scope.parts[self.waits],
+            value,
+            scope,
+            deliver,
+            own_key(self._pairs(binding.context)),
+        )
         if done is not None:
             await done
 

@@ -22,11 +22,11 @@ import msgspec
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
 from millstream.streams._join_rows import HEADERS, Row, RowsPart, layout_of_int, rows_of, value_in
-from millstream.tables import DELETED, MISSING, NEVER, Due
+from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow
 from millstream.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from millstream.context import PreImage, Scope
     from millstream.records import Headers
@@ -60,6 +60,12 @@ class Waiting(NamedTuple):
     key: Any
     value: Any
     headers: Headers
+    entry: Any
+    """Of the segment where it was."""
+    number: int
+    """Its place there."""
+    data: bytes
+    """The value, encoded."""
 
 
 class _Order:
@@ -221,14 +227,27 @@ class WaitingPart(RowsPart):
     def codec_of(self, entry: Any) -> Codec[Any]:
         return self._codecs[entry[0]]
 
-    def _waiting(self, entry: Any, row: Row) -> Waiting:
+    def _rows(self, entry: Any, segment: bytes) -> Iterator[Waiting]:
+        return (self._waiting(entry, n, row) for n, row in enumerate(rows_of(segment)))
+
+    def due_row(self, row: Waiting) -> DueRow:
+        """How failures know a row."""
+        place = self.encode_key(row.entry) + _number.pack(row.number)
+        return DueRow(self.name, place, row.key, row.timestamp, None, row.data)
+
+    def held_rows(self) -> Iterator[tuple[Any, int, bytes]]:
+        for entry in self.keys(b"\x01", None):
+            yield entry[2], entry[1], self.encode_key(entry)
+
+    def _waiting(self, entry: Any, number: int, row: Row) -> Waiting:
         left, timestamp, key, _ = entry
         _, mark, payload = row
         headers: Headers = []
         if mark & HEADERS:
             headers = _headers.decode(payload[4 : 4 + _number.unpack_from(payload)[0]])
-        value = self.load_value(entry, value_in(mark, payload))
-        return Waiting(left, timestamp, key, value, headers)
+        data = value_in(mark, payload)
+        value = self.load_value(entry, data)
+        return Waiting(left, timestamp, key, value, headers, entry, number, data)
 
     def undo(self, key: Any, before: PreImage) -> None:
         super().undo(key, before)
@@ -248,7 +267,7 @@ class WaitingPart(RowsPart):
                 count -= 1
                 self.tie(self._due_at(entry), scope)
                 self._drop_entry(entry, scope)
-                found += [self._waiting(entry, row) for row in rows_of(segment)]
+                found += self._rows(entry, segment)
         if count:
             self._look_ahead()
         else:
@@ -287,7 +306,7 @@ class WaitingPart(RowsPart):
         """Take out the rows of an entry."""
         segment = self.segment(entry, scope)
         self._drop_entry(entry, scope)
-        return [self._waiting(entry, row) for row in rows_of(segment)]
+        return list(self._rows(entry, segment))
 
     # what is due without a record -------------------------------------------------------------------
 

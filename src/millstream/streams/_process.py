@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from millstream.clock import Duration, duration_ms, timestamp_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, ProgramError
+from millstream.streams._due import hand_on_due
 from millstream.streams._operator import Context, Done, Operator, each
 from millstream.streams._pipeline import bound
-from millstream.tables import DELETED, MISSING, Due, TimedPart
+from millstream.tables import DELETED, MISSING, Due, DueRow, TimedPart
 from millstream.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
     from datetime import datetime
 
     from millstream.clock import Clock
@@ -197,6 +198,10 @@ class TimerPart(TimedPart):
     def close(self, due: Due, scope: Scope) -> Any:
         return due
 
+    def held_rows(self) -> Iterator[tuple[Any, int, bytes]]:
+        for entry in self.keys(b"\x01", None):
+            yield entry[2], entry[1], self.encode_key(entry)
+
 
 class Process(Operator):
     """Hands records and timers to an object of the program."""
@@ -274,13 +279,23 @@ class Process(Operator):
     ) -> None:
         """Call ``on_timer`` for all that is due, in order."""
         part: TimerPart = context.parts[self.name]
-        while (entry := part.next(clock, now)) is not None:
-            part.forget(entry, context.scope)
+
+        async def go(entry: tuple[int, int, Any]) -> None:
             _, face.timestamp, face.key = entry
+            face.results = []
             waits = self.processor.on_timer(face.key, face)
             if waits is not None:
                 await waits
             done = self._hand_on(face, forward)
+            if done is not None:
+                await done
+
+        def row_of(entry: tuple[int, int, Any]) -> DueRow:
+            return DueRow(self.name, part.encode_key(entry), entry[2], entry[1], None, None)
+
+        while (entry := part.next(clock, now)) is not None:
+            part.forget(entry, context.scope)
+            done = hand_on_due(context.scope, entry, go, row_of)
             if done is not None:
                 await done
 

@@ -20,9 +20,10 @@ from millstream.clock import Duration, duration_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, RecordTooLargeError
 from millstream.streams._compat import closes_early_ms
-from millstream.streams._operator import Context, Done, Operator, Windowed, each
+from millstream.streams._due import each_due
+from millstream.streams._operator import Context, Done, Operator, Windowed
 from millstream.streams._pipeline import bound
-from millstream.tables import DELETED, MISSING, NEVER, Due, TimedPart
+from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow, TimedPart
 from millstream.windows import Window
 
 if TYPE_CHECKING:
@@ -192,6 +193,15 @@ class HeldPart(TimedPart):
         """Something is due."""
         return due
 
+    def held_rows(self) -> Iterator[tuple[Any, int, bytes]]:
+        for entry in self.keys(b"\x01", None):
+            held = self._held(entry)
+            if held is None:
+                continue
+            windowed = isinstance(entry, tuple) and len(entry) == 3
+            key, moment = (entry[0], entry[1]) if windowed else (entry, held.latest)
+            yield key, moment, self.encode_key(entry)
+
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         super().cut(excluded)
         if excluded:
@@ -253,7 +263,7 @@ class SuppressChanges(Operator):
             if stops:
                 self._refuse_above(part.count, self.records_max, "records_max")
                 self._refuse_above(part.bytes, self.bytes_max, "bytes_max")
-            return each(self._out(context), forward)
+            return self._release(context, forward)
 
         return [take]
 
@@ -266,11 +276,37 @@ class SuppressChanges(Operator):
                 setting=f"Suppress({bound}=)",
             )
 
-    def _out(
-        self, context: Context, *, everything: bool = False
-    ) -> Iterator[tuple[Any, Any, Any, int]]:
-        """What is due, and what is above the bounds, oldest first."""
+    def _release(
+        self, context: Context, forward: Callable[..., Done], *, everything: bool = False
+    ) -> Done:
+        """Hand on what is due, and what is above the bounds, oldest first."""
         part, loads = context.parts[self.name], self.values.loads
+
+        def go(item: tuple[Any, Held]) -> Done:
+            entry, held = item
+            return forward(
+                Windowed(entry[0], Window(*entry[1:])) if self.windowed else entry,
+                None if held.new is None else loads(held.new),
+                None if held.old is None else loads(held.old),
+                held.latest,
+            )
+
+        def row_of(item: tuple[Any, Held]) -> DueRow:
+            entry, held = item
+            window = Window(*entry[1:]) if self.windowed else None
+            return DueRow(
+                part.name,
+                part.encode_key(entry),
+                entry[0] if self.windowed else entry,
+                held.latest if window is None else window.start,
+                window,
+                held.new,
+            )
+
+        return each_due(context.scope, self._out(context, everything), go, row_of)
+
+    def _out(self, context: Context, everything: bool) -> Iterator[tuple[Any, Held]]:
+        part = context.parts[self.name]
         while (oldest := part.oldest()) is not None:
             first, entry = oldest
             if (
@@ -283,12 +319,7 @@ class SuppressChanges(Operator):
             held = part.release(entry, context.scope)
             if held.new is None and self.windows is not None:
                 continue  # nobody has seen a result that this would take back
-            yield (
-                Windowed(entry[0], Window(*entry[1:])) if self.windowed else entry,
-                None if held.new is None else loads(held.new),
-                None if held.old is None else loads(held.old),
-                held.latest,
-            )
+            yield entry, held
 
     async def close(self, key: Any, window: Any, value: Any) -> None:
         """Event time has moved without a record: let out what is due."""
@@ -302,8 +333,7 @@ class SuppressChanges(Operator):
         scope = current.get()
         assert self.pipeline is not None
         binding = bound(self.pipeline, scope, self._clock())
-        out = self._out(binding.context, everything=everything)
-        done = each(out, binding.forward(self))
+        done = self._release(binding.context, binding.forward(self), everything=everything)
         if done is not None:
             await done
 
@@ -357,6 +387,9 @@ def emitted_every(home: StreamHome, parent: Operator, interval: Duration, name: 
     """The latest change of each key, every ``interval`` of the wall clock."""
     operator = SuppressChanges(parent, name=name, clock=lambda: home.clock)
     _keep(home, operator)
+    home.due_hook(
+        name, operator.close
+    )  # nothing is ever due by event time; for the policy of its failures
     home.shard_timer(interval, name, operator.flush)
     return operator
 

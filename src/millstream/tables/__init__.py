@@ -20,7 +20,7 @@ from millstream.tables._position import (
 from millstream.tables._query import Queries, TableInfo
 from millstream.tables._stamped import StampedPart, stamp
 from millstream.tables._table import NO_DEFAULT, SetTable, Table, no_part, require_scope
-from millstream.tables._timed_part import NEVER, Due, TimedPart
+from millstream.tables._timed_part import NEVER, Due, DueError, DueRow, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
@@ -37,6 +37,8 @@ __all__ = [
     "TIME_BYTES",
     "BadQueryError",
     "Due",
+    "DueError",
+    "DueRow",
     "Expiry",
     "NotHereError",
     "Queries",

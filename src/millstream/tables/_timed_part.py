@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from millstream.tables._part import MISSING, TablePart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from millstream.context import PreImage, Scope
     from millstream.windows import Window
 
-__all__ = ["NEVER", "TIME_KEY", "Due", "TimedPart"]
+__all__ = ["NEVER", "TIME_KEY", "Due", "DueError", "DueRow", "TimedPart"]
 
 TIME_KEY: Final = b"\x00time"
 FEEDERS_KEY: Final = b"\x00feeders"
@@ -39,6 +39,34 @@ class Due(NamedTuple):
     window: Window
     place: bytes
     """Where it stands in the order of closing."""
+
+
+class DueRow(NamedTuple):
+    """A row that a part has held back until it was due, as failures know it."""
+
+    table: str
+    place: bytes
+    """Its key in the store, and what tells it from others there."""
+    key: Any
+    """As the program has it."""
+    moment: int
+    """When it was; of a window its start. With the key it names the row to people."""
+    window: Window | None
+    data: bytes | None
+    """The value that was held, encoded."""
+
+    @property
+    def identity(self) -> tuple[str, bytes, int]:
+        """By which it is known when it comes again."""
+        return self.table, self.place, self.moment
+
+
+class DueError(Exception):
+    """A row that was due could not be handed on: the cause says why. The record at hand is not to blame."""
+
+    def __init__(self, row: DueRow) -> None:
+        super().__init__(row)
+        self.row = row
 
 
 class TimedPart(TablePart):
@@ -154,6 +182,10 @@ class TimedPart(TablePart):
     def close(self, due: Due, scope: Scope) -> Any:
         """Take one of it, in an event: its value, or `MISSING` if it is gone."""
         return MISSING
+
+    def held_rows(self) -> Iterator[tuple[Any, int, bytes]]:
+        """What is held back: key, moment (see `DueRow`) and store key; walks over all of it."""
+        return iter(())
 
     def close_unread(self, due: Due, scope: Scope) -> bytes | None:
         """Go past it although what was to be done cannot be; the value's bytes, where they can be had."""

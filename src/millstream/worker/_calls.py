@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from millstream.agents import user_line
 from millstream.context import current
 from millstream.errors import AgentError
+from millstream.tables import DueError
 from millstream.worker._search import table_value_error
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.context import Scope
     from millstream.errors import EncodeError, RecordTooLargeError
+    from millstream.worker._due import DueFailures
 
 __all__ = ["Call", "CallFailure", "CallHost", "call_error", "log_passed", "run_call"]
 
@@ -67,6 +69,7 @@ class CallHost(Protocol):
     clock: Clock
     counters: Counter[str]
     call_failures: dict[Hashable, CallFailure]
+    due: DueFailures
 
     def begin_callback(self, name: str, timestamp: int) -> Scope: ...
 
@@ -119,6 +122,9 @@ async def run_call(host: CallHost, call: Call) -> bool:
         refused = table_value_error(error)
         if refused is not None:
             await host.seek(refused, scope)
+        if isinstance(error, DueError):
+            await _row_failed(host, error, scope)
+            continue
         failure = host.call_failures[call.identity] = _noted(host, call, error)
         if not host.undo_callback(scope):
             host.rewind()
@@ -128,6 +134,23 @@ async def run_call(host: CallHost, call: Call) -> bool:
         raise call_error(call.what, failure.error, call.position)
     _let_pass(host, call, failure.error)
     return False
+
+
+async def _row_failed(host: CallHost, error: DueError, scope: Scope) -> None:
+    """Something that the call has let out has failed: undo the call, and return when it is to run again.
+
+    Raises:
+        AgentError: the policy says stop.
+    """
+    if not host.undo_callback(scope):
+        host.due.note(error)  # where it says stop, it does so again after the new start
+        host.rewind()
+        await asyncio.Event().wait()
+    delay_s = host.due.note(error)
+    if delay_s is None:
+        await host.commit_before_stop()
+        raise host.due.stopped(error)
+    await host.clock.sleep(delay_s)
 
 
 def _noted(host: CallHost, call: Call, error: Exception) -> CallFailure:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from millstream.context import Scope
-    from millstream.tables import Due, TimedPart
+    from millstream.tables import Due, DueRow, TimedPart
     from millstream.windows import Window
 
 __all__ = ["Closing", "close_due", "window_position"]
@@ -53,6 +53,8 @@ class Closing:
     policy: Policy = STOP
     set_aside: Callable[[Scope, Any, Window, bytes | None, Exception], None] | None = None
     """Send key, window, stored value and error to the dead-letter topic."""
+    set_aside_row: Callable[[Scope, DueRow, Exception], None] | None = None
+    """Send a row that was held back likewise."""
 
 
 async def close_due(

@@ -10,6 +10,7 @@ from millstream.agents import user_line
 from millstream.context import Scope
 from millstream.errors import AgentError
 from millstream.records import Position
+from millstream.tables import DueError
 from millstream.worker._notes import passed_note
 from millstream.worker._search import BlameSearch, table_value_error
 
@@ -84,6 +85,8 @@ class Failures:
         refused = table_value_error(failure.error)
         if failure.ran and refused is not None:
             await self.seek(refused, failure.scope)
+        if isinstance(failure.error, DueError):
+            return await self._row_failed(spec, failure, failure.error)
         identity = spec.agent.name, tp, offset
         attempts = self._attempts.get(identity, 0) + 1
         policy = spec.policies.get(tp.topic, spec.policy)
@@ -129,6 +132,16 @@ class Failures:
             spec.refuse(failure.scope, failure)
         del self._attempts[identity]
         return False
+
+    async def _row_failed(self, spec: AgentSpec, failure: Failure, error: DueError) -> bool:
+        """A row that the record has brought out has failed: the record comes again, and the row alone pays for it."""
+        delay_s = self._shard.due.note(error, (failure.run.tp, failure.record.offset))
+        if delay_s is None:
+            await self._stop(spec, failure)
+        if failure.ran and not self._undo(failure):
+            await self._start_over()
+        await self._shard.clock.sleep(delay_s)
+        return True
 
     def _undo(self, failure: Failure) -> bool:
         done: bool = failure.scope.subtopology.undo(failure.scope)
@@ -213,6 +226,8 @@ class Failures:
             # with concurrency, events before it may be in progress, and nobody says when the last one ends
             await asyncio.sleep(0.005)
         await self._shard.commit()
+        if isinstance(failure.error, DueError):
+            raise self._shard.due.stopped(failure.error)
         raise _stopped(spec, failure)
 
     async def commit_before_stop(self) -> None:

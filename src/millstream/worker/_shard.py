@@ -15,6 +15,7 @@ from millstream.errors import InternalError, LogUnavailableError, WrongShardErro
 from millstream.records import TopicPartition
 from millstream.tables import TimedPart
 from millstream.worker._closing import Closing, close_due
+from millstream.worker._due import DueFailures
 from millstream.worker._failures import Failures
 from millstream.worker._idle import follow_silence
 from millstream.worker._lane import Lane
@@ -128,6 +129,7 @@ class Shard:
         self.wake: Callable[[], None] = lambda: None
         """Called when a lane has room to fetch again."""
         self.counters: Counter[str] = Counter()
+        self.due = DueFailures(tables, self.counters)
         self._positions: Positions = {}
         """Where the agents began."""
         self._settled: Positions = {}
@@ -710,6 +712,7 @@ class Shard:
         for share in cut.shares:
             self._settled.update(share.limits)
         self.failures.settled(self.committed, self._settled)
+        self.due.settled(self.committed)
 
     def give_back(self, cut: ShardCut) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""

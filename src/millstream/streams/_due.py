@@ -1,0 +1,86 @@
+"""Handing on what was held back and is due, so that a failure blames the row, and not the record that brought the time.
+
+A row whose failure the policy lets pass comes again with the next attempt, like the record at hand, and is passed over
+then: `millstream.worker` remembers it until that is committed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from millstream.tables import DueError, DueRow
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from millstream.context import Scope
+    from millstream.streams._operator import Done
+
+__all__ = ["each_due", "hand_on_due"]
+
+T = TypeVar("T")
+
+
+def each_due(
+    scope: Scope,
+    items: Iterable[T],
+    go: Callable[[T], Done],
+    row_of: Callable[[T], DueRow],
+) -> Done:
+    """Hand on several rows, one after the other.
+
+    Args:
+        items: taken out of where they were held, as they are asked for.
+        row_of: how failures know one of them.
+    """
+    iterator = iter(items)
+    for item in iterator:
+        done = hand_on_due(scope, item, go, row_of)
+        if done is not None:
+            return _rest(done, scope, iterator, go, row_of)
+    return None
+
+
+async def _rest(
+    done: Awaitable[None],
+    scope: Scope,
+    items: Iterator[T],
+    go: Callable[[T], Done],
+    row_of: Callable[[T], DueRow],
+) -> None:
+    await done
+    for item in items:
+        again = hand_on_due(scope, item, go, row_of)
+        if again is not None:
+            await again
+
+
+def hand_on_due(
+    scope: Scope, item: T, go: Callable[[T], Done], row_of: Callable[[T], DueRow]
+) -> Done:
+    """Hand on one row, unless it is to be passed over.
+
+    Raises:
+        DueError: that has failed.
+    """
+    due = scope.shard.due
+    if due.passing and due.pass_by(scope, row_of(item)):
+        return None
+    try:
+        done = go(item)
+    except Exception as exc:
+        raise _blamed(exc, item, row_of) from exc
+    return None if done is None else _watched(done, item, row_of)
+
+
+async def _watched(done: Awaitable[None], item: T, row_of: Callable[[T], DueRow]) -> None:
+    try:
+        await done
+    except Exception as exc:
+        raise _blamed(exc, item, row_of) from exc
+
+
+def _blamed(error: Exception, item: Any, row_of: Callable[[Any], DueRow]) -> Exception:
+    if isinstance(error, DueError) or getattr(error, "culprit", None) is not None:
+        return error  # somebody else is to blame
+    return DueError(row_of(item))
