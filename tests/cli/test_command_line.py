@@ -64,6 +64,7 @@ def test_version_and_help(call: Callable[..., Result]) -> None:
         "reset",
         "copy",
         "doctor",
+        "demo",
         "completion",
     ]
     places = [output.index(f"\n  {name} ") for name in names]

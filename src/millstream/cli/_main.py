@@ -43,6 +43,7 @@ _OWN = {
     "reset": "_reset:reset",
     "copy": "_copy:copy",
     "doctor": "_doctor:doctor",
+    "demo": "_demo:demo",
     "completion": "_completion:completion",
 }
 """Commands in the order of ``--help``, and where they are."""
