@@ -18,6 +18,7 @@ from millstream.tables import TablePart
 from millstream.tables._windowed_part import WindowedPart, index_key
 from millstream.windows import AnyWindows, Session, Sliding, Window
 from millstream.worker._cut import before_excluded, choose_excluded
+from millstream.worker._due import DueFailures
 
 if TYPE_CHECKING:
     from millstream.worker._calls import CallFailure
@@ -61,6 +62,7 @@ class Shard:
         self.clock: Clock = ManualClock()
         self.counters: Counter[str] = Counter()
         self.call_failures: dict[Hashable, CallFailure] = {}
+        self.due = DueFailures([], self.counters)
         self._backend = MemoryBackend()
         self._store: MemoryStore | None = None
         self.start()

@@ -307,8 +307,7 @@ class DeclaredTable(Generic[K, V]):
 
         def set_aside_row(scope: Scope, row: DueRow, error: Exception) -> None:
             place = self.key_codec if self.like is None else self.like.key_codec
-            letter = row_letter(row, place.dumps(row.key), error)
-            scope.output.append((tp, *letter, None if scope.journal is None else scope))
+            scope.append(tp, row_letter(row, place.dumps(row.key), error))
 
         if self.windows is None or not self.table.closing:
             if self.on_due is None:
