@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from millstream.agents import Run
     from millstream.context import IncomingRecord
@@ -98,12 +98,16 @@ class KeyQueue:
         self._freed.appendleft(waiting)
         self._size += 1
 
-    def offsets(self, tp: TopicPartition) -> Iterator[int]:
-        """Offsets of the records of a partition that are here."""
+    def first_offset(self, tp: TopicPartition) -> int | None:
+        """The lowest offset of the records of a partition that are here."""
+        found = [waiting.record.offset for waiting in self._freed if waiting.run.tp == tp]
         for run, record in self._new:
             if run.tp == tp:
-                yield record.offset
-        for queue in (self._freed, *self._behind.values()):
+                found.append(record.offset)
+                break
+        for queue in self._behind.values():
             for waiting in queue:
                 if waiting.run.tp == tp:
-                    yield waiting.record.offset
+                    found.append(waiting.record.offset)
+                    break
+        return min(found, default=None)

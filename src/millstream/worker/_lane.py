@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from millstream.agents import Instance, Run, Source
+from millstream.context import Scope
 from millstream.transports.batch import iterate_batches
 from millstream.worker._key_queue import KeyQueue, Waiting
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from millstream.agents import Failure
-    from millstream.context import IncomingRecord, Scope
+    from millstream.context import IncomingRecord
     from millstream.records import TopicPartition
     from millstream.transports.base import Fetched
     from millstream.worker._placement import Placement
@@ -34,6 +35,8 @@ RUN_TARGET_S = 0.005
 RUN_RECORDS_MIN, RUN_RECORDS_MAX = 16, 2_048
 AHEAD_EVENTS_MAX = 4_096
 """With concurrency: events that wait for an earlier one before they can be committed; then intake stops."""
+CHAIN_EVENTS = 4
+"""With concurrency: events that an instance may go on with by itself in any case; then while its turn lasts."""
 PENDING_PER_INSTANCE = 16
 """With concurrency: events taken in, per instance, while others with their key are in progress."""
 
@@ -193,6 +196,8 @@ class Lane:
         self.clock = shard.clock
         self.subtopology = shard.subtopology_of(spec.agent.name)
         self.subtopology.lanes.append(self)
+        self._parts = shard.parts_of(spec.agent.name)
+        self._failures = shard.failures
         self.ahead = 0
         """Journaled events that are not committed."""
         self.instances = [
@@ -215,6 +220,8 @@ class Lane:
         self._dispatched: dict[Instance, Waiting] = {}
         self._idle: deque[Instance] = deque()
         self._turn_began = 0.0
+        self._chained: dict[Instance, int] = {}
+        """How many events an instance has gone on with by itself."""
         if spec.agent.concurrency > 1:
             for instance in self.instances:
                 instance.on_idle = self._instance_idle
@@ -231,20 +238,26 @@ class Lane:
 
     def scope(self, agent: str, *, journaled: bool) -> Scope:
         """A scope for the next event; see `millstream.agents.InstanceHost`."""
-        return self.shard.scope(agent, journaled=journaled)
+        return Scope(
+            shard=self.shard,
+            agent=agent,
+            parts=self._parts,
+            subtopology=self.subtopology,
+            journaled=journaled,
+        )
 
     def event_begun(self, scope: Scope) -> BaseException | None:
         self.subtopology.events[scope] = None
         self.ahead += 1
-        return self.shard.failures.condemned(scope)
+        return self._failures.condemned(scope)
 
     def event_finished(self, scope: Scope) -> None:
-        self.shard.failures.check(scope)
+        self._failures.check(scope)
         if self.subtopology.event_finished(scope):
             self.ahead -= 1
 
     async def event_failed(self, instance: Instance, failure: Failure) -> bool:
-        return await self.shard.failures.failed(self._spec, failure)
+        return await self._failures.failed(self._spec, failure)
 
     def time_reached(self, timestamp: int) -> None:
         if timestamp > self.subtopology.stream_time:
@@ -286,7 +299,10 @@ class Lane:
             if at is not None:
                 unfinished.append(at)
         unfinished += [run.start for run in self._rest if run.tp == tp]
-        unfinished += self._queue.offsets(tp)
+        if self._queue:
+            waiting = self._queue.first_offset(tp)
+            if waiting is not None:
+                unfinished.append(waiting)
         unfinished += [w.record.offset for w in self._dispatched.values() if w.run.tp == tp]
         return min(unfinished)
 
@@ -449,6 +465,7 @@ class Lane:
                 if waiting is None:
                     break
                 instance = self._idle.popleft()
+                self._chained[instance] = 0
                 instance.deliver(self._begun_by(instance, waiting))
             await self._arrival()
 
@@ -472,7 +489,10 @@ class Lane:
         """What an instance goes on with, without a turn of the event loop, once its event is through."""
         done = self._dispatched.pop(instance)
         self._queue.finished(done.key)
-        if self.clock.monotonic() - self._turn_began > RUN_TARGET_S:
+        self._chained[instance] += 1
+        if self._chained[instance] > CHAIN_EVENTS and (
+            self.clock.monotonic() - self._turn_began > RUN_TARGET_S
+        ):
             return None
         waiting = self._take(is_open=self.subtopology.gate.is_set())
         return None if waiting is None else self._begun_by(instance, waiting)

@@ -523,17 +523,21 @@ class Shard:
 
     def scope(self, agent: str, *, journaled: bool) -> Scope:
         """A scope whose tables are this shard's."""
-        parts = self._used_parts.get(agent)
-        if parts is None:
-            noted = self._options.idles and agent in self._agents
-            parts = self._used_parts[agent] = _UsedParts(self, agent, noted=noted)
         return Scope(
             shard=self,
             agent=agent,
-            parts=parts,
+            parts=self.parts_of(agent),
             subtopology=self.subtopology_of(agent),
             journaled=journaled,
         )
+
+    def parts_of(self, user: str) -> Mapping[str, Any]:
+        """The tables as an agent, a timer or a callback uses them."""
+        found = self._used_parts.get(user)
+        if found is None:
+            noted = self._options.idles and user in self._agents
+            found = self._used_parts[user] = _UsedParts(self, user, noted=noted)
+        return found
 
     @property
     def has_callbacks(self) -> bool:
