@@ -290,3 +290,19 @@ async def test_a_rebalance_while_shards_recover(monkeypatch: pytest.MonkeyPatch)
         stayed = {f"4-{number}" for number in first.owned}
         assert {name for name, times in started.items() if times == 1} >= stayed
         assert all(first.worker.shards[4, n] is recovering[4, n] for n in first.owned)
+
+
+async def test_entries_with_a_time_to_live(standby: Group) -> None:
+    """A copy goes by the slowest sub-topology of its shard: it shows no entry less than the owner does."""
+    first, second = await standby.start("a"), await standby.start("b")
+    await standby.write()
+    await standby.settled()
+    number, copy = next(iter(first.worker.copies.by_shard.items()))
+    owner = second.worker.shards[number]
+    times = sorted(each.stream_time for each in owner.subtopologies)
+    assert times[0] == -1 < times[-1], (
+        "nobody has sent anything to the table that is read from a topic"
+    )
+    await until(lambda: copy.position_text() == owner.position_text())
+    assert copy.stream_time_of("counts") == -1
+    assert owner.stream_time_of("counts") == times[-1]

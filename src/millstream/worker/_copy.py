@@ -215,15 +215,24 @@ class Copy:
         return notes.passed(each.replay.table, topic_id=each.replay.topic_id, start=0, end=each.end)
 
     def stream_time_of(self, table: str) -> int:
-        """The highest of the shard's: a copy has no agents, of which one could tell who uses the table."""
+        """The lowest of the shard's sub-topologies: a copy has no agents, of which one could tell who uses the table.
+
+        So an entry with a time to live may be shown for longer, and none is missing.
+        """
         return self.stream_time
 
     def _reached(self, look: Look) -> None:
         self._fresh_s = look.at_s
+        times = []
         for tp, found in look.committed.items():
-            if tp.partition == self.number:
-                self.committed[tp] = found.offset
-                self.stream_time = max(self.stream_time, decode_metadata(found.metadata).t)
+            self.committed[tp] = found.offset
+            metadata = decode_metadata(found.metadata)
+            times += [
+                metadata.time_of(name)
+                for name, spec in self._agents.items()
+                if tp.topic in spec.sources
+            ]
+        self.stream_time = min(times, default=-1)
         for each in self.tables:
             each.written = look.now
         if look.now - self._noted > POSITION_MS:
