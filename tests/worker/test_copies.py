@@ -12,7 +12,7 @@ from millstream import hooks
 from millstream.errors import NotHereError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.tables._query import Read
-from millstream.worker import _assign_group, _copies, _recovery
+from millstream.worker import _assign_group, _copies, _copy, _recovery
 from tests.worker.copying import KEYS, Group, Member, group, until
 
 if TYPE_CHECKING:
@@ -167,18 +167,18 @@ class _Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.flowing = asyncio.Event()
-        take = _copies.Copy.take
+        take = _copy.Copy.take
 
         async def held(copy: Any, *positional: Any, **named: Any) -> None:
             await self.flowing.wait()
             await take(copy, *positional, **named)
 
-        monkeypatch.setattr(_copies.Copy, "take", held)
+        monkeypatch.setattr(_copy.Copy, "take", held)
 
 
 async def test_a_shard_moves_when_its_copy_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then its owner goes on; then it moves, and nothing of it has to be replayed."""
-    for module in (_copies, _assign_group):
+    for module in (_copy, _assign_group):
         monkeypatch.setattr(module, "ACCEPTABLE_LAG", 3)
     monkeypatch.setattr(_copies, "LOOK_S", 0.05)
     held = _Held(monkeypatch)
@@ -212,7 +212,7 @@ async def test_a_shard_moves_when_its_copy_is_warm(monkeypatch: pytest.MonkeyPat
 
 async def test_nobody_tells_the_group_of_cold_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is one generation for joining and one for the move, however long it takes."""
-    for module in (_copies, _assign_group):
+    for module in (_copy, _assign_group):
         monkeypatch.setattr(module, "ACCEPTABLE_LAG", 3)
     monkeypatch.setattr(_copies, "LOOK_S", 0.01)
     held = _Held(monkeypatch)
@@ -232,7 +232,7 @@ async def test_nobody_tells_the_group_of_cold_copies(monkeypatch: pytest.MonkeyP
 
 async def test_copies_are_followed_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of those that are far behind."""
-    for module in (_copies, _assign_group):
+    for module in (_copy, _assign_group):
         monkeypatch.setattr(module, "ACCEPTABLE_LAG", 3)
     monkeypatch.setattr(_copies, "COLD_MAX", 1)
     monkeypatch.setattr(_copies, "TELL_S", 0.01)
@@ -255,7 +255,7 @@ async def test_copies_are_followed_a_few_at_a_time(monkeypatch: pytest.MonkeyPat
 
 async def test_a_rebalance_while_shards_recover(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that stay go on with what they are at; those that leave stop, and keep what they have."""
-    for module in (_copies, _assign_group):
+    for module in (_copy, _assign_group):
         monkeypatch.setattr(module, "ACCEPTABLE_LAG", 10**9)  # whoever has anything is warm
     started: Counter[str] = Counter()
     flowing = asyncio.Event()
@@ -290,3 +290,19 @@ async def test_a_rebalance_while_shards_recover(monkeypatch: pytest.MonkeyPatch)
         stayed = {f"4-{number}" for number in first.owned}
         assert {name for name, times in started.items() if times == 1} >= stayed
         assert all(first.worker.shards[4, n] is recovering[4, n] for n in first.owned)
+
+
+async def test_entries_with_a_time_to_live(standby: Group) -> None:
+    """A copy goes by the slowest sub-topology of its shard: it shows no entry less than the owner does."""
+    first, second = await standby.start("a"), await standby.start("b")
+    await standby.write()
+    await standby.settled()
+    number, copy = next(iter(first.worker.copies.by_shard.items()))
+    owner = second.worker.shards[number]
+    times = sorted(each.stream_time for each in owner.subtopologies)
+    assert times[0] == -1 < times[-1], (
+        "nobody has sent anything to the table that is read from a topic"
+    )
+    await until(lambda: copy.position_text() == owner.position_text())
+    assert copy.stream_time_of("counts") == -1
+    assert owner.stream_time_of("counts") == times[-1]

@@ -75,7 +75,7 @@ def fail(self: Any) -> None:
 def test_its_interval_is_below_what_tombstones_allow() -> None:
     """Or a worker that was idle would find its own state too old after a kill."""
     from millstream.tables._position import STALE_MARGIN_MS, TOMBSTONES_KEPT_MS
-    from millstream.worker._copies import POSITION_MS
+    from millstream.worker._copy import POSITION_MS
     from millstream.worker._upkeep import INTERVAL_S
 
     assert max(INTERVAL_S * 1_000, POSITION_MS) < (TOMBSTONES_KEPT_MS - STALE_MARGIN_MS) / 10

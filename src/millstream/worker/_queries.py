@@ -18,7 +18,7 @@ from millstream.tables._query import (
     merge_pages,
 )
 from millstream.worker._assign import decode_assignment, urls_of
-from millstream.worker._copies import Copy
+from millstream.worker._copy import Copy
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
