@@ -40,7 +40,8 @@ from millstream.serialization import partitioner
 from millstream.state.rocks import RocksBackend
 from millstream.tables import POSITION_KEY, decode_position
 from millstream.transports.kafka import KafkaTransport
-from tests.brokers import Action, Api, Cluster, proxies, say
+from tests.brokers import Cluster, proxies, say
+from tests.crash.fire_network import Network
 from tests.crash.fire_worker import Worker
 from tests.crash.kafka_program import PARTITIONS, program
 from tests.crash.kafka_view import KafkaView
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
     from millstream.state.base import ShardStore
     from millstream.transports.base import OffsetAndMetadata
-    from tests.brokers import Proxy, Rule
+    from tests.brokers import Proxy
 
 __all__ = ["LARGE", "USUAL", "Fire", "Heat", "heat_of", "run_seed"]
 
@@ -99,24 +100,6 @@ PROGRESS_S = 15.0
 CALM_S = 0.5
 """Positions that stay as they are for so long are those of the end, probably."""
 
-LOST = [
-    Api.END_TXN,
-    Api.END_TXN,
-    Api.END_TXN,
-    Api.PRODUCE,
-    Api.TXN_OFFSET_COMMIT,
-    Api.INIT_PRODUCER_ID,
-    Api.ADD_PARTITIONS_TO_TXN,
-    Api.FETCH,
-    Api.HEARTBEAT,
-    Api.JOIN_GROUP,
-    Api.SYNC_GROUP,
-    Api.OFFSET_FETCH,
-]
-"""Whose answers never arrive."""
-LATE = [Api.END_TXN, Api.END_TXN, Api.PRODUCE, Api.TXN_OFFSET_COMMIT, Api.SYNC_GROUP]
-"""Which requests arrive late."""
-
 
 class Fire:
     """One seed: topics of its own, worker processes, and what happens to them and to the brokers."""
@@ -126,7 +109,7 @@ class Fire:
     ) -> None:
         self.rng = random.Random(seed)
         self.directory, self.state_dir = directory, directory / "state"
-        self.cluster, self.proxies = cluster, through
+        self.cluster = cluster
         self.heat = heat
         self.web = seed % 4 != 3
         self.prefix = f"fire{seed}-{uuid.uuid4().hex[:6]}-"
@@ -135,18 +118,14 @@ class Fire:
         self.checker = Checker(program(self.broker, self.prefix, "checker", web=False))
         self.workers: list[Worker] = []
         self.happened: Counter[str] = Counter()
+        self.network = Network(cluster, through, self.rng, self.happened)
         self.times: dict[str, float] = {}
         self._slots = 0
         self._positions: dict[TopicPartition, int] = {}
         self._fed = 0
         self._failed: list[BaseException] = []
         self._feeding = threading.Thread(target=self._feed, name="feeder")
-        self._down: tuple[float, int] | None = None
-        """Which broker is dead, and until when."""
-        self._slow_until = 0.0
         self._say_at = time.monotonic() + PROGRESS_S
-        self._held: list[tuple[float, list[Rule]]] = []
-        """Requests that are not passed on, and until when."""
         self.admin = cluster.admin()
         self._looking = Consumer(
             {
@@ -274,11 +253,11 @@ class Fire:
             (3, self._stop),
             (3, self._join),
             (2, self._leave),
-            (2, self._kill_broker),
-            (3, self._cut),
-            (2, self._delay),
-            (6, self._lose_answer),
-            (3, self._hold_request),
+            (2, self.network.kill_broker),
+            (3, self.network.cut),
+            (2, self.network.delay),
+            (6, self.network.lose_answer),
+            (3, self.network.hold_request),
             (3, self._doom),
         ]
         acts, due = 0, 0.0
@@ -298,29 +277,16 @@ class Fire:
                 worker.wake()
             if worker.gone():
                 self._replace(worker)
-        if self._slow_until and now > self._slow_until:
-            self._slow_until = 0.0
-            for proxy in self.proxies:
-                proxy.delay(0.0)
-        if self._down is not None and now > self._down[0]:
-            self._start_broker()
+        self.network.tick()
         if now > self._say_at:
             self._say_at = now + PROGRESS_S
             say(fed=self._fed, processed=self.processed(), faults=self.happened.total())
-        for until, rules in self._held.copy():
-            if now > until:
-                self._held.remove((until, rules))
-                for rule in rules:
-                    rule.release()
         self.note_positions()
 
     def _mend(self) -> None:
         for worker in self.workers:
             worker.wake()
-        for proxy in self.proxies:
-            proxy.reset()
-        if self._down is not None:
-            self._start_broker()
+        self.network.mend()
 
     def living(self) -> list[Worker]:
         """Workers that were not ended."""
@@ -383,41 +349,6 @@ class Fire:
         if len(self.living()) > 2 and (worker := self._victim()) is not None:
             self.happened["worker left"] += 1
             worker.end(signal.SIGTERM)
-
-    def _kill_broker(self) -> None:
-        if self._down is None:
-            self.happened["broker killed"] += 1
-            at = self.rng.randrange(len(self.cluster.brokers))
-            self._down = time.monotonic() + self.rng.uniform(0.5, 4.0), at
-            self.cluster.brokers[at].kill()
-
-    def _start_broker(self) -> None:
-        assert self._down is not None
-        broker, self._down = self.cluster.brokers[self._down[1]], None
-        broker.start()
-
-    def _cut(self) -> None:
-        self.happened["connections cut"] += 1
-        self.rng.choice(self.proxies).cut()
-
-    def _delay(self) -> None:
-        self.happened["connections slow"] += 1
-        self._slow_until = time.monotonic() + 1.0
-        self.rng.choice(self.proxies).delay(self.rng.choice([0.02, 0.1, 0.4]))
-
-    def _lose_answer(self) -> None:
-        api = self.rng.choice(LOST)
-        action = self.rng.choice([Action.CUT, Action.CUT, Action.LOSE])
-        self.happened[f"answer lost: {api.name}"] += 1
-        for proxy in self.proxies:
-            proxy.on_answer(api, action, times=1)
-
-    def _hold_request(self) -> None:
-        api = self.rng.choice(LATE)
-        self.happened[f"request late: {api.name}"] += 1
-        until = time.monotonic() + self.rng.uniform(0.3, 4.0)
-        rules = [proxy.on_request(api, Action.HOLD, times=1) for proxy in self.proxies]
-        self._held.append((until, rules))
 
     # looking ------------------------------------------------------------------------------------
 

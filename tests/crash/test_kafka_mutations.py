@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from millstream.errors import ConfigurationError
-from millstream.transports.kafka import KafkaTransport
-from millstream.worker import Worker
+from millstream.errors import ConfigurationError, OutcomeUnknownError
+from millstream.transports.base import CommitResult
+from millstream.transports.kafka import KafkaTransport, _transactions
+from millstream.worker import Committer, Worker
 from tests.brokers import Action, Api
 from tests.crash.pair import Pair
 from tests.crash.program import Violation
@@ -26,7 +27,7 @@ from tests.crash.test_mutations import rewind_keeps_the_overlay, timers_without_
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from millstream.transports.base import CommitResult, Epoch
+    from millstream.transports.base import Epoch
     from tests.brokers import Cluster, Proxy
 
 Patch = pytest.MonkeyPatch
@@ -128,6 +129,30 @@ async def a_fenced_epoch(pair: Pair, _: Proxy) -> None:
     await pair.check()
 
 
+async def an_epoch_of_a_timer_of_which_nobody_tells(pair: Pair, proxy: Proxy) -> None:
+    """It repeats the positions before it, its end never arrives, and the worker gives up asking."""
+    one = pair.side("one", f"kafka://{proxy.bootstrap}")
+    await one.start()
+    await pair.write()
+    await one.processed(1)
+    await one.commit()
+    await one.ticked()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_transactions, "ANSWER_TIMEOUT_S", 0.3)
+        patch.setattr(_transactions, "END_TIMEOUT_S", 0.5)
+        proxy.on_request(Api.END_TXN, Action.LOSE, times=100)
+        committing = asyncio.ensure_future(one.commit())
+        await asyncio.wait([committing], timeout=5)
+        proxy.reset()
+    await committing
+    await one.ticked()
+    await one.commit()
+    await pair.write()
+    await one.processed(2)
+    await one.commit()
+    await pair.check()
+
+
 # mutations
 
 
@@ -166,11 +191,29 @@ def work_kept_across_a_gap(patch: Patch) -> None:
     patch.setattr(Worker, "_apply", steady)
 
 
+def positions_taken_for_the_outcome(patch: Patch) -> None:
+    """Where nobody tells whether an epoch was committed, positions like its own are taken for a yes."""
+    send = Committer._send
+
+    async def guess(self: Committer, epoch: Epoch) -> CommitResult:
+        while True:
+            try:
+                return await send(self, epoch)
+            except OutcomeUnknownError:
+                found = await self._transport.committed(self._group, list(epoch.offsets))
+                if all(found.get(tp) == at for tp, at in epoch.offsets.items()):
+                    ends = await self._transport.end_offsets(list(epoch.records))
+                    return CommitResult(next_offsets=ends)
+
+    patch.setattr(Committer, "_send", guess)
+
+
 SCHEDULES: dict[Callable[[Pair, Proxy], Awaitable[None]], list[Callable[[Patch], None]]] = {
     a_shard_moves: [no_generation, generation_of_the_commit],
     a_timer_of_a_shard_that_moves: [timers_without_offsets],
     a_gap_between_generations: [work_kept_across_a_gap],
     a_fenced_epoch: [rewind_keeps_the_overlay],
+    an_epoch_of_a_timer_of_which_nobody_tells: [positions_taken_for_the_outcome],
 }
 
 

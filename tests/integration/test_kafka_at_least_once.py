@@ -98,7 +98,9 @@ async def test_nothing_is_repeated_while_workers_come_and_go(own_kafka: Cluster)
         await pair.check()
 
 
-@pytest.mark.parametrize("point", ["commit.writing", "commit.appended"])
+@pytest.mark.parametrize(
+    "point", [pytest.param("commit.writing", marks=pytest.mark.slow), "commit.appended"]
+)
 async def test_a_killed_worker_loses_nothing(kafka: Kafka, tmp_path: Path, point: str) -> None:
     """Wherever it is in its commit; what it had written without a position is written again."""
     app, topic = unique("counting"), kafka.topic("words", partitions=4)

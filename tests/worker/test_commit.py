@@ -155,7 +155,7 @@ async def test_a_log_that_is_away() -> None:
 
 @pytest.mark.parametrize("happened", [True, False])
 async def test_unknown_outcome(happened: bool) -> None:
-    """A commit without an answer is looked up: not repeated where it happened, repeated where not."""
+    """After a commit without an answer its shards look what is there: not repeated where it happened, else repeated."""
     app, orders, totals = counting(partitions=1)
     attempts = 0
 

@@ -307,7 +307,8 @@ class Transport(Protocol):
         Raises:
             IllegalGenerationError, UnknownMemberError: fenced; nothing was written.
             LogUnavailableError: nothing was written; the same epoch may be sent again.
-            OutcomeUnknownError: read the committed offsets to learn what happened.
+            OutcomeUnknownError: it is done, or never will be. Committed offsets tell which, unless they repeat those
+                before them.
         """
         ...
 
