@@ -306,6 +306,39 @@ def stream_stream(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
     return out
 
 
+def self_join(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
+    """A stream with itself: each record is a left one first, and then a right one, which finds itself as well."""
+    before, after = params["before"], params["after"]
+    kept = max(before + after + params["grace"], 1)
+    rows: list[JoinRow] = []
+    stream_time = -1
+    out: Output = []
+    for _, key, value, time in inputs:
+        found: list[list[Any]] = []
+        out.append(found)
+        if key is None or value is None:
+            continue
+        row = JoinRow(True, key, value, time)
+        for left in (True, False):
+            if not left:
+                stream_time = max(stream_time, time)
+                if time > stream_time - kept:
+                    rows.append(row)
+            reach = (before, after) if left else (after, before)
+            near = [
+                one
+                for one in rows
+                if one.key == key
+                and time - reach[0] <= one.time <= time + reach[1]
+                and one.time > stream_time - kept
+            ]
+            near.sort(key=lambda one: one.time)
+            for one in near:
+                pair = (row, one) if left else (one, row)
+                found.append([key, ",".join(each.value for each in pair), max(time, one.time)])
+    return out
+
+
 MODELS: dict[str, Callable[[Sequence[Input], dict[str, Any]], Output]] = {
     "tumbling": windowed(Aligned),
     "hopping": windowed(Aligned),
@@ -313,12 +346,14 @@ MODELS: dict[str, Callable[[Sequence[Input], dict[str, Any]], Output]] = {
     "session": windowed(Sessions),
     "cogroup_tumbling": cogroup_tumbling,
     "stream_stream": stream_stream,
+    "self_join": self_join,
 }
 
 LOST = "emit-on-close is clipped by the expiry of the store: windows are lost"
 GONE = "a session that is open by the grace rule has expired in the store"
 TWICE = "suppress takes a window for final 1 ms before the aggregate does, and again when it is"
 FORGOTTEN = "a window to which one input may still add has expired by the time of the other"
+NOTHING = "a join without reach and grace keeps nothing, and so finds nothing"
 WAITS = (
     "rows without a partner that are due wait for a later record, or for a throttle of one second"
 )
@@ -334,6 +369,8 @@ DEFECTS = {
     "session suppress": TWICE,
     "session suppress long_retention": TWICE,
     "cogroup_tumbling": FORGOTTEN,
+    "self_join": NOTHING,
+    "stream_stream inner": NOTHING,
     "stream_stream left": WAITS,
     "stream_stream outer": WAITS,
 }

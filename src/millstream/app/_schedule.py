@@ -34,8 +34,13 @@ class Schedule:
         time: Literal["wall", "event"],
         on_error: Any = None,
         name: str | None,
+        missed: Literal["once", "skip"] = "skip",
     ) -> Callable[[F], F]:
-        """See `App.timer`."""
+        """See `App.timer`.
+
+        Args:
+            missed: whether moments at which no worker was there are made up for, by one run.
+        """
         interval_ms = duration_ms(interval, what="timer")
         if interval_ms < 1:
             raise ConfigurationError(f"timer: {interval!r} is not above 0")
@@ -54,6 +59,7 @@ class Schedule:
                     interval_ms=interval_ms,
                     scope=scope,
                     time=time,
+                    missed=missed,
                     policy=None if on_error is None else policy_of(on_error),
                 )
             )

@@ -144,8 +144,12 @@ class Streams:
         self._app.tables[table].on_due = function
 
     def shard_timer(self, interval: Duration, name: str, function: Callable[..., Any]) -> None:
-        """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock."""
-        self._app.timer(interval, scope="shard", name=name)(function)
+        """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock.
+
+        A moment at which no worker was there is made up for: a restart does not put off what is due.
+        """
+        schedule = self._app._schedule
+        schedule.timer(interval, scope="shard", time="wall", name=name, missed="once")(function)
 
     def flow(self, table: DeclaredTable[Any, Any]) -> TableStream[Any, Any]:
         """A table's changes.
