@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -653,6 +654,41 @@ async def test_exception_in_an_agent() -> None:
             await t.send_many(orders, [Order("ada", -1.0), Order("ada", 4.0)])
     await kept(t, {"ada": 7.0})
     await kept(t, {"ada": 7.0}, lost=True)
+
+
+async def test_exception_in_a_page() -> None:
+    """What a page raises is answered with 500, without its words; a write says how to do it; nobody else notices."""
+    app, orders, totals = counting(partitions=1)
+
+    @app.page("/broken")
+    async def broken(request: object) -> None:
+        raise ValueError("the password is 12345")
+
+    @app.page("/write")
+    async def write(request: object) -> None:
+        totals["ada"] = 99.0
+
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 1.0))
+        # the server logs what the application raises after it has answered
+        transport = httpx.ASGITransport(app.asgi, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+            answer = await http.get("/broken")
+            assert answer.status_code == 500
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["detail"] == "The answer failed; the worker's log says how."
+            html = await http.get("/broken", headers={"Accept": "text/html"})
+            assert html.status_code == 500
+            assert "the worker&#x27;s log says how" in html.text
+            assert "12345" not in answer.text + html.text
+            refused = await http.get("/write")
+            assert refused.status_code == 500
+            assert (
+                "Elsewhere read with table.view(), and send to a topic" in refused.json()["detail"]
+            )
+            assert (await http.get("/tables/totals/keys/ada")).json()["value"] == 1.0
+        await t.send(orders, Order("ada", 1.0))
+    await kept(t, {"ada": 2.0})
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])

@@ -16,6 +16,7 @@ from starlette.routing import Mount
 
 from millstream.errors import TopologyError
 from millstream.web import Cluster, build_web
+from millstream.windows import Window
 from tests.web.memory import MemoryFacts, MemoryTables
 
 if TYPE_CHECKING:
@@ -254,6 +255,24 @@ async def test_pages_and_mounts_of_the_user() -> None:
         assert (await client.get("/hello?name=ada")).text == "hello ada"
         assert (await client.post("/hello")).status_code == 200
         assert (await client.get("/other/inside")).text == "hello None"
+
+
+async def test_pages_that_return_values() -> None:
+    """What is no response is sent as JSON, whether the function is async or not."""
+
+    async def soon(request: Request) -> dict[str, int]:
+        return {"ada": 1}
+
+    def at_once(request: Request) -> list[Window]:
+        return [Window(0, 5)]
+
+    web = build_web(MemoryTables(), MemoryFacts(), pages={"/soon": soon, "/at-once": at_once})
+    transport = httpx.ASGITransport(web)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        assert (await client.get("/soon")).json() == {"ada": 1}
+        answer = await client.get("/at-once")
+        assert answer.headers["content-type"] == "application/json"
+        assert len(answer.json()) == 1
 
 
 @pytest.mark.parametrize("path", ["/", "/tables", "/tables/mine", "/health/x", "/docs/", "/static"])

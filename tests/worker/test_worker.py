@@ -14,7 +14,7 @@ from millstream.errors import LogUnavailableError, TopologyError
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.memory import MemoryTransport
-from millstream.worker import _shard, decode_metadata
+from millstream.worker import _fetch, _shard, decode_metadata
 from tests.kit import Order, counting, second_worker
 
 
@@ -159,21 +159,29 @@ async def test_rebalances_in_a_row() -> None:
         assert t.table(totals) == {f"a{i}": 10.0 for i in range(7)}
 
 
-async def test_back_pressure() -> None:
-    """A shard takes in no more than its bound between two commits, and everything arrives."""
+async def test_back_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard keeps no more than its bound and what one fetch brings, and everything arrives."""
+    monkeypatch.setattr(_fetch, "FETCH_BYTES_MAX", 1_000)
     app, orders, totals = counting(partitions=1, epoch_bytes_max=2_000, inbox_bytes_max=4_000)
+    batch = [Order(f"a{i % 10}", 1.0) for i in range(50)]
     async with TestApp(app) as t:
-        await orders.send_many([Order(f"a{i % 10}", 1.0) for i in range(2_000)])
+        for _ in range(
+            100
+        ):  # the log has 100 batches of some 3,000 bytes before the first is looked at
+            await orders.send_many(batch)
+        (shard,) = t.worker.shards.values()
+        inboxes = [inbox for lane in shard.lanes.values() for inbox in lane.inboxes.values()]
         largest = 0
-        for _ in range(10_000):
+        for turn in range(
+            4_000
+        ):  # as long as nobody commits, what is taken is up to the bound as well
             await asyncio.sleep(0)
-            if await t.worker.committer.commit():
-                continue
-            for shard in t.worker.shards.values():
-                for lane in shard.lanes.values():
-                    largest = max(largest, *(inbox.size for inbox in lane.inboxes.values()))
+            largest = max(largest, *(inbox.size for inbox in inboxes))
+            if turn > 2_000:
+                await t.worker.committer.commit()
         await t.settle()
-        assert t.table(totals) == {f"a{i}": 200.0 for i in range(10)}
+        assert t.table(totals) == {f"a{i}": 500.0 for i in range(10)}
+    assert 4_000 <= largest < 4_000 + 4_000, "a fetch brings one batch, where that is larger"
 
 
 async def test_unrelated_agents_do_not_wait_for_each_other() -> None:

@@ -556,7 +556,11 @@ class App:
         return declare
 
     def page(self, path: str) -> Callable[[F], F]:
-        """Serve the function, a Starlette endpoint, at ``path``."""
+        """Serve the function, a Starlette endpoint, at ``path``, for GET and POST.
+
+        It may be async or not, and returns a response of Starlette's, or what is to be sent as JSON: a dict, a
+        list, a Struct, a dataclass, a pydantic model. What it raises is answered with 500 and goes to the log.
+        """
         return lambda function: self.pages.declare(path, function)
 
     def mount(self, path: str, other: Any) -> None:

@@ -88,7 +88,8 @@ class Settings:
     on_error: Policy = _setting("stop", "stop, skip, dlq, Dlq(topic) or Retry(...).")
     record_bytes_max: int = _setting(1_000_000, "Largest record, key and value together, in bytes.")
     inbox_bytes_max: int = _setting(
-        8 << 20, "Records fetched ahead, for each agent of each shard, in bytes."
+        8 << 20,
+        "Records fetched ahead, for each agent of each shard, in bytes; the last fetch may bring 2 MiB more.",
     )
     epoch_bytes_max: int = _setting(
         32 << 20,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import FileResponse, PlainTextResponse, Response
@@ -102,7 +104,19 @@ def build_web(
 
 
 def _user_route(path: str, page: Callable[..., Any]) -> Route:
-    return Route(path, page, methods=None if isinstance(page, type) else ["GET", "POST"])
+    if isinstance(page, type):
+        return Route(path, page)
+
+    async def answer(request: Request) -> Response:
+        if inspect.iscoroutinefunction(page):
+            found = await page(request)
+        else:
+            found = await run_in_threadpool(page, request)
+            if inspect.isawaitable(found):
+                found = await found
+        return found if isinstance(found, Response) else json_response(found)
+
+    return Route(path, answer, methods=["GET", "POST"])
 
 
 async def _icon(request: Request) -> Response:
