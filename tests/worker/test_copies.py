@@ -306,3 +306,26 @@ async def test_entries_with_a_time_to_live(standby: Group) -> None:
     await until(lambda: copy.position_text() == owner.position_text())
     assert copy.stream_time_of("counts") == -1
     assert owner.stream_time_of("counts") == times[-1]
+
+
+async def test_workers_that_write_at_least_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard whose copy is warm moves in two rounds, its old store becomes the standby, and then the group rests."""
+    monkeypatch.setattr(_copies, "LOOK_S", 0.05)
+    async with group(standby_replicas=1, processing_guarantee="at_least_once") as made:
+        first = await made.start("a")
+        await made.write(3)
+        await made.settled()
+        second = await made.start("b")
+        await made.settled()
+        assert (len(first.owned), len(first.copied)) == (2, 2)
+        assert first.followed == 0
+        assert second.replayed == 0
+        generation = first.worker.committer.generation
+        assert generation <= 6
+        await made.write()
+        await made.settled()
+        assert first.worker.committer.generation == generation
+        await made.stop("a")
+        await made.write()
+        await made.settled()
+        assert second.owned == [0, 1, 2, 3]
