@@ -154,6 +154,9 @@ class Side:
         """Those that are ready."""
         return [shard for shard in self.worker.shards.values() if shard.ready.is_set()]
 
+    def _all_ready(self) -> bool:
+        return 0 < len(self.shards()) == len(self.worker.shards)
+
     def numbers(self) -> list[int]:
         """Their numbers."""
         return sorted(shard.number for shard in self.shards())
@@ -162,7 +165,7 @@ class Side:
         """Wait until each of its shards has taken in so many words; nothing is committed by that."""
 
         def done() -> bool:
-            return bool(self.shards()) and all(
+            return self._all_ready() and all(
                 lane.position(tp) >= times
                 for shard in self.shards()
                 for lane in shard.lanes.values()
@@ -175,7 +178,7 @@ class Side:
         """Wait until the timer of each shard has written something that is not committed."""
         await self.until(
             lambda: (
-                bool(self.shards())
+                self._all_ready()
                 and all(
                     any(
                         tp.topic.endswith("-ticked")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -268,4 +269,22 @@ async def test_two_workers_in_one_slot(own_kafka: Cluster) -> None:
         (error,) = [error for side in sides if (error := side.over()) is not None]
         assert isinstance(error, ConfigurationError)
         assert re.search("two workers share one slot.*-same.*slot=", str(error))
+        await pair.check()
+
+
+async def test_who_was_refused_waits_for_the_group(own_kafka: Cluster) -> None:
+    """Under the old assignment another commit would be in vain: one a second is tried, no more, until the next comes."""
+    async with a_pair(own_kafka) as pair:
+        one, two = pair.side("one", commits=True), pair.side("two")
+        await one.start()
+        one.awake.clear()
+        await two.start()
+        committer = one.worker.committer
+        await one.until(lambda: committer.refused >= 1)
+        began = time.monotonic()
+        await one.until(lambda: committer.refused >= 3)
+        assert time.monotonic() - began > 1.5
+        one.awake.set()
+        await one.until(lambda: committer.moved.is_set() and len(one.worker.shards) == 1)
+        await two.commit()
         await pair.check()

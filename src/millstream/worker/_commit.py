@@ -22,6 +22,7 @@ from millstream.errors import (
     LogUnavailableError,
     OutcomeUnknownError,
     RecordTooLargeError,
+    UnknownMemberError,
 )
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.tables import POSITION_KEY, StorePosition, encode_position
@@ -45,6 +46,8 @@ COMMIT_SHARE = 4
 INTERVAL_S_MAX = 0.5
 BUILD_RECORD_S = 2e-6
 """What a record costs in the transport's own thread, about."""
+REFUSED_S = 1.0
+"""How long the group's next assignment is waited for after it has refused a commit; it comes with the next heartbeat."""
 RETRY_S = (0.005, 0.02, 0.1, 0.5, 1.0)
 
 
@@ -91,7 +94,10 @@ class Committer:
         self.stats: deque[CommitStats] = deque(maxlen=1_000)
         self.epochs = 0
         self.refused = 0
-        """Epochs that the group's generation kept out of the log."""
+        """Epochs that the group kept out of the log."""
+        self.moved = asyncio.Event()
+        """Set unless the group has refused an epoch, and its next assignment is not applied yet."""
+        self.moved.set()
         self.listeners: list[Callable[[ShardCut], None]] = []
         """Called for each shard's part of a committed epoch, once the store holds it."""
         self._work_s = 0.0
@@ -109,6 +115,19 @@ class Committer:
                 await self._clock.sleep(self._pause_s() - since)
             last = self._clock.monotonic()
             await self.commit()
+            await self.until_moved()
+
+    async def until_moved(self) -> None:
+        """After a refusal, wait for the next assignment: what is tried under the old one is in vain."""
+        if self.moved.is_set():
+            return
+        moved = asyncio.ensure_future(self.moved.wait())
+        late = asyncio.ensure_future(self._clock.sleep(REFUSED_S))
+        try:
+            await asyncio.wait({moved, late}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            moved.cancel()
+            late.cancel()
 
     def _pause_s(self) -> float:
         return min(max(self._interval_s, COMMIT_SHARE * self._work_s), INTERVAL_S_MAX)
@@ -177,6 +196,7 @@ class Committer:
             result = await self._send(epoch)
         except IllegalGenerationError as exc:
             self.refused += 1
+            self.moved.clear()
             for cut in cuts:
                 if exc.written:  # what tables hold may be said again, as it says what is
                     cut.drop_outputs()
@@ -184,6 +204,9 @@ class Committer:
             self.fenced(exc)
             return 0
         except FencedError as exc:
+            if isinstance(exc, UnknownMemberError):
+                self.refused += 1
+                self.moved.clear()
             self.fenced(exc)
             return 0
         except OutcomeUnknownError as exc:

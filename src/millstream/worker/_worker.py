@@ -455,6 +455,7 @@ class Worker:
             self.assignment = assignment
             self.committer.member_id = assignment.member_id
             self.committer.generation = assignment.generation
+            self.committer.moved.set()
         gained = sorted(mine - set(self.shards))
         await self._keep_copies(copies, gained)
         self.membership.note(self._metadata(share, generation=assignment.generation))
@@ -477,6 +478,7 @@ class Worker:
         """
         self.assignment = assignment
         self.committer.generation = assignment.generation  # the shards are nobody else's in it
+        self.committer.moved.set()
         if not lost:
             return True
         shards = [self.shards[shard_id] for shard_id in lost]
@@ -560,7 +562,7 @@ class Worker:
             },
         )
         shard.wake = self._stir
-        shard.before_recovery = self._until_settled
+        shard.before_recovery = self._until_known
         shard.commit = self.committer.commit
         shard.local_tasks = list(self.plan.shard_tasks.get(count, ()))
         self.shards[shard_id] = shard
@@ -571,6 +573,11 @@ class Worker:
         """No commit is on its way: committed offsets are what the log says."""
         async with self.committer.lock:
             pass
+
+    async def _until_known(self) -> None:
+        """No commit is on its way, and what the group has refused one for is applied, if it comes soon."""
+        await self._until_settled()
+        await self.committer.until_moved()
 
     def _leads(self) -> bool:
         return bool(self.plan.counts) and (max(self.plan.counts), 0) in self.shards
