@@ -156,7 +156,7 @@ def test_killed_again_and_again(
         async with LocalTransport(project / "shop.db") as log:
             for n in range(30):
                 value = b'{"account": "ada", "amount": %d}' % n
-                await log.append({TopicPartition("orders", 1): [_rec(n, value=value)]})
+                await log.append({TopicPartition("orders", 1): [_rec(n, value=value, key="ada")]})
 
     assert call("send", "orders", GOOD).exit_code == 0
     asyncio.run(feed())

@@ -59,11 +59,11 @@ async def until(read: Callable[[], Awaitable[Any]], wanted: Any) -> None:
         assert found == wanted
 
 
-def reading(questions: Questions, table: str) -> Callable[[], Awaitable[dict[str, Any]]]:
+def reading(questions: Questions, table: str) -> Callable[[], Awaitable[dict[Any, Any]]]:
     """What a table holds, by key."""
     view = questions.view(table, None)
 
-    async def read() -> dict[str, Any]:
+    async def read() -> dict[Any, Any]:
         return {key: value async for key, value in view.items()}
 
     return read
@@ -235,3 +235,31 @@ async def test_placed_by_another_partitioner(kafka: Kafka, tmp_path: Path) -> No
         questions = runtime.questions()
         await until(reading(questions, "counts"), dict.fromkeys(KEYS, 3))
         assert await questions.view("counts", None).get(KEYS[0]) == 3
+
+
+async def test_numbers_of_java(kafka: Kafka, peer: Peer, tmp_path: Path) -> None:
+    """Keys and values of Java's LongSerializer are counted by, and written so that they meet the same partitions."""
+    numbers, sums = (kafka.topic(name, partitions=PARTITIONS) for name in ("numbers", "sums"))
+    keys = [-1, 0, 1, 255, 1 << 40, -(1 << 63)]
+    records = [Record(key=key.to_bytes(8, signed=True), value=(5).to_bytes(8)) for key in keys]
+    placed = dict(zip(keys, await peer.write(numbers, records), strict=True))
+    app = ms.App(unique("numbers"), broker=kafka.url, state_dir=tmp_path, web=False)
+    longs: dict[str, Any] = {"key": int, "key_codec": "long", "value": int, "codec": "long"}
+    source, target = app.topic(numbers, **longs), app.topic(sums, **longs)
+    totals = app.table("totals", key=int, value=int, default=0)
+
+    @app.agent(source)
+    async def add(stream: ms.Stream[int]) -> None:
+        async for event in stream.events():
+            totals[event.key] += event.value
+            await target.send(totals[event.key], key=event.key)
+
+    async with app.running(worker=True, web=False):
+        runtime = app.runtime
+        assert runtime is not None
+        await until(reading(runtime.questions(), "totals"), dict.fromkeys(keys, 5))
+    found = {
+        (int.from_bytes(r.key or b"", signed=True), int.from_bytes(r.value or b""), r.partition)
+        for r in await peer.read(sums)
+    }
+    assert found == {(key, 5, placed[key]) for key in keys}

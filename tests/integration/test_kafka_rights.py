@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import re
+import urllib.request
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ PURGE = Right(On.TOPIC, "own", Op.DELETE, "stays in the log.*delete records")
 RIGHTS = [
     Right(On.TOPIC, "orders", Op.READ, "create topic 'orders-.*if it exists, to see it"),
     Right(On.TOPIC, "report", Op.WRITE, "create topic 'report-.*if it exists, to see it"),
-    Right(On.TOPIC, "own", Op.CREATE, "create topic '.*-repartition'"),
+    Right(On.TOPIC, "own", Op.CREATE, "create topic 'shop-"),
     Right(
         On.TOPIC, "own", Op.DESCRIBE_CONFIGS, "does not show us how its changelog.*DescribeConfigs"
     ),
@@ -154,7 +155,7 @@ def test_what_is_listed_is_enough(secured_kafka: Secured, tmp_path: Path) -> Non
 
 
 def _work_in(shell: Terminal, shop: Shop) -> None:
-    first, second = shell.start("worker"), shell.start("worker")
+    first, second = (shell.start("worker", "--log-level", "debug") for _ in range(2))
     for worker in (first, second):
         worker.until(r"ready in ")
     shop.write()
@@ -164,12 +165,28 @@ def _work_in(shell: Terminal, shop: Shop) -> None:
     poll(lambda: shop.counted() == {b"a": 2, b"b": 2}, what="counted by the other", deadline_s=20)
     assert json.loads(shell.run("groups", "--json").stdout)[0]["group"] == shop.app_id
     assert shell.run("lag").returncode == 0
+    url = second.until(r"ready in \S+ s +(\S+)")[1]
+    pages = [
+        page(url + path) for path in ("/", "/workers", "/topology", "/metrics", "/health/ready")
+    ]
     code, _ = second.end()
     assert code == 0, second.output
     done = shell.run("reset", "--yes")
     assert done.returncode == 0, done.stderr
-    for said in (first.output, second.output, done.stdout, done.stderr, shell.run("doctor").stdout):
+    doctor = shell.run("doctor").stdout
+    assert "MILLSTREAM_SASL_PASSWORD" in doctor
+    for said in (first.output, second.output, done.stdout, done.stderr, doctor, *pages):
         assert PASSWORDS[USER] not in said
+
+
+def page(url: str) -> str:
+    """What a browser gets."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(
+        urllib.request.Request(url, headers={"Accept": "text/html"}), timeout=10
+    ) as got:
+        text: str = got.read().decode()
+        return text
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka.admin import AclOperation, ResourceType
 
+import millstream as ms
 from millstream.errors import ConfigurationError, LogUnavailableError, MillstreamError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import TopicSpec
@@ -17,6 +18,8 @@ from tests.integration.groups import member_of
 
 if TYPE_CHECKING:
     from tests.brokers.security import Secured
+
+ADMIN = {"sasl_username": "admin", "sasl_password": PASSWORDS["admin"]}
 
 
 def rec(key: str) -> OutgoingRecord:
@@ -83,6 +86,58 @@ async def test_tls_and_a_certificate_of_our_own(secured_kafka: Secured) -> None:
         secured_kafka, "MTLS", Security(encrypted=True, cafile=authority, certfile=own)
     ) as opened:
         assert await opened.groups() == []
+
+
+SETTINGS = [
+    # listener, settings of an app, in which AUTHORITY and CLIENT are files
+    ("SSL", {"ssl_cafile": "AUTHORITY"}),
+    ("MTLS", {"ssl_cafile": "AUTHORITY", "ssl_certfile": "CLIENT"}),
+    ("SASL_SSL", {"ssl_cafile": "AUTHORITY", "sasl_mechanism": "SCRAM-SHA-256", **ADMIN}),
+    ("SASL_PLAINTEXT", {"sasl_mechanism": "PLAIN", **ADMIN}),
+]
+
+
+@pytest.mark.parametrize("by", ["settings", "environment"])
+@pytest.mark.parametrize(("listener", "given"), SETTINGS, ids=lambda one: str(one)[:8])
+async def test_an_app_s_settings(
+    secured_kafka: Secured,
+    listener: str,
+    given: dict[str, str],
+    by: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They reach the brokers, whether the program or the environment has them; no text of them has the password."""
+    files = {
+        "AUTHORITY": str(secured_kafka.certificates.authority),
+        "CLIENT": str(secured_kafka.certificates.client),
+    }
+    chosen: dict[str, Any] = {name: files.get(value, value) for name, value in given.items()}
+    chosen["broker"] = f"kafka://{secured_kafka.cluster.address(listener)}"
+    if by == "environment":
+        for name, value in chosen.items():
+            monkeypatch.setenv(f"MILLSTREAM_{name.upper()}", value)
+        chosen = {}
+    app = ms.App(unique("app"), **chosen)
+    async with app.running(worker=False, web=False):
+        runtime = app.runtime
+        assert runtime is not None
+        await runtime.transport.topics()
+    assert PASSWORDS["admin"] not in f"{app.settings!r}{app!r}{vars(app)!r}"
+
+
+async def test_an_app_s_token(secured_kafka: Secured) -> None:
+    """The function that gives tokens is a setting of the program alone."""
+    app = ms.App(
+        unique("app"),
+        broker=f"kafka://{secured_kafka.cluster.address('SASL_SSL')}",
+        ssl_cafile=str(secured_kafka.certificates.authority),
+        sasl_mechanism="OAUTHBEARER",
+        sasl_token=lambda: unsecured_token("admin"),
+    )
+    async with app.running(worker=False, web=False):
+        runtime = app.runtime
+        assert runtime is not None
+        await runtime.transport.topics()
 
 
 REFUSED = [

@@ -101,6 +101,7 @@ class DeclaredTable(Generic[K, V]):
             if isinstance(codec, str)
             else codec
         )
+        self._placed_by_sources = key_codec is None and topic is None
         if key_codec is None:
             key_codec = topic.key_codec if topic is not None else key_codec_for(key)
         self.key_codec = key_codec
@@ -284,7 +285,7 @@ class DeclaredTable(Generic[K, V]):
             source=None if self.topic is None else self.topic.name,
             reader=self.reader_name,
             make=self.make_part,
-            place=self.place,
+            place=self._placing(sources).dumps,
             partitioner=place,
             on_close=self._closing(),
             state_key=None if self.topic is None else self.state_key,
@@ -336,7 +337,7 @@ class DeclaredTable(Generic[K, V]):
             codec=self.codec,
             windows=self.windows,
             partitions=partitions,
-            place=self.place,
+            place=spec.place,
             partitioner=spec.partitioner,
             loads=self._loads_shown(),
             ttl_ms=self.ttl_ms,
@@ -347,8 +348,20 @@ class DeclaredTable(Generic[K, V]):
         )
 
     def place(self, key: Any) -> bytes:
-        """A key to the bytes that decide its shard."""
+        """A key as bytes, in the table's own codec."""
         return self.key_codec.dumps(key)
+
+    def _placing(self, sources: list[Topic[Any, Any]]) -> Codec[Any]:
+        """What makes the bytes of a key that decide its shard: the topics' codec, where they have such keys."""
+        if not self._placed_by_sources:
+            return self.key_codec
+        topics = sources if self.like is None else [self.like]
+        codecs = {
+            topic.key_codec.name: topic.key_codec
+            for topic in topics
+            if not topic.internal and topic.key_type == self.key_type
+        }
+        return codecs.popitem()[1] if len(codecs) == 1 else self.key_codec
 
     def state_key(self, key: bytes) -> bytes:
         """A record's key to the store's."""

@@ -11,7 +11,7 @@ from millstream.cli._doctor_findings import Finding, error, fine, warning
 from millstream.cli._groups import Member, health, members_of
 from millstream.cli._lag import shown_age
 from millstream.cli._log import agent_positions, open_log, resolved_topology
-from millstream.errors import MillstreamError
+from millstream.errors import LogUnavailableError, MillstreamError
 from millstream.records import TopicPartition
 from millstream.tables._position import plan_recovery
 from millstream.worker._metadata import decode_metadata
@@ -32,6 +32,7 @@ FUTURE_MS = 5 * 60_000
 """Timestamps that are so far ahead of the clock are a mistake of a clock, or of an extractor."""
 OPEN_S = 20.0
 """How long a broker may take to answer."""
+UNREACHED = "check that the broker runs, its address, and firewalls in between"
 
 
 async def log_findings(
@@ -59,11 +60,10 @@ async def log_findings(
             async for finding in _worker_findings(app, transport, infos):
                 yield finding
     except TimeoutError:
-        yield error(
-            "log",
-            f"the log gave no answer within {OPEN_S:g} s",
-            "check that the broker runs, its address, and firewalls in between",
-        )
+        yield error("log", f"the log gave no answer within {OPEN_S:g} s", UNREACHED)
+    except LogUnavailableError as exc:
+        kafka = app.settings.broker.startswith("kafka:")
+        yield error("log", str(exc), UNREACHED if kafka else "see the message")
     except MillstreamError as exc:
         yield error("log", str(exc), "see the message")
 

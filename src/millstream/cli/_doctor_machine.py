@@ -39,7 +39,8 @@ OPEN_FILES_LOW = 1_024
 REMOTE = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "gluster", "fuse.sshfs", "lustre", "vboxsf")
 """File systems of other machines: SQLite's locks and shared memory do not work there."""
 _YEAR_2024_MS = 1_704_067_200_000
-_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*])?\s*(?:>=\s*([0-9.]+))?\s*(;.*)?")
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^]]*])?([^;]*)(;.*)?")
+_FLOOR = re.compile(r">=\s*([0-9.]+)")
 
 
 def library_findings() -> Iterator[Finding]:
@@ -59,7 +60,8 @@ def library_findings() -> Iterator[Finding]:
         found = _REQUIREMENT.match(line)
         if found is None or not _applies(found[3] or ""):
             continue
-        name, floor = found[1], found[2]
+        name, bound = found[1], _FLOOR.search(found[2])
+        floor = None if bound is None else bound[1]
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
