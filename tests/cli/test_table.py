@@ -113,6 +113,42 @@ def test_other_kinds_of_tables(project: Path, call: Callable[..., Result]) -> No
     assert (result.exit_code, "table 'known': " in result.stderr) == (2, True)
 
 
+STREAMS = """
+stream = app.stream(orders)
+groups = stream.group_by()
+groups.sum("amount", name="summed")
+groups.mean("amount", name="averaged")
+groups.tumbling("1h").mean("amount", name="per-hour")
+groups.session("1h").max("amount", name="per-session")
+groups.sliding("1h").count(name="sliding")
+stream.to_table("last").filter(bool, name="kept")
+"""
+
+
+def test_tables_of_streams(project: Path, call: Callable[..., Result]) -> None:
+    """What is kept beside a value, its time or its count, is not shown."""
+    (project / "app.py").write_text(APP + STREAMS)
+    for amount in (1.0, 3.0):
+        _send(call, ada=amount)
+    process_everything(project)
+    shown = {
+        name: json.loads(call("table", name, "--json").stdout)[-1]["value"]
+        for name in ("summed", "averaged", "per-hour", "per-session", "kept", "last")
+    }
+    order = {"account": "ada", "amount": 3.0}
+    assert shown == {
+        "summed": 4.0,
+        "averaged": 2.0,
+        "per-hour": 2.0,
+        "per-session": 3.0,
+        "kept": order,
+        "last": order,
+    }
+    assert all(
+        row["value"] in (1, 2) for row in json.loads(call("table", "sliding", "--json").stdout)
+    )
+
+
 class _Worker(BaseHTTPRequestHandler):
     """Answers as the HTTP API does."""
 

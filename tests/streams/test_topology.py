@@ -65,6 +65,8 @@ def test_a_new_key_moves_once() -> None:
     by_size = stream.group_by(lambda order: order.amount > 5, name="size")
     by_size.count(name="c")
     by_size.mean("amount", name="d")
+    stream.key_by("id").group_by().count(name="by-field")
+    stream.key_by("id").to_table("by-field-too")
     rekeyed = stream.key_by(lambda order: order.id[0], type=str)
     rekeyed.to_table("e")
     rekeyed.group_by().count(name="f")

@@ -35,7 +35,7 @@ from millstream.tables import (
     windowed,
 )
 from millstream.topology import AgentNode, TableNode
-from millstream.windows import Session
+from millstream.windows import Session, form_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -411,7 +411,18 @@ class DeclaredTable(Generic[K, V]):
         part.value_bytes_max = self.app.settings.record_bytes_max
         part.show = self._shown
         part.schema = value_schema(self.codec, self.value_type, self.upgrade)
+        if self.changelog is not None:
+            part.form = self._form(part)
         return part
+
+    def _form(self, part: TablePart) -> str:
+        """How entries are kept; what may change without harm, like a grace, is no part of it."""
+        what = part.kept_as
+        if self.windows is not None:
+            what = f"{'results of a stream in ' if self.stamped else ''}{form_of(self.windows)}"
+        elif self.ttl_ms is not None:
+            what = "values with a time to live"
+        return f"{what}, by keys of type {self.layout.type_name}"
 
     def _make_part(self, store: TableStore, check: Callable[[Any], None]) -> TablePart:
         mutable = not is_immutable_type(self.value_type)

@@ -6,6 +6,7 @@ are shown.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,6 @@ import msgspec
 from millstream.cli._log import agent_positions, resolved_topology
 from millstream.cli._progress import Bar
 from millstream.records import TopicPartition
-from millstream.tables._query import TableInfo
 from millstream.tables._ttl import TIME_BYTES
 from millstream.transports.batch import iterate_records
 from millstream.worker._metadata import decode_metadata
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from millstream.app import App
     from millstream.app._declaration import DeclaredTable
+    from millstream.tables._query import TableInfo
     from millstream.transports.base import Transport
 
 __all__ = ["CommittedTable"]
@@ -49,25 +50,10 @@ class CommittedTable:
         """Find out how the table is laid out in the log."""
         topology = resolved_topology(app, await transport.topics())
         count = topology.tables[declared.name].partitions or 1
-        spec = declared.spec(count, app.topics.read(topology, count))
-        return cls(
-            app,
-            declared,
-            transport,
-            TableInfo(
-                name=declared.name,
-                layout=declared.layout,
-                codec=declared.codec,
-                windows=declared.windows,
-                partitions=count,
-                place=spec.place,
-                partitioner=spec.partitioner,
-                loads=declared.loads if declared.upgrade is not None else None,
-                everywhere=declared.everywhere,
-                source=spec.source,
-                ttl_ms=declared.ttl_ms,
-            ),
-        )
+        info = declared.info(count, app.topics.read(topology, count))
+        if info.source is not None:
+            info = replace(info, stamped=False)  # its topic has values as they were sent
+        return cls(app, declared, transport, info)
 
     async def rows(
         self, *, key: bytes | None, bounds: tuple[bytes, bytes | None]

@@ -78,6 +78,10 @@ class PrefixPart(TablePart):
 
     __slots__ = ("_committing_recent", "_recent")
 
+    @property
+    def kept_as(self) -> str:
+        return "subscriptions"
+
     def __init__(self, name: str, **arguments: Any) -> None:
         super().__init__(name, **arguments)
         self._recent: dict[Any, dict[Any, None]] = {}

@@ -258,6 +258,10 @@ class BufferPart(RowsPart):
 
     __slots__ = ("_expiry", "_filters", "bucket_ms", "retention_ms")
 
+    @property
+    def kept_as(self) -> str:
+        return f"rows of a join in stretches of {self.bucket_ms} ms"
+
     def __init__(self, name: str, *, bucket_ms: int, retention_ms: int, **arguments: Any) -> None:
         """
         Args:

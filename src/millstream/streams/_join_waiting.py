@@ -154,6 +154,10 @@ class WaitingPart(RowsPart):
 
     __slots__ = ("_codecs", "_filters", "_hold_ms", "_new", "_orders", "next_due", "releases")
 
+    @property
+    def kept_as(self) -> str:
+        return "rows that wait"
+
     def __init__(
         self,
         name: str,

@@ -66,6 +66,8 @@ class Plan:
         self._sources: dict[tuple[str, ...], SourceOperator] = {}
         self.moved: dict[tuple[Operator, str], SourceOperator] = {}
         """What reads the topics through which operators' records move to the shards of their keys."""
+        self.rekeyed: dict[tuple[Operator, Any, str], Operator] = {}
+        """What gives records a field of theirs for a key, by operator, field and name."""
         self.version = 0
         """Counts declarations."""
 

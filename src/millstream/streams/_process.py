@@ -132,6 +132,10 @@ class TimerPart(TimedPart):
 
     __slots__ = ("_heaps", "_stale")
 
+    @property
+    def kept_as(self) -> str:
+        return "timers"
+
     def __init__(self, name: str, **arguments: Any) -> None:
         super().__init__(name, **{**arguments, "mutable": False})
         self._heaps: dict[int, list[tuple[int, bytes, Any]]] = {}

@@ -5,7 +5,7 @@ A declared stream is a value: every step makes a new one. Nothing runs before th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
@@ -117,10 +117,20 @@ class DeclaredStream(Generic[V, K]):
 
         The records move to the shard of their new key when something needs them there: see `group_by`.
         """
-        getter = field_getter(key, self.operator.value_type)
         made = field_type(self.operator.value_type, key) if type is None else type
         name = f"{self.operator.name}-by-{key}" if isinstance(key, str) else self._named("keyed")
-        return self._then(Rekey(self.operator, getter, name=name, key_type=made))
+        return DeclaredStream(self._rekeyed(key, name, made), self.home)
+
+    def _rekeyed(self, key: str | Callable[[V], Any], name: str, key_type: Any) -> Operator:
+        """The operator that gives the records another key; one for all who want the same field for it."""
+        known = self.home.plan.rekeyed.get((self.operator, key, name))
+        if known is not None and known.key_type == key_type:
+            return known
+        getter = field_getter(key, self.operator.value_type)
+        operator = Rekey(self.operator, getter, name=name, key_type=key_type)
+        if isinstance(key, str):
+            self.home.plan.rekeyed[self.operator, key, name] = operator
+        return self.home.plan.add(operator)
 
     def map_keys(self, function: Callable[[K], L], *, type: Any = None) -> DeclaredStream[V, L]:
         """The same values with the key that ``function`` makes of their key."""
@@ -476,16 +486,8 @@ class DeclaredStream(Generic[V, K]):
             made = field_type(operator.value_type, key)
         elif made is None:
             made = without_none(result_type(key))
-        known = self.home.plan.moved.get((operator, key)) if isinstance(key, str) else None
-        if known is not None and name is None:
-            return GroupedStream(known, self.home)
-        getter = field_getter(key, operator.value_type)
-        rekeyed = Rekey(operator, getter, name=stem, key_type=made)
-        self.home.plan.add(rekeyed)
-        moved = DeclaredStream[V, Any](rekeyed, self.home)._moved(stem)
-        if isinstance(key, str) and name is None:
-            self.home.plan.moved[operator, key] = cast("SourceOperator", moved.operator)
-        return GroupedStream(moved.operator, self.home)
+        rekeyed = DeclaredStream[V, Any](self._rekeyed(key, stem, made), self.home)
+        return GroupedStream(rekeyed._moved(stem).operator, self.home)
 
 
 def field_type(value_type: Any, field: Any) -> Any:

@@ -99,6 +99,10 @@ class HeldPart(TimedPart):
 
     __slots__ = ("_heap", "_limit_ms", "_stale", "bytes", "count")
 
+    @property
+    def kept_as(self) -> str:
+        return "changes that are held back"
+
     def __init__(self, name: str, *, limit_ms: int, **arguments: Any) -> None:
         super().__init__(name, **{**arguments, "mutable": False})
         self._limit_ms = limit_ms

@@ -88,6 +88,10 @@ class VersionedPart(TimedPart):
 
     __slots__ = ("_bucket_ms", "_expiry", "_key_bytes", "_key_of", "history_ms")
 
+    @property
+    def kept_as(self) -> str:
+        return f"values and their history in stretches of {self._bucket_ms} ms"
+
     def __init__(self, name: str, *, history_ms: int, **arguments: Any) -> None:
         """
         Args:

@@ -32,7 +32,7 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from millstream.context import PreImage, Scope, current
-from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
+from millstream.errors import DecodeError, EncodeError, RecordTooLargeError, TopologyError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +58,8 @@ DELETED: Final = _Marker("DELETED")
 """The entry is deleted in this epoch or in the one on its way."""
 
 SCHEMA_KEY: Final = b"\x00schema"
+FORM_MARK: Final = "\x00form: "
+"""Between the schema of the values and the form in which they are kept."""
 """Where the text is that tells with which type all of the stored values can be read."""
 CHECK_SLICE: Final = 512
 """Stored values that are decoded before the event loop turns once."""
@@ -87,6 +89,7 @@ class TablePart:
         "dumps",
         "encode_key",
         "encoded",
+        "form",
         "fresh",
         "gone",
         "keep_schema",
@@ -139,6 +142,8 @@ class TablePart:
         """Makes what programs see of a kept value, where they see another one; set by whoever makes the part."""
         self.schema = ""
         """What `millstream.serialization.value_schema` says of the values; set likewise, empty for none."""
+        self.form = ""
+        """How entries are kept, in words: what was kept in another form means something else. Set likewise."""
         self.keep_schema: Callable[[str], None] = self._keep_schema
         """Store `schema` with the next cut: in the changelog, or wherever those put it who have none."""
         self._schema_is_kept = True
@@ -297,10 +302,35 @@ class TablePart:
                 reason=f"{exc}. Convert it with upgrade=, or reset the table",
             ) from exc
 
+    @property
+    def kept_as(self) -> str:
+        """What the part's entries are, in words."""
+        return "values"
+
     def known_schema(self) -> str | None:
         """The `schema` with which all of the stored values can be read, as far as the changelog tells."""
         found = self.store.get(SCHEMA_KEY)
-        return None if found is None else found.decode()
+        return None if found is None else found.decode().partition(FORM_MARK)[0]
+
+    def check_form(self) -> None:
+        """See that what is stored was kept in the present form, as far as the changelog tells.
+
+        Raises:
+            TopologyError: it was kept in another one, and would be taken for something that it is not.
+        """
+        if not self.form:
+            return
+        kept = (self.store.get(SCHEMA_KEY) or b"").decode().partition(FORM_MARK)[2]
+        if kept == self.form:
+            return
+        if kept and next(iter(self.stored()), None) is not None:
+            raise TopologyError(
+                f"table {self.name!r} has state of another form: it was kept as {kept}, and the program"
+                f" keeps {self.form}. Give it back its form; or give it another name, to begin anew beside"
+                f" (the old one then goes with: millstream reset --orphans); or begin anew with all of the"
+                f" app: millstream reset"
+            )
+        self._schema_is_kept = False
 
     def check_stored(self, known: str | None) -> Iterator[int]:
         """Decode what is stored, so that values of an older form are met before the first event.
@@ -332,7 +362,8 @@ class TablePart:
             self._schema_is_kept = True
 
     def _keep_schema(self, schema: str) -> None:
-        self.changed_system[SCHEMA_KEY] = schema.encode()
+        data = f"{schema}{FORM_MARK}{self.form}" if self.form else schema
+        self.changed_system[SCHEMA_KEY] = data.encode()
 
     def stored(self) -> Iterator[tuple[bytes, bytes]]:
         """Entries of the store as it has them, without what the part keeps for itself."""

@@ -29,6 +29,10 @@ class StampedPart(TablePart):
 
     __slots__ = ()
 
+    @property
+    def kept_as(self) -> str:
+        return "values with the time of each"
+
     def _encode(self, key: Any, value: Any) -> bytes:
         return _long.pack(value[0]) + super()._encode(key, value[1])
 

@@ -7,7 +7,7 @@ All times are ms since the epoch, and none is negative.
 
 from millstream.windows.calendar import Calendar, CalendarUnit, calendar
 from millstream.windows.hopping import Hopping, hopping
-from millstream.windows.kinds import AlignedWindows, AnyWindows
+from millstream.windows.kinds import AlignedWindows, AnyWindows, form_of
 from millstream.windows.session import Session, SessionChange, session
 from millstream.windows.sliding import Held, Sliding, SlidingChange, sliding
 from millstream.windows.tumbling import Tumbling, tumbling
@@ -27,6 +27,7 @@ __all__ = [
     "Tumbling",
     "Window",
     "calendar",
+    "form_of",
     "hopping",
     "session",
     "sliding",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from millstream.clock import format_duration
 from millstream.windows.calendar import Calendar
 from millstream.windows.hopping import Hopping
 from millstream.windows.session import Session
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from millstream.windows.window import Window
 
-__all__ = ["AlignedWindows", "AnyWindows"]
+__all__ = ["AlignedWindows", "AnyWindows", "form_of"]
 
 
 class AlignedWindows(Protocol):
@@ -66,3 +67,16 @@ class AlignedWindows(Protocol):
 
 AnyWindows = Tumbling | Hopping | Calendar | Sliding | Session
 """A declaration of windows, of any kind."""
+
+
+def form_of(windows: AnyWindows) -> str:
+    """Windows by what decides where they lie, without grace and retention, which may change: for people."""
+    names = ("size_ms", "advance_ms", "offset_ms", "width_ms", "gap_ms", "unit", "timezone")
+    facts = [(name, getattr(windows, name)) for name in names if hasattr(windows, name)]
+    shown = [
+        format_duration(value) if name in ("size_ms", "width_ms", "gap_ms")
+        else f"{name.removesuffix('_ms')}={format_duration(value) if name.endswith('_ms') else value}"
+        for name, value in facts
+        if value and not (name == "advance_ms" and value == getattr(windows, "size_ms", None))
+    ]  # fmt: skip
+    return f"{type(windows).__name__.lower()}({', '.join(shown)})"

@@ -278,6 +278,7 @@ class Shard:
                 cast("WindowedPart", self.own_parts[table.name]).clocks = clocks
         for part in self.own_parts.values():
             part.recovered()
+            part.check_form()
             await check_stored(part, self._known_schema(part), options.progress)
             for feeder in getattr(part, "feeders", ()):
                 if feeder in self._agents:
