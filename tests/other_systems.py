@@ -146,6 +146,7 @@ WITHOUT = {
 def disguise(system: str) -> None:
     """Make this process look like one of ``system``, for what is loaded from now on."""
     without = WITHOUT[system]
+    asyncio.new_event_loop().close()  # which loop there is by default is decided with the first one
     for name in without["modules"]:
         sys.modules[name] = None  # type: ignore[assignment]
     for module, names in (
@@ -156,6 +157,8 @@ def disguise(system: str) -> None:
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
+    if hasattr(os, "process_cpu_count"):  # since Python 3.13; here it asks for the affinity
+        os.process_cpu_count = os.cpu_count
     _hide_proc()
     if system == "win32":
         sys.modules["msvcrt"] = _msvcrt()

@@ -88,6 +88,20 @@ async def test_windows(browser: Browser, app: RunningApp) -> None:
     assert await browser.errors() == []
 
 
+async def test_windows_of_a_time_zone(browser: Browser, app: RunningApp) -> None:
+    """Days are shown as they are counted, by the server and by the script."""
+    start = T0 - 5 * HOUR_MS  # midnight in New York
+    days = [Window(start + n * 24 * HOUR_MS, start + (n + 1) * 24 * HOUR_MS) for n in range(2)]
+    app.tables.put("daily", "EWR", 1, days[0])
+    await browser.open(f"{app.served.url}/tables/daily")
+    assert "Window (America/New_York)" in await browser.text("thead")
+    assert "2013-01-01 00:00 – 2013-01-02 00:00" in await browser.text("tbody tr")
+    await browser.until("[data-pulse]", "live")
+    app.tables.put("daily", "EWR", 2, days[1])
+    await browser.until("tbody tr", "2013-01-02 00:00 – 2013-01-03 00:00")
+    assert await browser.errors() == []
+
+
 async def test_looking_for_a_key_by_keyboard(browser: Browser, app: RunningApp) -> None:
     """The slash goes to the search field; a prefix narrows the table; a key's value is live too."""
     for key in ("ada", "adam", "bob", "a/b"):

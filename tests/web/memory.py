@@ -23,7 +23,7 @@ from millstream.tables._query import (
 )
 from millstream.topology import AgentNode, TableNode, TimerNode, TopicNode, Topology
 from millstream.web import Cluster, Serving, build_web, serve
-from millstream.windows import AnyWindows, Window, sliding, tumbling
+from millstream.windows import AnyWindows, Window, calendar, sliding, tumbling
 from millstream.worker._read import read_store
 
 if TYPE_CHECKING:
@@ -64,6 +64,12 @@ TABLES = {
         table_info("last", str, Order, codec="msgpack"),
         table_info("pairs", tuple[str, int], int),
         table_info("hourly", str, int, windows=tumbling("1h", retention="100d")),
+        table_info(
+            "daily",
+            str,
+            int,
+            windows=calendar("day", timezone="America/New_York", retention="100d"),
+        ),
         table_info("recent", str, int, windows=sliding("10s", retention="100d")),
     )
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import zoneinfo
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from string import Template
@@ -295,6 +297,7 @@ def table_page(
     name = quote(table["name"])
     columns = _columns(rows)
     windowed = table["windows"] is not None
+    zone = table["timezone"] or "UTC"
     more = ""
     if page["next"]:
         more = (
@@ -309,14 +312,15 @@ def table_page(
         f"<button>Look</button></form>"
     )
     grid = _grid(
-        ["Key", *(["Window (UTC)"] if windowed else []), *_heads(rows, columns)],
-        [_entry(row, columns, f"{base}tables/{name}/keys/") for row in rows],
+        ["Key", *([f"Window ({zone})"] if windowed else []), *_heads(rows, columns)],
+        [_entry(row, columns, f"{base}tables/{name}/keys/", zone) for row in rows],
         live="table",
         empty="Nothing here yet. Values appear as soon as they are committed.",
         table=table["name"],
         query=urlencode(query),
         columns=json.dumps(columns),
         windowed="1" if windowed else "",
+        zone=zone,
     )
     body = (
         f"<h1>{escape(table['name'])} <small>{_types(table)}</small>"
@@ -337,6 +341,7 @@ def key_page(
     """One key: its value, or one for each of its windows."""
     base = base_of(request)
     name = quote(table["name"])
+    zone = table["timezone"] or "UTC"
     heading = (
         f'<h1><a href="{base}tables/{name}">{escape(table["name"])}</a> <span class="of">›</span>'
         f' <code>{escape(key)}</code><span class="pulse" data-pulse role="status">connecting</span></h1>'
@@ -344,8 +349,8 @@ def key_page(
     if "rows" in body:
         columns = _columns(body["rows"])
         shown = _grid(
-            ["Window (UTC)", *_heads(body["rows"], columns)],
-            [_entry(row, columns, None) for row in body["rows"]],
+            [f"Window ({zone})", *_heads(body["rows"], columns)],
+            [_entry(row, columns, None, zone) for row in body["rows"]],
             live="table",
             empty="No windows.",
             table=table["name"],
@@ -353,10 +358,11 @@ def key_page(
             query=urlencode(query),
             columns=json.dumps(columns),
             windowed="1",
+            zone=zone,
         )
     else:
         value = json.dumps(body["value"], indent=2, ensure_ascii=False)
-        window = f"<p>{_window(body['window'])}</p>" if "window" in body else ""
+        window = f"<p>{_window(body['window'], zone)}</p>" if "window" in body else ""
         shown = (
             f'{window}<pre class="value" data-live="value" data-table="{escape(table["name"])}"'
             f' data-key="{escape(key)}" data-query="{escape(urlencode(query))}">{escape(value)}</pre>'
@@ -370,7 +376,7 @@ def key_page(
     return _page(request, app, f"{table['name']} {key}", heading + shown + where, here="tables")
 
 
-def _entry(row: Mapping[str, Any], columns: Sequence[str], link: str | None) -> str:
+def _entry(row: Mapping[str, Any], columns: Sequence[str], link: str | None, zone: str) -> str:
     key = row["key"]
     text = (
         key if isinstance(key, str) else json.dumps(key, ensure_ascii=False, separators=(",", ":"))
@@ -383,7 +389,7 @@ def _entry(row: Mapping[str, Any], columns: Sequence[str], link: str | None) -> 
             f'<th scope="row"><a href="{link}{quote(text, safe="")}">{escape(text)}</a></th>'
         )
     if window is not None:
-        cells.append(f"<td>{_window(window)}</td>")
+        cells.append(f"<td>{_window(window, zone)}</td>")
     value = row["value"]
     values = [value.get(column) for column in columns] if columns else [value]
     cells += [
@@ -422,16 +428,20 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-def _window(window: Mapping[str, int]) -> str:
+def _window(window: Mapping[str, int], zone: str) -> str:
     """``2013-01-01 10:00 – 11:00``: the day of the end only where it is another one."""
-    start, end = (_moment(window[bound]) for bound in ("start", "end"))
+    start, end = (_moment(window[bound], zone) for bound in ("start", "end"))
     if start[:10] == end[:10]:
         end = end[11:]
     return f'<time datetime="{format_timestamp(window["start"])}">{start}</time> – {end}'
 
 
-def _moment(milliseconds: int) -> str:
-    text = format_timestamp(milliseconds).replace("T", " ").removesuffix("+00:00")
+def _moment(milliseconds: int, zone: str) -> str:
+    try:
+        moment = datetime.fromtimestamp(milliseconds / 1000, zoneinfo.ZoneInfo(zone))
+        text = moment.replace(tzinfo=None).isoformat(" ", "milliseconds")
+    except (OverflowError, ValueError, OSError):  # beyond the calendar
+        text = format_timestamp(milliseconds)
     return text.removesuffix(".000").removesuffix(":00") if text.endswith(":00.000") else text
 
 

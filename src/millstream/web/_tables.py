@@ -86,6 +86,7 @@ def describe(info: TableInfo) -> dict[str, Any]:
         "key": info.layout.type_name,
         "value": info.codec.type_name,
         "windows": None if info.windows is None else str(info.windows),
+        "timezone": None if info.windows is None else getattr(info.windows, "timezone", "UTC"),
         "partitions": None if info.everywhere else info.partitions,
         "global": info.everywhere,
         "source": info.source,

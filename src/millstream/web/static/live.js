@@ -137,13 +137,15 @@ async function poll(grid) {
 
 // tables ------------------------------------------------------------------------------------------
 
-function moment(ms) {
-  const shown = new Date(ms).toISOString().replace("T", " ").replace("Z", "").replace(/\.000$/, "");
-  return ms % 60000 === 0 ? shown.slice(0, 16) : shown;
+// In the zone in which the windows are cut: sv-SE writes 2013-01-01 10:00:00.
+function moment(ms, zone) {
+  const whole = new Date(ms).toLocaleString("sv-SE", { timeZone: zone });
+  if (ms % 1000) return `${whole}.${String(((ms % 1000) + 1000) % 1000).padStart(3, "0")}`;
+  return whole.endsWith(":00") ? whole.slice(0, 16) : whole;
 }
 
-function windowed({ start, end }) {
-  const [from, to] = [moment(start), moment(end)];
+function windowed({ start, end }, zone) {
+  const [from, to] = [moment(start, zone), moment(end, zone)];
   const time = element("time", { dateTime: new Date(start).toISOString() }, from);
   return [time, ` – ${from.slice(0, 10) === to.slice(0, 10) ? to.slice(11) : to}`];
 }
@@ -155,6 +157,7 @@ class Grid {
     this.table = encodeURIComponent(grid.dataset.table);
     this.key = grid.dataset.key;
     this.query = grid.dataset.query;
+    this.zone = grid.dataset.zone;
     this.refilling = null;
   }
 
@@ -185,7 +188,7 @@ class Grid {
       const link = element("a", { href: `${base}tables/${this.table}/keys/${encodeURIComponent(text(entry.key))}` }, text(entry.key));
       row.append(element("th", { scope: "row" }, link));
     }
-    if (entry.window) row.append(element("td", {}, ...windowed(entry.window)));
+    if (entry.window) row.append(element("td", {}, ...windowed(entry.window, this.zone)));
     for (const value of this.values(entry.value)) {
       const className = typeof value === "number" ? "value number" : "value";
       row.append(element("td", { className }, element("code", {}, text(value))));
