@@ -244,6 +244,7 @@ class Schedule:
 
     steps: int = 60
     workers: int = 2
+    standby_replicas: int = 0
     concurrency: int | None = None
     crashes: bool = True
     evictions: bool = True
@@ -273,7 +274,7 @@ class World:
         self._settings: dict[str, Any] = {
             "epoch_bytes_max": rng.choice([300, 3_000, 32 << 20]),
             "inbox_bytes_max": rng.choice([300, 8 << 20]),
-            "standby_replicas": seed % 2,
+            "standby_replicas": schedule.standby_replicas,
         }
         self._outside = MemoryTransport(clock=self.clock, log=self.log)
         self._sender = self.build()
