@@ -7,7 +7,7 @@ from typing import Any, assert_type
 import msgspec
 
 import millstream as ms
-from millstream.streams import DeclaredStream, GroupedStream, TableStream
+from millstream.streams import DeclaredStream, GroupedStream, TableStream, WindowedTable
 
 
 class Click(msgspec.Struct):
@@ -50,6 +50,32 @@ def checks(app: ms.App) -> None:
         return User(click.user)
 
     assert_type(stream.map(slow), DeclaredStream[User, str])
+
+    async def place(click: Click) -> int:
+        return click.ms
+
+    async def pages(click: Click) -> list[str]:
+        return [click.page]
+
+    async def total(so_far: float, click: Click) -> float:
+        return so_far + click.ms
+
+    async def latest(before: Click, click: Click) -> Click:
+        return click
+
+    async def named(click: Click, user: User) -> str:
+        return user.name
+
+    assert_type(stream.key_by(place), DeclaredStream[Click, int])
+    assert_type(stream.group_by(place, name="place").count(), ms.Table[int, int])
+    assert_type(stream.flat_map(pages), DeclaredStream[str, str])
+    waiting = stream.group_by()
+    assert_type(waiting.aggregate(default=0.0, add=total), ms.Table[str, float])
+    assert_type(waiting.tumbling("1m").aggregate(default=0.0, add=total), WindowedTable[str, float])
+    assert_type(waiting.reduce(latest), ms.Table[str, Click])
+    last = stream.to_table("last")
+    assert_type(last.join(users, named, name="named"), ms.Table[str, str])
+    assert_type(stream.join(users, named), DeclaredStream[str, str])
 
     groups = stream.group_by("user")
     assert_type(groups, GroupedStream[Click, Any])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from millstream.app._runtime import Runtime
@@ -19,30 +20,45 @@ __all__ = ["run_on_disk"]
 WAIT_S = 30.0
 
 
-async def run_on_disk(case: dict[str, Any], folder: Path, *, crash_every: int = 0) -> Output:
+async def run_on_disk(
+    case: dict[str, Any], folder: Path, *, crash_every: int = 0, moves: bool = False
+) -> Output:
     """What the program of a case puts out after each input.
 
     Args:
         folder: where log and state lie.
         crash_every: after so many inputs the worker ends as by a kill, and another one goes on.
+        moves: whether the shard moves in the middle, to a second worker with a disk of its own, which has joined
+            the first one.
     """
     results: Output = []
     inputs = list(case["in"])
-    at = 0
-    while inputs:
-        taken = inputs[: crash_every or len(inputs)]
-        del inputs[: len(taken)]
-        program = build(case, None, broker=f"local://{folder / 'case.db'}", state_dir=folder)
-        async with Runtime(program.app).running() as runtime:
+    size = (len(inputs) + 1) // 2 if moves else crash_every or len(inputs)
+    number, at = 0, 0
+    async with AsyncExitStack() as workers:
+        before: AsyncExitStack | None = None
+        while inputs:
+            taken = inputs[:size]
+            del inputs[:size]
+            disk = folder / str(number if moves else 0)
+            number += 1
+            program = build(case, None, broker=f"local://{folder / 'case.db'}", state_dir=disk)
+            mine = await workers.enter_async_context(AsyncExitStack())
+            runtime = await mine.enter_async_context(Runtime(program.app).running())
             worker = runtime.worker
             assert worker is not None
+            if before is not None:
+                await before.aclose()
             for topic, key, value, timestamp in taken:
                 await program.inputs[topic].send(value, key=key, timestamp=timestamp)
                 await _committed(worker, runtime)
                 found, at = await outputs(runtime.transport, program, at)
                 results.append(found)
-            if inputs:
-                worker.abandon()
+            before = mine if moves else None
+            if not moves:
+                if inputs:
+                    worker.abandon()
+                await mine.aclose()
     return results
 
 
@@ -57,7 +73,7 @@ async def _committed(worker: Worker, runtime: Runtime) -> None:
 
 
 async def _at_the_end(worker: Worker, runtime: Runtime) -> bool:
-    if not worker.ready.is_set():
+    if not worker.ready.is_set() or not worker.shards:
         return False
     shards: list[Shard] = list(worker.shards.values())
     for shard in shards:

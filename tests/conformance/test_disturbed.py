@@ -46,7 +46,11 @@ async def test_disturbed_after_each_record_for_long(group: str, disturbed: str) 
         await check(case, expected(case), disturbed=disturbed, compat="kafka-streams")
 
 
-@pytest.mark.parametrize("group", sorted(random.Random(SEED).sample(sorted(GROUPS), 8)))
+SOME = sorted(random.Random(SEED).sample(sorted(GROUPS), 8))
+"""Groups of which a usual run takes a case on disk."""
+
+
+@pytest.mark.parametrize("group", SOME)
 async def test_on_disk(group: str, tmp_path: Path) -> None:
     """On the embedded log and RocksDB, with a crash now and then."""
     (case,) = sample(group, 1)
@@ -54,12 +58,21 @@ async def test_on_disk(group: str, tmp_path: Path) -> None:
     assert difference(case, found, right_answer(case)) is None
 
 
+@pytest.mark.parametrize("group", SOME[:4])
+async def test_moved_on_disk(group: str, tmp_path: Path) -> None:
+    """In the middle the shard moves to another worker, with a disk of its own."""
+    (case,) = sample(group, 1)
+    found = await run_on_disk(case, tmp_path, moves=True)
+    assert difference(case, found, right_answer(case)) is None
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("how", [{"crash_every": 1}, {"moves": True}], ids=["crashed", "moved"])
 @each_group
-async def test_on_disk_for_long(group: str, tmp_path: Path) -> None:
-    """The same for some cases of every group."""
-    for number, case in enumerate(sample(group, 3)):
+async def test_on_disk_for_long(group: str, how: dict[str, Any], tmp_path: Path) -> None:
+    """A crash after each record, and a move in the middle, for some cases of every group."""
+    for number, case in enumerate(sample(group, 2)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        found = await run_on_disk(case, folder, crash_every=3)
+        found = await run_on_disk(case, folder, **how)
         assert difference(case, found, right_answer(case)) is None

@@ -17,7 +17,11 @@ from examples.movies.records import Movie, Rating
 from millstream.testing import TestApp
 
 ROOT = Path(__file__).parents[2]
-REAL = ROOT.parent / "shared" / "data" / "movies"
+REAL = (
+    Path(os.environ[DATA_VARIABLE])
+    if DATA_VARIABLE in os.environ
+    else ROOT.parent / "shared" / "data" / "movies"
+)
 FORMS = ["agents", "streams"]
 
 
@@ -40,7 +44,9 @@ async def test_a_movie_and_its_ratings(form: str) -> None:
 
 def lines(form: str, folder: Path | None) -> list[str]:
     """What the example prints."""
-    environment = {**os.environ, **({} if folder is None else {DATA_VARIABLE: str(folder)})}
+    environment = {name: value for name, value in os.environ.items() if name != DATA_VARIABLE}
+    if folder is not None:
+        environment[DATA_VARIABLE] = str(folder)
     command = [sys.executable, "-m", "examples.movies", "--form", form]
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False

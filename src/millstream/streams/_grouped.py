@@ -19,7 +19,7 @@ from millstream.streams._types import default_type, make_default, result_type
 from millstream.tables import TimedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from millstream.clock import Duration
     from millstream.streams._home import StreamHome
@@ -338,7 +338,7 @@ class GroupedStream(DeclaredStream[V, K]):
 
     def reduce(
         self,
-        function: Callable[[V, V], V],
+        function: Callable[[V, V], V | Awaitable[V]],
         *,
         name: str | None = None,
         emit: Emit = "update",
@@ -363,7 +363,7 @@ class GroupedStream(DeclaredStream[V, K]):
         self,
         *,
         default: A,
-        add: Callable[[A, V], A],
+        add: Callable[[A, V], A | Awaitable[A]],
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
@@ -392,7 +392,7 @@ class GroupedStream(DeclaredStream[V, K]):
         shape = _aggregate([self], [add], default, value, None, windows=None)
         return self._declare(shape, name, emit, emit_every)
 
-    def cogroup(self, add: Callable[[A, V], A]) -> CogroupedStream[A, K]:
+    def cogroup(self, add: Callable[[A, V], A | Awaitable[A]]) -> CogroupedStream[A, K]:
         """The first of several groups that make one value together; see `CogroupedStream`."""
         return CogroupedStream([self], [add])
 
@@ -530,7 +530,7 @@ class WindowedStream(Generic[V, K]):
 
     def reduce(
         self,
-        function: Callable[[V, V], V],
+        function: Callable[[V, V], V | Awaitable[V]],
         *,
         name: str | None = None,
         emit: Emit = "update",
@@ -545,7 +545,7 @@ class WindowedStream(Generic[V, K]):
         *,
         default: Callable[[], A],
         add: Callable[[A, V], object],
-        merge: Callable[[A, A], A] | None = None,
+        merge: Callable[[A, A], A | Awaitable[A]] | None = None,
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
@@ -556,8 +556,8 @@ class WindowedStream(Generic[V, K]):
         self,
         *,
         default: A,
-        add: Callable[[A, V], A],
-        merge: Callable[[A, A], A] | None = None,
+        add: Callable[[A, V], A | Awaitable[A]],
+        merge: Callable[[A, A], A | Awaitable[A]] | None = None,
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
@@ -593,13 +593,15 @@ class CogroupedStream(Generic[A, K]):
     """Groups of several streams by one key, which make one value: each stream adds in its own way."""
 
     def __init__(
-        self, streams: Sequence[GroupedStream[Any, K]], adds: Sequence[Callable[[A, Any], A]]
+        self,
+        streams: Sequence[GroupedStream[Any, K]],
+        adds: Sequence[Callable[[A, Any], A | Awaitable[A]]],
     ) -> None:
         self._streams = list(streams)
         self._adds = list(adds)
 
     def cogroup(
-        self, stream: GroupedStream[W, K], add: Callable[[A, W], A]
+        self, stream: GroupedStream[W, K], add: Callable[[A, W], A | Awaitable[A]]
     ) -> CogroupedStream[A, K]:
         """One more stream, and how its values are added."""
         return CogroupedStream([*self._streams, stream], [*self._adds, add])
@@ -677,7 +679,7 @@ class WindowedCogroup(Generic[A, K]):
     def __init__(
         self,
         streams: Sequence[GroupedStream[Any, K]],
-        adds: Sequence[Callable[[A, Any], A]],
+        adds: Sequence[Callable[[A, Any], A | Awaitable[A]]],
         windows: AnyWindows,
     ) -> None:
         self._streams = streams
@@ -688,7 +690,7 @@ class WindowedCogroup(Generic[A, K]):
         self,
         *,
         default: A | Callable[[], A],
-        merge: Callable[[A, A], A] | None = None,
+        merge: Callable[[A, A], A | Awaitable[A]] | None = None,
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",

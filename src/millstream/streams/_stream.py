@@ -31,7 +31,14 @@ from millstream.streams._table_ops import Upsert
 from millstream.streams._types import result_type, without_none
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import (
+        AsyncIterable,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterable,
+        Mapping,
+    )
 
     from typing_extensions import TypeForm
 
@@ -98,7 +105,10 @@ class DeclaredStream(Generic[V, K]):
     map_values = map
 
     def flat_map(
-        self, function: Callable[[V], Iterable[W]], *, value: Any = None
+        self,
+        function: Callable[[V], Iterable[W] | AsyncIterable[W] | Awaitable[Iterable[W]]],
+        *,
+        value: Any = None,
     ) -> DeclaredStream[W, K]:
         """All that ``function`` makes of each value: none, one or many; the key stays."""
         made = result_type(function, inside=True) if value is None else value
@@ -106,6 +116,10 @@ class DeclaredStream(Generic[V, K]):
             FlatMap(self.operator, function, name=self.operator.name, value_type=made)
         )
 
+    @overload
+    def key_by(
+        self, key: Callable[[V], Coroutine[Any, Any, L]], *, type: Any = None
+    ) -> DeclaredStream[V, L]: ...
     @overload
     def key_by(self, key: Callable[[V], L], *, type: Any = None) -> DeclaredStream[V, L]: ...
     @overload
@@ -132,7 +146,13 @@ class DeclaredStream(Generic[V, K]):
             self.home.plan.rekeyed[self.operator, key, name] = operator
         return self.home.plan.add(operator)
 
-    def map_keys(self, function: Callable[[K], L], *, type: Any = None) -> DeclaredStream[V, L]:
+    @overload
+    def map_keys(
+        self, function: Callable[[K], Coroutine[Any, Any, L]], *, type: Any = None
+    ) -> DeclaredStream[V, L]: ...
+    @overload
+    def map_keys(self, function: Callable[[K], L], *, type: Any = None) -> DeclaredStream[V, L]: ...
+    def map_keys(self, function: Callable[[K], Any], *, type: Any = None) -> DeclaredStream[V, Any]:
         """The same values with the key that ``function`` makes of their key."""
         made = without_none(result_type(function)) if type is None else type
         return self._then(
@@ -435,6 +455,14 @@ class DeclaredStream(Generic[V, K]):
 
     @overload
     def group_by(self, key: None = None, *, name: str | None = None) -> GroupedStream[V, K]: ...
+    @overload
+    def group_by(
+        self,
+        key: Callable[[V], Coroutine[Any, Any, L]],
+        *,
+        name: str | None = None,
+        type: Any = None,
+    ) -> GroupedStream[V, L]: ...
     @overload
     def group_by(
         self, key: Callable[[V], L], *, name: str | None = None, type: Any = None

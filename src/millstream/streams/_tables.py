@@ -30,7 +30,7 @@ from millstream.streams._types import default_type, make_default, result_type, w
 from millstream.tables import MISSING, require_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
     from millstream.agents import Topic
     from millstream.clock import Duration
@@ -181,6 +181,17 @@ class TableStream(Generic[K, V]):
     def join(
         self,
         other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], Coroutine[Any, Any, R]],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: str,
+        value: Any = None,
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
         joiner: Callable[[Any, Any], R],
         *,
         how: Literal["inner", "left", "outer"] = "inner",
@@ -202,7 +213,7 @@ class TableStream(Generic[K, V]):
     def join(
         self,
         other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], R],
+        joiner: Callable[[Any, Any], Any],
         *,
         how: Literal["inner", "left", "outer"] = "inner",
         on: str | Callable[[V], Any] | None = None,
@@ -320,8 +331,8 @@ class GroupedTable(Generic[V, K]):
 
     def reduce(
         self,
-        add: Callable[[V, V], V],
-        subtract: Callable[[V, V], V],
+        add: Callable[[V, V], V | Awaitable[V]],
+        subtract: Callable[[V, V], V | Awaitable[V]],
         *,
         name: str | None = None,
         emit: Emit = "update",
@@ -346,8 +357,8 @@ class GroupedTable(Generic[V, K]):
         self,
         *,
         default: A,
-        add: Callable[[A, V], A],
-        subtract: Callable[[A, V], A],
+        add: Callable[[A, V], A | Awaitable[A]],
+        subtract: Callable[[A, V], A | Awaitable[A]],
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
@@ -480,6 +491,17 @@ class Table(tables.Table[K, V]):
     def join(
         self,
         other: Table[Any, W] | TableStream[Any, W],
+        joiner: Callable[[Any, Any], Coroutine[Any, Any, R]],
+        *,
+        how: Literal["inner", "left", "outer"] = "inner",
+        on: str | Callable[[V], Any] | None = None,
+        name: str,
+        value: Any = None,
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: Table[Any, W] | TableStream[Any, W],
         joiner: Callable[[Any, Any], R],
         *,
         how: Literal["inner", "left", "outer"] = "inner",
@@ -501,7 +523,7 @@ class Table(tables.Table[K, V]):
     def join(
         self,
         other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], R],
+        joiner: Callable[[Any, Any], Any],
         *,
         how: Literal["inner", "left", "outer"] = "inner",
         on: str | Callable[[V], Any] | None = None,
