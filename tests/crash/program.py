@@ -26,7 +26,7 @@ import millstream as ms
 from millstream.hooks import observe
 from millstream.records import TopicPartition
 from millstream.serialization import partitioner
-from millstream.worker import NOTES, notes_topic
+from millstream.worker import NOTES, _worker, notes_topic
 from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
@@ -581,6 +581,8 @@ def main(log: str, slot: str, point: str = "", count: str = "1") -> None:
         session_timeout="1s",
         commit_interval="5ms",
     )
+    # on a slow machine a run takes longer than that, and those who check want to see every record
+    _worker.PURGE_INTERVAL_S = 3_600.0  # type: ignore[attr-defined]
     with observe(die_at(log, point, int(count))):
         asyncio.run(work(program))
 

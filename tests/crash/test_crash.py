@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 SEEDS = 20
 LONG_SEEDS = 200
+AT_ONCE = 2
 EVENTS = 1_500
 BATCH = 50
 STOPPED_S = 1.6
@@ -353,17 +354,24 @@ async def run_seed(seed: int) -> None:
         used.add(list(POINTS)[seed % len(POINTS)])
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-async def test_nothing_is_lost_or_repeated(seed: int) -> None:
+async def run_seeds(first: int) -> None:
+    """Some seeds at once: most of the time of one is waiting for processes to start, and for leases to end."""
+    async with asyncio.TaskGroup() as together:
+        for seed in range(first, first + AT_ONCE):
+            together.create_task(run_seed(seed))
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+async def test_nothing_is_lost_or_repeated(first: int) -> None:
     """Every input counts once in every table, every output is there once and in order, whatever happened."""
-    await run_seed(seed)
+    await run_seeds(first)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(SEEDS, LONG_SEEDS))
-async def test_nothing_is_lost_or_repeated_for_long(seed: int) -> None:
+@pytest.mark.parametrize("first", range(SEEDS, LONG_SEEDS, AT_ONCE))
+async def test_nothing_is_lost_or_repeated_for_long(first: int) -> None:
     """The same with many more seeds."""
-    await run_seed(seed)
+    await run_seeds(first)
 
 
 def test_every_point_was_used() -> None:
