@@ -227,6 +227,7 @@ class AlignedPart(WindowedPart):
             self.set(entry, made, scope)
             if changed is not None:
                 changed.append((self.windows.window(start), made, stored))
+
     def fold(
         self,
         key: Any,

@@ -33,6 +33,10 @@ class PackedPart(TablePart):
 
     __slots__ = ()
 
+    @property
+    def kept_as(self) -> str:
+        return "values with the time of each"
+
     def __init__(self, name: str, **arguments: Any) -> None:
         """Arguments as for `TablePart`."""
         super().__init__(name, **{**arguments, "mutable": False})
