@@ -37,7 +37,17 @@ if TYPE_CHECKING:
     from millstream.context import PreImage, Scope
     from millstream.serialization import Codec
 
-__all__ = ["HEADERS", "WAITS", "BufferPart", "Row", "RowsCodec", "RowsPart", "rows_of", "value_in"]
+__all__ = [
+    "HEADERS",
+    "WAITS",
+    "BufferPart",
+    "Row",
+    "RowsCodec",
+    "RowsPart",
+    "first_segment",
+    "rows_of",
+    "value_in",
+]
 
 HEADERS: Final = 1
 """Marks a row whose payload begins with headers."""
@@ -62,6 +72,11 @@ _OPEN, _CLOSED = b"\x00", b"\x01"
 
 layout_of_int = key_layout(int).encode
 _FIRST_NUMBER = layout_of_int(0)
+
+
+def first_segment(timestamp: int, mark: int, payload: bytes) -> bytes:
+    """The segment of a place's first row."""
+    return _first_row(0, timestamp, mark, len(payload)) + payload
 
 
 def rows_of(segment: bytes) -> Iterator[Row]:
@@ -301,10 +316,18 @@ class BufferPart(RowsPart):
             return  # nobody would find it
         bucket = timestamp // self.bucket_ms
         if key in self._filters[bucket]:
+            entry = (bucket, key, 0)
+            segment = self.dirty.get(entry) if plain else None
+            if segment is not None and segment is not DELETED:
+                # the hot path of `append`, in one piece
+                size = len(segment) + len(data) + _HEAD_BYTES
+                if not segment[0] and size <= SEGMENT_BYTES and size <= self.value_bytes_max:
+                    self.dirty[entry] = segment + _pack(timestamp, mark, len(data)) + data
+                    return
             self.append((bucket, key), timestamp, mark, data, scope)
             return
         self._filters.add(bucket, key)
-        segment = _first_row(0, timestamp, mark, len(data)) + data
+        segment = first_segment(timestamp, mark, data)
         if plain:
             self.dirty[bucket, key, 0] = segment
         else:

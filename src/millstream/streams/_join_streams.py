@@ -177,7 +177,9 @@ class StreamJoin(Operator):
             scope = context.scope
             stream_time, out = timestamp, None
             if waiting is not None:
-                stream_time = waiting.reached(timestamp, scope)
+                stream_time = waiting.stream_time
+                if timestamp > stream_time or scope.journal is not None:
+                    stream_time = waiting.reached(timestamp, scope)
                 if stream_time >= waiting.next_due:
                     out = deliver_waiting(waiting, waiting.release(scope), scope, deliver)
             if key is None or value is None:

@@ -22,7 +22,15 @@ import msgspec
 
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
-from millstream.streams._join_rows import HEADERS, Row, RowsPart, layout_of_int, rows_of, value_in
+from millstream.streams._join_rows import (
+    HEADERS,
+    Row,
+    RowsPart,
+    first_segment,
+    layout_of_int,
+    rows_of,
+    value_in,
+)
 from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow
 from millstream.windows import Window
 
@@ -139,19 +147,32 @@ class _Order:
             self._ahead.popleft()
         return entry
 
+    def drop(self, entry: Any) -> None:
+        """A row is gone before its time."""
+        there = self._lately.get(entry[1])
+        if there is not None and entry in there:
+            there.remove(entry)
+            self._count -= 1
+            if not there:
+                del self._lately[entry[1]]  # and the heap's top is passed over when it comes
+
+    def _bring(self, limit: int) -> None:
+        """Make rows ready whose timestamps are below ``limit``."""
+        moments, lately = self._moments, self._lately
+        while moments and (moments[0] < limit or moments[0] not in lately):
+            for entry in lately.pop(heapq.heappop(moments), ()):
+                self._count -= 1
+                heapq.heappush(self._ready, (self._encode(entry), entry))
+
     def peek(self, stream_time: int, store: TableStore) -> bytes | None:
         """Position of the first row that is due, if it is there."""
         limit = stream_time - self.hold_ms
-        while self._moments and self._moments[0] < limit:
-            for entry in self._lately.pop(heapq.heappop(self._moments)):
-                self._count -= 1
-                heapq.heappush(self._ready, (self._encode(entry), entry))
-        end = self._position(limit)
+        self._bring(limit)
         while True:
             first = self._first()
             if first is not None and first < self._known:
-                return first if first < end else None
-            if self._known >= end:
+                return first if self._time(first) < limit else None
+            if self._time(self._known) >= limit:
                 return None
             goal = self._position(limit + self._step_ms)
             found = list(islice(store.keys(self._known, goal), AHEAD_KEYS))
@@ -240,9 +261,12 @@ class WaitingPart(RowsPart):
         known = key in self._filters[stretch]
         if not known:
             self._filters.add(stretch, key)
-        unknown = scope.journal is None and (
-            not known or (first not in self.dirty and first not in self.committing)
-        )
+            if scope.journal is None:
+                self.dirty[first] = first_segment(timestamp, mark, data)
+                self._new.add(first)
+                self._remember(first)
+                return
+        unknown = scope.journal is None and first not in self.dirty and first not in self.committing
         entry = self.append((left, timestamp, key), timestamp, mark, data, scope, known=known)
         if entry is not None:
             if unknown and entry == first:
@@ -270,6 +294,7 @@ class WaitingPart(RowsPart):
         if scope.journal is None and entry in self._new:
             self._new.discard(entry)
             del self.dirty[entry]
+            self._orders[entry[0]].drop(entry)
         else:
             self.delete(entry, scope)
 
