@@ -1,11 +1,11 @@
-"""``python -m bench core|memory|kafka|latency|recovery|transport``; ``--help`` for the rest."""
+"""``python -m bench core|dsl|memory|kafka|latency|recovery|transport``; ``--help`` for the rest."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench import core, kafka, latency, memory, transport
+from bench import core, dsl, kafka, latency, memory, transport
 from bench.program import WORKLOADS
 
 RECOVERY_SUITES = ("killed", "vanished", "rolling", "empty-disk")
@@ -19,6 +19,15 @@ def main() -> int:
     one.add_argument("--events", type=int, default=1_000_000)
     one.add_argument("--only", choices=list(WORKLOADS), action="append")
     one.add_argument("--json", metavar="FILE")
+    streams = suites.add_parser("dsl", help="streams against agents, joins, many keys and windows")
+    streams.add_argument("--only", choices=dsl.GROUPS, action="append")
+    streams.add_argument("--events", type=int, default=400_000)
+    streams.add_argument("--keys", type=int, default=10_000)
+    streams.add_argument("--keys-max", type=int, default=5_000_000)
+    streams.add_argument("--windows", type=int, default=100_000, help="open ones in all")
+    streams.add_argument("--windows-max", type=int, default=1_000, help="open ones of a key")
+    streams.add_argument("--rounds", type=int, default=3, help="runs of each, the least one counts")
+    streams.add_argument("--json", metavar="FILE")
     other = suites.add_parser("memory", help="peak memory of a keyed count over many keys")
     other.add_argument("--events", type=int, default=10_000_000)
     other.add_argument("--keys", type=int, default=1_000_000)
@@ -51,6 +60,16 @@ def main() -> int:
     options = parser.parse_args()
     if options.suite == "core":
         return core.main(options.events, options.only or list(WORKLOADS), options.json)
+    if options.suite == "dsl":
+        sizes = dsl.Sizes(
+            events=options.events,
+            keys=options.keys,
+            keys_max=options.keys_max,
+            windows=options.windows,
+            windows_max=options.windows_max,
+            rounds=options.rounds,
+        )
+        return dsl.main(options.only or dsl.GROUPS, sizes, options.json)
     if options.suite == "kafka":
         workloads = options.only or list(WORKLOADS)
         return kafka.main(options.broker, options.events, workloads, options.json)

@@ -315,6 +315,32 @@ class Topic(Generic[V, K]):
             )
         self._append(scope, tp, moment, key_data, data, listed)
 
+    def put_result(
+        self, scope: Scope, value: V | None, key: Any, timestamp: int, headers: Headers
+    ) -> None:
+        """Like `put`, with all that a record has; ``key_from``, where there is one, decides over ``key``."""
+        try:
+            if value is None:
+                data = None
+            else:
+                data = self._dumps(value)
+                if self._key_of is not None:
+                    key = self._key_of(value)
+            key_data = None if key is None else self._dump_key(key)
+            size = (len(data) if data else 0) + (len(key_data) if key_data else 0)
+        except Exception:
+            size = self._record_bytes_max + 1
+        if size > self._record_bytes_max:  # whatever is wrong is met again, and said, here
+            key_data, data = self._encode_pair(
+                None if self._key_of and value is not None else key, value
+            )
+        tp = self._placed.get(key_data) if key_data is not None else None
+        if tp is None:
+            tp = self.place(key_data)
+        if timestamp < 0:
+            raise ProgramError(f"topic {self.name!r}: the timestamp {timestamp} is negative")
+        self._append(scope, tp, timestamp, key_data, data, headers)
+
     @staticmethod
     def _append(
         scope: Scope,

@@ -91,3 +91,6 @@ class TopicGroup(Topic[V, K], Generic[V, K]):
 
     def put(self, *_: Any, **__: Any) -> NoReturn:
         self.encode()
+
+    def put_result(self, *_: Any, **__: Any) -> NoReturn:
+        self.encode()

@@ -112,7 +112,7 @@ class DeclaredTable(Generic[K, V]):
         self.clocks: tuple[str, ...] = ()
         """Of windows: tables by whose time they expire."""
         self.stamped = stamped
-        self._part_maker = make_part
+        self.part_maker = make_part
         self._shown = shown
         self._checked = checked
         self.topic = topic
@@ -440,7 +440,7 @@ class DeclaredTable(Generic[K, V]):
                 type_name=self.codec.type_name,
             )
         if self.windows is None:
-            make = self._part_maker or (StampedPart if self.stamped else TablePart)
+            make = self.part_maker or (StampedPart if self.stamped else TablePart)
             return make(
                 self.name,
                 store=store,

@@ -10,6 +10,7 @@ from millstream.errors import TopologyError
 from millstream.serialization import any_partition, codec_for, key_codec_for, partitioner
 from millstream.streams import DeclaredStream, DerivedTable, Plan, TableStream, pipeline_agent
 from millstream.streams import operators as ops
+from millstream.tables import PackedPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -168,6 +169,7 @@ class Streams:
                 ops.TableSource(table.topic, name=table.name, value_type=table.value_type)
             )
             table.stamped = True
+            table.part_maker = PackedPart
         return TableStream(table.operator, self)
 
     # what runs ------------------------------------------------------------------------------------

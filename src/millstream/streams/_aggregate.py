@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import current
-from millstream.streams._operator import Context, Done, Operator, Windowed, each, is_async
+from millstream.streams._operator import Context, Done, Operator, Windowed, each, is_async, nowhere
 from millstream.streams._pipeline import bound
 from millstream.tables import DELETED, MISSING, drive_later
 from millstream.windows import Session, Sliding
@@ -96,6 +96,7 @@ class Aggregate(Operator):
             return part.loads(part.dumps(value)) if copies else value
 
         copies = part.mutable and self.old_wanted
+        silent = forward is nowhere
         if is_async(add):
 
             async def later(key: Any, value: Any, timestamp: int) -> None:
@@ -112,6 +113,17 @@ class Aggregate(Operator):
             return later
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
+            if key is not None and value is not None and context.scope.journal is None:
+                # the hot path, in one piece: a key that has a value in this epoch
+                dirty = part.dirty
+                stored = dirty.get(key)
+                if stored is not None and stored is not DELETED and not part.fresh:
+                    newest, old = stored
+                    new = add(copy(old) if copies else old, value)
+                    if newest > timestamp:
+                        timestamp = newest
+                    dirty[key] = DELETED if new is None else (timestamp, new)
+                    return None if silent else forward(key, new, old, timestamp)
             stored = before(key, value)
             if stored is None:
                 return None
@@ -138,6 +150,10 @@ class _Nothing:
 
 
 NOTHING = _Nothing()
+
+
+def _nothing() -> Any:
+    return NOTHING
 
 
 def _first_or(add: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -215,40 +231,41 @@ class WindowedAggregate(Operator):
         if is_async(fold.add) or (self.merge is not None and is_async(self.merge)):
             return self._bind_later(fold, time, context, forward)
         part = context.parts[self.name]
-        make, skips_null, final = fold.initial, fold.skips_null, self.final
+        skips_null = fold.skips_null
         dropped = context.counters
-        add = _first_or(fold.add)
-
-        def first() -> Any:
-            return NOTHING if make is None else make()
-
-        # aligned windows keep (newest timestamp, value); the others' parts keep the time by themselves
-        if isinstance(self.windows, Session | Sliding):
-            initial, operation = (lambda key, _: first()), (lambda value, new: add(value, new[1]))
-        else:
-            initial = lambda key, _: (-1, first())  # noqa: E731
-
-            def operation(stored: Any, new: Any) -> Any:
-                return max(stored[0], new[0]), add(stored[1], new[1])
-
+        first = fold.initial or _nothing
+        add = fold.add if fold.initial is not None else _first_or(fold.add)
+        aligned = not isinstance(self.windows, Session | Sliding)
+        silent = self.final or forward is nowhere
         shown = _shown_session if isinstance(self.windows, Session) else _shown_pair
+
+        def initial(key: Any, _: Any) -> Any:
+            return first()
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if key is None or (value is None and skips_null):
                 dropped["null_keys_dropped" if key is None else "null_values_dropped"] += 1
                 return None
             scope = context.scope
-            event_time, scope.timestamp = scope.timestamp, timestamp
-            changed: list[tuple[Window, Any, Any]] | None = None if final else []
+            event_time = scope.timestamp
+            if event_time != timestamp:
+                scope.timestamp = timestamp
+            changed: list[tuple[Window, Any, Any]] | None = None if silent else []
             mine = None
             if time is not None:
                 mine = time.seen(scope)
                 if mine > timestamp:
                     time.tie(mine, scope)
-            part.update(key, operation, (timestamp, value), initial, scope, changed, mine)
-            scope.timestamp = event_time
+            if aligned:
+                part.fold(key, value, add, first, scope, changed, mine)
+            else:
+                part.update(key, add, value, initial, scope, changed, mine)
+            if event_time != timestamp:
+                scope.timestamp = event_time
             if not changed:
                 return None
+            if len(changed) == 1:
+                return forward(*shown(key, *changed[0]))
             return each([shown(key, *change) for change in changed], forward)
 
         return take

@@ -1,8 +1,8 @@
 """Knowing which keys a stretch of time has, without asking the store.
 
-Most lookups of a join find nothing: a key is new in its stretch, or has no partner yet. A bit for each key's hash
-says so in memory; a bit that is set by another key costs a lookup, nothing more. What was stored before this process has
-no bits: there the store is asked.
+Most lookups of a join find nothing: a key is new in its stretch, or has no partner yet. A set of the stretch's keys
+says so in memory. Where these become many, a bit for each key's hash stands for them; a bit that is set by another key
+costs a lookup, nothing more. What was stored before this process is not known: there the store is asked.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any, Final
 
 __all__ = ["KeyFilters"]
 
+KEYS_MAX: Final = 16_384
+"""Keys of a stretch that are kept as they are."""
 BITS_PER_KEY: Final = 16
-BITS_MIN: Final = 1 << 16
+BITS_MIN: Final = 1 << 19
 
 
 class _KeyFilter:
@@ -41,17 +43,46 @@ class _KeyFilter:
             if self.count >= self.room:
                 self._grow(4 * (mask + 1))
 
+    def __contains__(self, key: Any) -> bool:
+        number = hash(key)
+        for bits, mask in self.layers:
+            place = number & mask
+            if bits[place >> 3] & (1 << (place & 7)):
+                return True
+        return False
 
-class KeyFilters:
-    """The keys of each bucket of a part, as far as this process has put them there."""
 
-    __slots__ = ("_bits", "_filters", "_first")
+class _Everything:
+    """Stands for keys that nobody has counted."""
+
+    def __contains__(self, key: Any) -> bool:
+        return True
+
+    def add(self, key: Any) -> None:
+        """It is there."""
+
+
+class KeyFilters(dict[int, "set[Any] | _KeyFilter | _Everything"]):
+    """The keys of each bucket of a part, as far as this process has put them there.
+
+    ``key in filters[bucket]`` says whether the bucket has the key, perhaps; it is never false where it has.
+    """
+
+    __slots__ = ("_bits", "_first", "_large", "_unknown")
 
     def __init__(self) -> None:
-        self._filters: dict[int, _KeyFilter] = {}
+        super().__init__()
         self._first = 0
         """Buckets from here on were empty when the part was made."""
         self._bits = BITS_MIN
+        self._large = False
+        """Whether buckets have come to have more than `KEYS_MAX` keys."""
+        self._unknown = _Everything()
+
+    def __missing__(self, bucket: int) -> set[Any] | _KeyFilter | _Everything:
+        if bucket < self._first:
+            return self._unknown
+        return _NONE
 
     def begin(self, first: int) -> None:
         """Buckets from ``first`` on are empty in the store."""
@@ -59,28 +90,26 @@ class KeyFilters:
 
     def add(self, bucket: int, key: Any) -> None:
         """The key is in the bucket."""
-        found = self._filters.get(bucket)
+        found = self.get(bucket)
         if found is None:
             if bucket < self._first:
                 return
-            found = self._filters[bucket] = _KeyFilter(self._bits)
+            found = self[bucket] = _KeyFilter(self._bits) if self._large else set()
         found.add(key)
-
-    def may_have(self, bucket: int, key: Any) -> bool:
-        """Whether the bucket has the key, perhaps; never false where it has."""
-        found = self._filters.get(bucket)
-        if found is None:
-            return bucket < self._first
-        number = hash(key)
-        for bits, mask in found.layers:
-            place = number & mask
-            if bits[place >> 3] & (1 << (place & 7)):
-                return True
-        return False
+        if type(found) is set and len(found) > KEYS_MAX:
+            self._large = True
+            bits = self[bucket] = _KeyFilter(self._bits)
+            for one in found:
+                bits.add(one)
 
     def forget(self, end: int) -> None:
         """Buckets before ``end`` are over."""
-        for bucket in [bucket for bucket in self._filters if bucket < end]:
-            gone = self._filters.pop(bucket)
-            # the next ones begin with as many bits as this one has come to need
-            self._bits = max(BITS_MIN, gone.layers[0][1] + 1)
+        for bucket in [bucket for bucket in self if bucket < end]:
+            gone = self.pop(bucket)
+            if type(gone) is _KeyFilter:
+                # the next ones begin with as many bits as this one has come to need
+                self._bits = max(BITS_MIN, gone.layers[0][1] + 1)
+                self._large = gone.count > KEYS_MAX // 2
+
+
+_NONE: Final[set[Any]] = set()

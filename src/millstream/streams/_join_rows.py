@@ -32,12 +32,22 @@ from millstream.streams._join_filter import KeyFilters
 from millstream.tables import DELETED, ENCODE_SLICE, MISSING, Expiry, TimedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from millstream.context import PreImage, Scope
     from millstream.serialization import Codec
 
-__all__ = ["HEADERS", "WAITS", "BufferPart", "Row", "RowsCodec", "RowsPart", "rows_of", "value_in"]
+__all__ = [
+    "HEADERS",
+    "WAITS",
+    "BufferPart",
+    "Row",
+    "RowsCodec",
+    "RowsPart",
+    "first_segment",
+    "rows_of",
+    "value_in",
+]
 
 HEADERS: Final = 1
 """Marks a row whose payload begins with headers."""
@@ -54,12 +64,19 @@ Row = tuple[int, int, bytes]
 """Timestamp, mark, payload."""
 
 _head = struct.Struct(">QBI")
+_first_row = struct.Struct(">BQBI").pack
 _length = struct.Struct(">I")
 _pack, _unpack = _head.pack, _head.unpack_from
 _HEAD_BYTES = _head.size
 _OPEN, _CLOSED = b"\x00", b"\x01"
 
 layout_of_int = key_layout(int).encode
+_FIRST_NUMBER = layout_of_int(0)
+
+
+def first_segment(timestamp: int, mark: int, payload: bytes) -> bytes:
+    """The segment of a place's first row."""
+    return _first_row(0, timestamp, mark, len(payload)) + payload
 
 
 def rows_of(segment: bytes) -> Iterator[Row]:
@@ -256,18 +273,28 @@ class RowsPart(TimedPart):
 class BufferPart(RowsPart):
     """What one side of a join has brought: entries ``(bucket, key, number)``."""
 
-    __slots__ = ("_expiry", "_filters", "bucket_ms", "retention_ms")
+    __slots__ = ("_encode_plain", "_expiry", "_filters", "bucket_ms", "retention_ms")
 
     @property
     def kept_as(self) -> str:
         return f"rows of a join in stretches of {self.bucket_ms} ms"
 
-    def __init__(self, name: str, *, bucket_ms: int, retention_ms: int, **arguments: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        bucket_ms: int,
+        retention_ms: int,
+        encode_plain: Callable[[Any], bytes],
+        **arguments: Any,
+    ) -> None:
         """
         Args:
             retention_ms: a row is found as long as its timestamp is above the side's stream time minus this.
+            encode_plain: a key alone to its order-preserving bytes.
         """
         super().__init__(name, **arguments)
+        self._encode_plain = encode_plain
         self.bucket_ms = bucket_ms
         self.retention_ms = retention_ms
         self._expiry = Expiry(
@@ -280,14 +307,31 @@ class BufferPart(RowsPart):
 
     def add(self, key: Any, timestamp: int, mark: int, data: bytes, scope: Scope) -> None:
         """Take a row in, and the event time that it brings."""
-        if self.reached(timestamp, scope) - self.retention_ms >= timestamp:
+        plain = scope.journal is None
+        stream_time = self.stream_time
+        if not plain or timestamp > stream_time:
+            stream_time = self.reached(timestamp, scope)
+        if stream_time - self.retention_ms >= timestamp:
             self.tie(timestamp + self.retention_ms, scope)
             return  # nobody would find it
         bucket = timestamp // self.bucket_ms
-        known = self._filters.may_have(bucket, key)
-        if not known:
-            self._filters.add(bucket, key)
-        self.append((bucket, key), timestamp, mark, data, scope, known=known)
+        if key in self._filters[bucket]:
+            entry = (bucket, key, 0)
+            segment = self.dirty.get(entry) if plain else None
+            if segment is not None and segment is not DELETED:
+                # the hot path of `append`, in one piece
+                size = len(segment) + len(data) + _HEAD_BYTES
+                if not segment[0] and size <= SEGMENT_BYTES and size <= self.value_bytes_max:
+                    self.dirty[entry] = segment + _pack(timestamp, mark, len(data)) + data
+                    return
+            self.append((bucket, key), timestamp, mark, data, scope)
+            return
+        self._filters.add(bucket, key)
+        segment = first_segment(timestamp, mark, data)
+        if plain:
+            self.dirty[bucket, key, 0] = segment
+        else:
+            self.set((bucket, key, 0), segment, scope)
 
     def between(self, key: Any, first: int, last: int, scope: Scope) -> list[Row]:
         """A key's rows with ``first <= timestamp <= last``, in order of time, then of arrival."""
@@ -295,29 +339,49 @@ class BufferPart(RowsPart):
         if last > stream_time:
             last = stream_time
         if first <= stream_time - self.retention_ms:
-            self.tie(first + self.retention_ms, scope)
+            if scope.journal is not None:
+                self.tie(first + self.retention_ms, scope)
             first = stream_time - self.retention_ms + 1
         if first < 0:
             first = 0
         found: list[Row] = []
-        may_have = self._filters.may_have
+        filters = self._filters
         for bucket in range(first // bucket_ms, last // bucket_ms + 1):
-            number = 0
-            while (number or may_have(bucket, key)) and (
-                segment := self.segment((bucket, key, number), scope)
-            ):
-                at, end = 1, len(segment)
-                while at < end:
-                    timestamp, mark, size = _unpack(segment, at)
-                    at += _HEAD_BYTES + size
-                    if first <= timestamp <= last:
-                        found.append((timestamp, mark, segment[at - size : at]))
-                if not segment[0]:
-                    break
-                number += 1
+            if key in filters[bucket]:
+                self._collect(bucket, key, first, last, scope, found)
         if len(found) > 1:
             found.sort(key=itemgetter(0))
         return found
+
+    def _collect(
+        self, bucket: int, key: Any, first: int, last: int, scope: Scope, found: list[Row]
+    ) -> None:
+        number = 0
+        while segment := self.segment((bucket, key, number), scope):
+            at, end = 1, len(segment)
+            while at < end:
+                timestamp, mark, size = _unpack(segment, at)
+                at += _HEAD_BYTES + size
+                if first <= timestamp <= last:
+                    found.append((timestamp, mark, segment[at - size : at]))
+            if not segment[0]:
+                break
+            number += 1
+
+    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
+        """``committing`` in slices; entries of a bucket have their beginnings in common."""
+        encode_plain = self._encode_plain
+        last, head = -1, b""
+        entries = iter(self.committing.items())
+        while chunk := list(islice(entries, ENCODE_SLICE)):
+            slice_: dict[bytes, bytes | None] = {}
+            for (bucket, key, number), segment in chunk:
+                if bucket != last:
+                    last, head = bucket, layout_of_int(bucket)
+                tail = layout_of_int(number) if number else _FIRST_NUMBER
+                slice_[head + encode_plain(key) + tail] = None if segment is DELETED else segment
+            yield slice_
+        yield self.committing_system
 
     def recovered(self) -> None:
         super().recovered()

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millstream.context import current
-from millstream.serialization import codec_for
+from millstream.serialization import codec_for, key_layout
 from millstream.streams._join_compat import KafkaRelease
 from millstream.streams._join_delivery import deliver_waiting, delivery, then
 from millstream.streams._join_rows import WAITS, BufferPart, RowsCodec
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.serialization import Codec
     from millstream.streams._home import StreamHome
+    from millstream.streams._join_delivery import Pair
     from millstream.streams._join_waiting import Waiting
 
 __all__ = ["Reach", "SelfJoin", "StreamJoin", "keep_rows"]
@@ -168,7 +169,7 @@ class StreamJoin(Operator):
             before, after = after, before
         alone, others_wait = left in self._alone(), (not left) in self._alone()
         others_hold = NEVER if self._compat else self.reach.hold(left=not left)
-        counters = context.counters
+        counters, loads = context.counters, theirs.values.loads
         deliver = delivery(self.joiner, forward)
         plain = isinstance(self.parents[0 if left else 1], SourceOperator)
 
@@ -176,7 +177,9 @@ class StreamJoin(Operator):
             scope = context.scope
             stream_time, out = timestamp, None
             if waiting is not None:
-                stream_time = waiting.reached(timestamp, scope)
+                stream_time = waiting.stream_time
+                if timestamp > stream_time or scope.journal is not None:
+                    stream_time = waiting.reached(timestamp, scope)
                 if stream_time >= waiting.next_due:
                     out = deliver_waiting(waiting, waiting.release(scope), scope, deliver)
             if key is None or value is None:
@@ -191,9 +194,12 @@ class StreamJoin(Operator):
                 data = scope.record.value  # as it is in its topic
             else:
                 data = mine.dump(key, value)
-            last = max(0, timestamp + after)  # as Kafka Streams has it at the beginning of time
+            last = timestamp + after
+            if last < 0:
+                last = 0  # as Kafka Streams has it at the beginning of time
             found = theirs.between(key, timestamp - before, last, scope)
-            mark, pairs = 0, []
+            mark = 0
+            pairs: list[Pair] = []
             if found:
                 met = -1
                 for moment, waits, payload in found:
@@ -205,7 +211,10 @@ class StreamJoin(Operator):
                     ):
                         met = moment
                         waiting.remove(not left, moment, key, scope)  # type: ignore[union-attr]
-                    other = theirs.load_value((key, 0), payload)
+                    try:
+                        other = loads(payload)
+                    except Exception:
+                        other = theirs.load_value((key, 0), payload)  # says what is wrong
                     when = moment if moment > timestamp else timestamp
                     pairs.append((key, value, other, when) if left else (key, other, value, when))
             elif alone and waiting is not None:
@@ -219,7 +228,9 @@ class StreamJoin(Operator):
                     if release is not None:
                         release.put(timestamp, scope)
             mine.add(key, timestamp, mark, data, scope)
-            return then(out, deliver, pairs) if pairs else out
+            if not pairs:
+                return out
+            return deliver(pairs) if out is None else then(out, deliver, pairs)
 
         return take
 
@@ -308,6 +319,7 @@ def keep_buffer(
     compat = home.compat == "kafka-streams"
     sides = (True, False) if left is None else (left,)
     retention_ms = max(reach.retention(left=side, compat=compat) for side in sides)
+    encode_plain = key_layout(_key_type(parent)).encode
 
     def make_part(part: str, **arguments: Any) -> BufferPart:
         return BufferPart(
@@ -315,6 +327,7 @@ def keep_buffer(
             values=parent.values,
             bucket_ms=2 * reach.width,
             retention_ms=retention_ms,
+            encode_plain=encode_plain,
             **arguments,
         )
 
@@ -327,6 +340,10 @@ def keep_buffer(
         values=parent.values,
         help="Records of late that a join may still need.",
     )
+
+
+def _key_type(parent: Operator) -> Any:
+    return str if parent.key_type is Any else parent.key_type
 
 
 def keep_rows(
@@ -347,7 +364,7 @@ def keep_rows(
     """
     home.kept_table(
         name,
-        key=key(str if parent.key_type is Any else parent.key_type),
+        key=key(_key_type(parent)),
         value=bytes,
         codec=RowsCodec(values),
         like=parent.topics[0],

@@ -8,7 +8,14 @@ from millstream.context import current
 from millstream.streams._join_delivery import deliver_waiting, delivery
 from millstream.streams._join_streams import keep_rows
 from millstream.streams._join_waiting import WaitingPart
-from millstream.streams._operator import WAITS, Context, Done, Operator, Windowed, finish
+from millstream.streams._operator import (
+    WAITS,
+    Context,
+    Done,
+    Operator,
+    Windowed,
+    finish,
+)
 from millstream.streams._pipeline import bound
 from millstream.tables import MISSING, no_part
 
@@ -146,11 +153,21 @@ class TableJoin(Operator):
         deliver = delivery(self.joiner, forward)
         pair_of = self._pairs(context)
         counters, on = context.counters, self.on
+        find, joiner, left = self.find(context), self.joiner, self.left
+        plain = on is None
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if value is None:
                 counters["null_values_dropped"] += 1
                 return None
+            if plain and key is not None and type(key) is not Windowed:
+                found = find(key, timestamp)
+                if found is None and not left:
+                    return None
+                made = joiner(value, found)
+                if made.__class__ in WAITS:
+                    return finish(made, lambda result: forward(key, result, timestamp))
+                return forward(key, made, timestamp)
             if on is not None:
                 wanted = on(value)
                 if wanted.__class__ in WAITS:

@@ -4,9 +4,10 @@ Theory of operation
 -------------------
 Entries are ``(is left, timestamp, key, number)``, so the rows of a side lie in the store in the order in which they are
 due. In memory there is only the near end of that order, so that many waiting rows cost no memory, and looking whether
-one is due costs nothing: a heap of the rows that were put lately, and the next few that the store has, up to a
+one is due costs nothing: the rows that were put lately, by their timestamps, and the next few that the store has, up to a
 position ``known``. Every row below ``known`` is in one of the two. Whatever is found there is looked up again before
-it counts: its row may be gone, because it has met its partner or because the event that put it was undone.
+it counts: its row may be gone, because it has met its partner or because the event that put it was undone. Only rows
+that are due are brought into the order of their positions.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ import msgspec
 
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
-from millstream.streams._join_rows import HEADERS, Row, RowsPart, layout_of_int, rows_of, value_in
+from millstream.streams._join_rows import (
+    HEADERS,
+    Row,
+    RowsPart,
+    first_segment,
+    layout_of_int,
+    rows_of,
+    value_in,
+)
 from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow
 from millstream.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from millstream.context import PreImage, Scope
     from millstream.records import Headers
@@ -71,17 +80,36 @@ class Waiting(NamedTuple):
 class _Order:
     """The order in which the rows of one side are due."""
 
-    __slots__ = ("_ahead", "_known", "_late", "_prefix", "_step_ms", "hold_ms")
+    __slots__ = (
+        "_ahead",
+        "_count",
+        "_encode",
+        "_known",
+        "_lately",
+        "_moments",
+        "_prefix",
+        "_ready",
+        "_step_ms",
+        "hold_ms",
+    )
 
-    def __init__(self, left: bool, hold_ms: int) -> None:
+    def __init__(self, left: bool, hold_ms: int, encode: Callable[[Any], bytes]) -> None:
         """
         Args:
             hold_ms: a row is due when stream time is above its timestamp plus this.
+            encode: an entry's position.
         """
         self.hold_ms = hold_ms
+        self._encode = encode
         self._prefix = _layout_of_side(left)
         self._step_ms = max(hold_ms // STEPS, STEP_MS_MIN)
-        self._late: list[tuple[bytes, Any]] = []
+        self._lately: dict[int, list[Any]] = {}
+        """Entries that were put lately and are not due, by timestamp."""
+        self._moments: list[int] = []
+        """A heap of these timestamps."""
+        self._count = 0
+        self._ready: list[tuple[bytes, Any]] = []
+        """A heap of those that are due, by position."""
         self._ahead: deque[bytes] = deque()
         self._known = self._position(0)
 
@@ -92,36 +120,61 @@ class _Order:
     def _time(position: bytes) -> int:
         return int.from_bytes(position[2:10], "big") - (1 << 63)
 
-    def put(self, position: bytes, entry: Any) -> None:
+    def put(self, entry: Any) -> None:
         """A row is there, perhaps for the first time."""
-        heapq.heappush(self._late, (position, entry))
+        moment = entry[1]
+        there = self._lately.get(moment)
+        if there is None:
+            self._lately[moment] = [entry]
+            heapq.heappush(self._moments, moment)
+        else:
+            there.append(entry)
+        self._count += 1
 
-    def first(self) -> bytes | None:
-        """Position of the first row that is known."""
-        late, ahead = self._late, self._ahead
-        if late and (not ahead or late[0][0] <= ahead[0]):
-            return late[0][0]
+    def _first(self) -> bytes | None:
+        """Position of the first row that is known, and due if it was put lately."""
+        ready, ahead = self._ready, self._ahead
+        if ready and (not ahead or ready[0][0] <= ahead[0]):
+            return ready[0][0]
         return ahead[0] if ahead else None
 
     def pop(self, position: bytes) -> Any:
         """Forget the first row; its entry, or None where only the store has told of it."""
         entry = None
-        while self._late and self._late[0][0] == position:
-            entry = heapq.heappop(self._late)[1]
+        while self._ready and self._ready[0][0] == position:
+            entry = heapq.heappop(self._ready)[1]
         if self._ahead and self._ahead[0] == position:
             self._ahead.popleft()
         return entry
 
+    def drop(self, entry: Any) -> None:
+        """A row is gone before its time."""
+        there = self._lately.get(entry[1])
+        if there is not None and entry in there:
+            there.remove(entry)
+            self._count -= 1
+            if not there:
+                del self._lately[entry[1]]  # and the heap's top is passed over when it comes
+
+    def _bring(self, limit: int) -> None:
+        """Make rows ready whose timestamps are below ``limit``."""
+        moments, lately = self._moments, self._lately
+        while moments and (moments[0] < limit or moments[0] not in lately):
+            for entry in lately.pop(heapq.heappop(moments), ()):
+                self._count -= 1
+                heapq.heappush(self._ready, (self._encode(entry), entry))
+
     def peek(self, stream_time: int, store: TableStore) -> bytes | None:
         """Position of the first row that is due, if it is there."""
-        end = self._position(stream_time - self.hold_ms)
+        limit = stream_time - self.hold_ms
+        self._bring(limit)
         while True:
-            first = self.first()
+            first = self._first()
             if first is not None and first < self._known:
-                return first if first < end else None
-            if self._known >= end:
+                return first if self._time(first) < limit else None
+            if self._time(self._known) >= limit:
                 return None
-            goal = self._position(stream_time - self.hold_ms + self._step_ms)
+            goal = self._position(limit + self._step_ms)
             found = list(islice(store.keys(self._known, goal), AHEAD_KEYS))
             self._ahead.extend(found)
             self._known = goal if len(found) < AHEAD_KEYS else found[-1] + b"\x00"
@@ -134,19 +187,26 @@ class _Order:
 
     def due_at(self) -> int:
         """Stream time at which a row may be due; it need not be there."""
-        first = self.first()
+        first = self._first()
         nearest = self._known if first is None or first > self._known else first
-        return self._time(nearest) + self.hold_ms + 1
+        moment = self._time(nearest)
+        if self._moments and self._moments[0] < moment:
+            moment = self._moments[0]
+        return moment + self.hold_ms + 1
 
     def trim(self, dirty: Mapping[Any, Any]) -> None:
         """Forget what the store has and what is far off."""
-        if len(self._late) > LATE_MAX + len(dirty):
-            self._late = [
-                (position, entry)
-                for position, entry in self._late
-                if position < self._known or dirty.get(entry, DELETED) is not DELETED
-            ]
-            heapq.heapify(self._late)
+        if self._count <= LATE_MAX + len(dirty):
+            return
+        near = self._time(self._known)
+        kept: dict[int, list[Any]] = {}
+        for moment, entries in self._lately.items():
+            if moment > near:
+                entries = [e for e in entries if dirty.get(e, DELETED) is not DELETED]
+            if entries:
+                kept[moment] = entries
+        self._lately, self._moments = kept, sorted(kept)
+        self._count = sum(map(len, kept.values()))
 
 
 class WaitingPart(RowsPart):
@@ -175,7 +235,9 @@ class WaitingPart(RowsPart):
         """
         super().__init__(name, values=codecs[True], **arguments)
         self._codecs = codecs
-        self._orders = {left: _Order(left, hold_ms) for left, hold_ms in holds_ms.items()}
+        self._orders = {
+            left: _Order(left, hold_ms, self.encode_key) for left, hold_ms in holds_ms.items()
+        }
         self._filters = KeyFilters()
         self._hold_ms = max(holds_ms.values())
         self._new: set[Any] = set()
@@ -194,12 +256,17 @@ class WaitingPart(RowsPart):
             packed = msgspec.msgpack.encode(headers)
             data = _number.pack(len(packed)) + packed + data
         first = (left, timestamp, key, 0)
-        unknown = scope.journal is None and first not in self.dirty and first not in self.committing
         mark = HEADERS if headers else 0
         stretch = timestamp // STRETCH_MS
-        known = self._filters.may_have(stretch, key)
+        known = key in self._filters[stretch]
         if not known:
             self._filters.add(stretch, key)
+            if scope.journal is None:
+                self.dirty[first] = first_segment(timestamp, mark, data)
+                self._new.add(first)
+                self._remember(first)
+                return
+        unknown = scope.journal is None and first not in self.dirty and first not in self.committing
         entry = self.append((left, timestamp, key), timestamp, mark, data, scope, known=known)
         if entry is not None:
             if unknown and entry == first:
@@ -208,9 +275,11 @@ class WaitingPart(RowsPart):
 
     def _remember(self, entry: Any) -> None:
         order = self._orders[entry[0]]
-        order.put(self.encode_key(entry), entry)
+        order.put(entry)
         if self.releases:
-            self.next_due = min(self.next_due, entry[1] + order.hold_ms + 1)
+            due_at = entry[1] + order.hold_ms + 1
+            if due_at < self.next_due:
+                self.next_due = due_at
 
     def remove(self, left: bool, timestamp: int, key: Any, scope: Scope) -> None:
         """Take out what waits of a key and a moment, if it is still there."""
@@ -225,6 +294,7 @@ class WaitingPart(RowsPart):
         if scope.journal is None and entry in self._new:
             self._new.discard(entry)
             del self.dirty[entry]
+            self._orders[entry[0]].drop(entry)
         else:
             self.delete(entry, scope)
 
@@ -269,7 +339,8 @@ class WaitingPart(RowsPart):
             segment = self.segment(entry, scope)
             if segment:
                 count -= 1
-                self.tie(self._due_at(entry), scope)
+                if scope.journal is not None:
+                    self.tie(self._due_at(entry), scope)
                 self._drop_entry(entry, scope)
                 found += self._rows(entry, segment)
         if count:
@@ -284,6 +355,13 @@ class WaitingPart(RowsPart):
 
     def _next(self) -> Any:
         """The entry that is due first, which is then forgotten; None where there is none."""
+        if len(self._orders) == 1:
+            (order,) = self._orders.values()
+            position = order.peek(self.stream_time, self.store)
+            if position is None:
+                return None
+            entry = order.pop(position)
+            return self.decode_key(position) if entry is None else entry
         best, where = None, None
         for order in self._orders.values():
             position = order.peek(self.stream_time, self.store)

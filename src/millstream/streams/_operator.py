@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from millstream.windows import Window
 
 __all__ = [
+    "SOMETHING",
     "WAITS",
     "Context",
     "Done",
@@ -46,6 +47,7 @@ __all__ = [
     "fan_out",
     "finish",
     "is_async",
+    "nowhere",
 ]
 
 WAITS: Final = frozenset({CoroutineType, asyncio.Future, asyncio.Task})
@@ -61,6 +63,10 @@ class Windowed(NamedTuple):
 
 Done: TypeAlias = "Awaitable[None] | None"
 """What handing on returns: None, or what is still to be awaited."""
+
+
+SOMETHING = object()
+"""Stands for an old value of which nobody wants more than to know that it was there."""
 
 
 class Context:
@@ -89,6 +95,10 @@ class Operator:
     """Whether a record may bring out what others have left, of other keys: then no two are in progress at once."""
     uses_old: ClassVar[bool] = False
     """Of operators that take changes: whether the old values matter."""
+    uses_deleted: ClassVar[bool] = False
+    """Likewise: whether it matters, where there is no new value, that there was an old one."""
+    tells_deleted: ClassVar[bool] = False
+    """Of operators that hand on changes: whether they can say that for less than the old value."""
 
     def __init__(self, *parents: Operator, name: str) -> None:
         self.parents = parents
@@ -104,6 +114,8 @@ class Operator:
         """What it runs in; set before it runs."""
         self.old_wanted = False
         """Whether some operator further down uses old values; set before it runs."""
+        self.deleted_wanted = False
+        """Whether, instead, `SOMETHING` will do as the old value, and that only where there is no new one."""
         first = parents[0] if parents else None
         self.key_type: Any = Any if first is None else first.key_type
         self.value_type: Any = Any if first is None else first.value_type
@@ -184,7 +196,7 @@ def fan_out(inputs: Sequence[Callable[..., Done]]) -> Callable[..., Done]:
     if len(inputs) == 1:
         return inputs[0]
     if not inputs:
-        return _nowhere
+        return nowhere
 
     def forward(*result: Any) -> Done:
         for index, take in enumerate(inputs):
@@ -206,8 +218,8 @@ async def _others(
             await again
 
 
-def _nowhere(*_: Any) -> None:
-    return None
+def nowhere(*_: Any) -> None:
+    """Where results go that nobody takes."""
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from millstream.agents import Stream
     from millstream.clock import Clock
     from millstream.context import Scope
+    from millstream.records import TopicPartition
     from millstream.streams._plan import Pipeline
 
 __all__ = ["Binding", "bound", "pipeline_agent"]
@@ -67,21 +68,24 @@ def pipeline_agent(pipeline: Pipeline, clock: Callable[[], Clock]) -> Agent[Any,
     """The agent that runs a pipeline."""
 
     async def run(stream: Stream[Any]) -> None:
-        context: Context | None = None
+        binding: Binding | None = None
         takers: dict[str, Callable[..., Done]] = {}
+        seen: Scope | None = None
+        tp: TopicPartition | None = None
         async for value in stream:
             scope = stream.scope
-            if context is None:
-                binding = Binding(pipeline, scope, clock())
-                context = binding.context
-            context.scope = scope
-            topic = scope.tp.topic  # type: ignore[union-attr]
-            key = scope.record.key  # type: ignore[union-attr]
-            if topic not in takers:  # patterns may match further ones
-                decoders, takers[topic] = stream.key_decoders, binding.taker(topic)
-            if key is not None:
-                key = decoders[topic](key)
-            done = takers[topic](key, value, scope.timestamp)
+            if scope is not seen:
+                if binding is None:
+                    binding = Binding(pipeline, scope, clock())
+                binding.context.scope = seen = scope
+            if scope.tp is not tp:
+                tp = scope.tp
+                topic = tp.topic  # type: ignore[union-attr]
+                if topic not in takers:  # patterns may match further ones
+                    decoders, takers[topic] = stream.key_decoders, binding.taker(topic)  # type: ignore[union-attr]
+                take, decode = takers[topic], decoders[topic]
+            key: Any = scope.record.key  # type: ignore[union-attr]
+            done = take(None if key is None else decode(key), value, scope.timestamp)
             if done is not None:
                 await done
 

@@ -111,10 +111,15 @@ class Plan:
         operators = [operator for operator in self.operators if operator in live]
         for operator in reversed(operators):  # children before parents
             for parent in operator.parents:
-                if parent.changes and (
-                    operator.uses_old or (operator.changes and operator.old_wanted)
-                ):
+                if not parent.changes:
+                    continue
+                if operator.uses_old or (operator.changes and operator.old_wanted):
                     parent.old_wanted = True
+                elif operator.uses_deleted:
+                    if parent.tells_deleted:
+                        parent.deleted_wanted = True
+                    else:
+                        parent.old_wanted = True
         return [Pipeline(part) for part in _components(operators)]
 
 

@@ -21,6 +21,7 @@ HEADER_WINDOW_START = "ms-window-start"
 HEADER_WINDOW_END = "ms-window-end"
 
 _long = struct.Struct(">q")
+_NONE: Headers = []
 
 
 class Send(Protocol):
@@ -37,21 +38,12 @@ def put_record(scope: Scope, topic: Topic[Any, Any], key: Any, value: Any, times
     Where the topic derives its keys (``key_from``), that decides the key. A windowed result's window
     goes into headers.
     """
-    headers: Headers | None = headers_of(scope) or None
+    record = scope.record
+    headers = _NONE if record is None else record.headers or _NONE
     if type(key) is Windowed:
-        headers = [*(headers or []), *window_headers(key)]
+        headers = [*headers, *window_headers(key)]
         key = key.key
-    if topic.key_from is not None and value is not None:
-        key = topic.key_of(value)
-    topic.put(
-        scope,
-        value,
-        key=key,
-        timestamp=None
-        if timestamp == scope.timestamp and topic.timestamp_from is None
-        else timestamp,
-        headers=headers,
-    )
+    topic.put_result(scope, value, key, timestamp, headers)
 
 
 def headers_of(scope: Scope) -> Headers:

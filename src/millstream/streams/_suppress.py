@@ -251,7 +251,7 @@ class SuppressChanges(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         part, codec = context.parts[self.name], self.values
         windows, early_ms = self.windows, self.early_ms
-        stops = self.when_full == "stop"
+        stops, old_wanted = self.when_full == "stop", self.old_wanted
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             scope = context.scope
@@ -261,7 +261,7 @@ class SuppressChanges(Operator):
                 timestamp if windows is None else windows.final_at(key.window) - early_ms,
                 timestamp,
                 None if new is None else codec.dumps(new),
-                None if old is None else codec.dumps(old),
+                codec.dumps(old) if old_wanted and old is not None else None,
             )
             part.hold(entry, held, scope)
             if stops:

@@ -320,7 +320,7 @@ class JoinTables(_Looked):
     """Two tables by key: a change of either side makes a result of both."""
 
     kind = "join"
-    uses_old = True  # a tombstone goes out only where a result may have been there
+    uses_deleted = True  # a tombstone goes out only where a result may have been there
 
     def __init__(
         self,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from millstream.streams._operator import Context, Done, Operator
-from millstream.tables import MISSING
+from millstream.streams._operator import SOMETHING, Context, Done, Operator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ class TableSource(Operator):
 
     kind = "table"
     changes = True
+    tells_deleted = True
 
     def __init__(self, topic: Topic[Any, Any], *, name: str, value_type: Any) -> None:
         super().__init__(name=name)
@@ -36,21 +36,31 @@ class TableSource(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         part = context.parts[self.name]
         counters = context.counters
+        old_wanted, deleted_wanted = self.old_wanted, self.deleted_wanted
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if key is None:
                 counters["null_keys_dropped"] += 1
                 return None
-            before = part.replace(key, value, timestamp, context.scope)
-            return forward(key, value, None if before is None else before[1], timestamp)
+            scope = context.scope
+            old = None
+            if old_wanted:
+                pair = part.pair(key, scope)
+                if pair is not None:
+                    old = pair[0]
+            elif value is None and deleted_wanted and part.contains(key, scope):
+                old = SOMETHING
+            data = None if value is None else scope.record.value  # type: ignore[union-attr]
+            part.put(key, data, timestamp, scope)
+            return forward(key, value, old, timestamp)
 
         return [take]
 
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
-        part = context.parts[self.name]
+        pair = context.parts[self.name].pair
 
         def get(key: Any) -> tuple[Any, int] | None:
-            stored = part.get(key, context.scope)
-            return None if stored is MISSING else (stored[1], stored[0])
+            found: tuple[Any, int] | None = pair(key, context.scope)
+            return found
 
         return get

@@ -18,7 +18,7 @@ from millstream.tables._position import (
     plan_recovery,
 )
 from millstream.tables._query import Queries, TableInfo
-from millstream.tables._stamped import StampedPart, stamp
+from millstream.tables._stamped import PackedPart, StampedPart, stamp
 from millstream.tables._table import NO_DEFAULT, SetTable, Table, no_part, require_scope
 from millstream.tables._timed_part import NEVER, Due, DueError, DueRow, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
@@ -41,6 +41,7 @@ __all__ = [
     "DueRow",
     "Expiry",
     "NotHereError",
+    "PackedPart",
     "Queries",
     "QueryError",
     "RecoveryPlan",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._windowed_base import (
@@ -41,6 +41,7 @@ class AlignedPart(WindowedPart):
         "size_ms",
         "span_ms",
         "stamped",
+        "tumbles",
         "windows",
     )
 
@@ -100,6 +101,7 @@ class AlignedPart(WindowedPart):
         self.stamped = stamped
         self.grace_ms = windows.grace_ms
         self.size_ms = self.advance_ms = self.span_ms = 0
+        self.tumbles = isinstance(windows, Tumbling) and windows.offset_ms == 0
         if isinstance(windows, Tumbling | Hopping):
             self.size_ms, self.advance_ms = windows.size_ms, windows.advance_ms
             self.span_ms = windows.size_ms + windows.grace_ms
@@ -124,6 +126,12 @@ class AlignedPart(WindowedPart):
 
     def _encode(self, key: Any, value: Any) -> bytes:
         if self.stamped and key[0] >= 0:
+            try:
+                data = self.dumps(value[1])
+                if len(data) <= self.value_bytes_max:
+                    return _pack(value[0]) + data
+            except Exception:  # met again, and said, below
+                pass
             return _pack(value[0]) + super()._encode(key, value[1])
         return super()._encode(key, value)
 
@@ -220,6 +228,56 @@ class AlignedPart(WindowedPart):
             if changed is not None:
                 changed.append((self.windows.window(start), made, stored))
 
+    def fold(
+        self,
+        key: Any,
+        value: Any,
+        add: Callable[[Any, Any], Any],
+        first: Callable[[], Any],
+        scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None,
+        stream_time: int | None,
+    ) -> None:
+        """`update` of stamped values: ``add(value so far, value)`` for every window that takes the event."""
+        timestamp, plain = scope.timestamp, scope.journal is None
+        own_time = self.stream_time
+        if not plain or timestamp > own_time:
+            own_time = self.seen(scope)
+        if stream_time is None:
+            stream_time = own_time
+        starts: Iterable[int]
+        if self.tumbles:
+            starts = (timestamp - timestamp % self.size_ms,)
+        else:
+            starts = self.windows.starts(timestamp)
+        for start in starts:
+            if timestamp < stream_time:
+                final_at = self.windows.end(start) + self.grace_ms
+                if final_at <= stream_time:
+                    self.late(start, final_at, scope)
+                    continue
+            entry = (start, key)
+            before = self.dirty.get(entry) if plain else None
+            there = before is not None and before is not DELETED
+            if not there:
+                before = self.get(entry, scope)
+            if self.store_retention_ms:
+                before = MISSING if self.is_gone(start) else before
+                self.store_time = max(self.store_time, start)
+            if before is MISSING:
+                stored = timestamp, add(first(), value)
+                if self.closes:
+                    self.opened(start)
+            else:
+                newest, old = cast("tuple[int, Any]", before)
+                stored = newest if newest > timestamp else timestamp, add(old, value)
+            if there and not self.fresh:
+                self.dirty[entry] = stored
+            else:
+                self.set(entry, stored, scope)
+            if changed is not None:
+                changed.append((self.windows.window(start), stored, before))
+
     def event_windows(
         self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope
     ) -> Iterator[tuple[Window, Any]]:
@@ -294,14 +352,18 @@ class AlignedPart(WindowedPart):
         found: list[Due] = []
         if self.busy:
             return found
-        for start in sorted(self.open_starts):
-            if self.windows.end(start) + self.grace_ms > self.stream_time:
-                break
+        final = [
+            start for start in self.open_starts if self._final_at((start, None)) <= self.stream_time
+        ]
+        lately: dict[int, list[Any]] = {start: [] for start in final}
+        for source in (self.committing, self.dirty):
+            for entry in source:
+                if entry[0] in lately:
+                    lately[entry[0]].append(entry)
+        for start in sorted(final):
             window = self.windows.window(start)
-            of_start = [
-                Due(entry, entry[1], window, place)
-                for place, entry in self._after_cursor(start, DUE_MAX - len(found))
-            ]
+            after = self._after_cursor(start, lately[start], DUE_MAX - len(found))
+            of_start = [Due(entry, entry[1], window, place) for place, entry in after]
             if not of_start:
                 self.open_starts.discard(start)
             found += of_start
@@ -314,15 +376,17 @@ class AlignedPart(WindowedPart):
                 self.due_at = self.windows.end(min(self.open_starts)) + self.grace_ms
         return found
 
-    def _after_cursor(self, start: int, count: int) -> list[tuple[bytes, Any]]:
-        """The window's first ``count`` entries after the cursor, in key order."""
+    def _after_cursor(
+        self, start: int, lately: Iterable[Any], count: int
+    ) -> list[tuple[bytes, Any]]:
+        """The window's first ``count`` entries after the cursor, in key order.
+
+        Args:
+            lately: those of its entries that may not be in the store.
+        """
         cursor = self.cursor()
         prefix = b"\x02" + _pack(start)
-        overlay: dict[bytes, Any] = {}
-        for source in (self.committing, self.dirty):
-            for entry in source:
-                if entry[0] == start:
-                    overlay[self.encode_key(entry)] = entry
+        overlay = {self.encode_key(entry): entry for entry in lately}
         here = [(k, e) for k, e in overlay.items() if k > cursor and self.exists(e)]
         first = max(prefix, cursor + b"\x00")
         stored = (k for k in self.store.keys(first, b"\x02" + _pack(start + 1)) if k not in overlay)

@@ -279,8 +279,15 @@ class KeyedPart(WindowedPart):
         self._enter(key, scope)
         lowest_end, highest_start = windows.reach(scope.timestamp)
         values: dict[Window, Any] = {}
-        for end, start in self._windows_of(key):
-            if end >= lowest_end and start <= highest_start:
+        known = self._windows_of(key)
+        # sessions that are still there are apart; only what has expired for some may overlap with others
+        apart = scope.journal is None and not self.clocks and not self.store_retention_ms
+        for at in range(bisect_left(known, (lowest_end, -1)), len(known)):
+            end, start = known[at]
+            if start > highest_start:
+                if apart:
+                    break
+            else:
                 expires_at = windows.expires_at(end)
                 if expires_at <= stream_time:
                     self.tie(expires_at, scope)
@@ -333,17 +340,20 @@ class KeyedPart(WindowedPart):
         self._enter(key, scope)
         lowest, highest = windows.reach(timestamp)
         existing: list[tuple[int, int]] = []
-        for end, start in self._windows_of(key):
-            if lowest <= start <= highest:
-                expires_at = windows.expires_at(start)
-                if expires_at <= stream_time:
-                    self.tie(expires_at, scope)
-                    continue
-                if self.is_gone(start):
-                    continue
-                newest = self._newest((key, end, start), scope)
-                if newest is not None:
-                    existing.append((start, newest))
+        known = self._windows_of(key)
+        for at in range(bisect_left(known, (lowest + width, -1)), len(known)):
+            end, start = known[at]
+            if start > highest:
+                break
+            expires_at = windows.expires_at(start)
+            if expires_at <= stream_time:
+                self.tie(expires_at, scope)
+                continue
+            if self.is_gone(start):
+                continue
+            newest = self._newest((key, end, start), scope)
+            if newest is not None:
+                existing.append((start, newest))
         changes = windows.touch(existing, timestamp, stream_time)
         if not changes:
             if not windows.accepts(Window(timestamp, timestamp + width), stream_time):

@@ -307,6 +307,14 @@ class TablePart:
         """What the part's entries are, in words."""
         return "values"
 
+    def check_entry(self, key: Any, data: bytes) -> None:
+        """Decode what is stored of an entry, to see whether it can be.
+
+        Raises:
+            DecodeError: it cannot.
+        """
+        self.decode(key, data)
+
     def known_schema(self) -> str | None:
         """The `schema` with which all of the stored values can be read, as far as the changelog tells."""
         found = self.store.get(SCHEMA_KEY)
@@ -355,7 +363,7 @@ class TablePart:
         while slice_ := list(itertools.islice(stored, CHECK_SLICE)):
             any_stored = True
             for data, value in slice_:
-                self.decode(self.decode_key(data), value)
+                self.check_entry(self.decode_key(data), value)
             yield len(slice_)
         if any_stored:
             self.keep_schema(self.schema)

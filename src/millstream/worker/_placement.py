@@ -2,8 +2,8 @@
 
 Tables and operators keep what belongs to a key in the shard that the key's partition is of. Where another program
 chose partitions in another way, one key's records would meet another key's shard, and no answer would be right. So the
-first records of each partition are looked at before an agent gets them, and one of each run after that: a murmur2
-costs about 1 us, and nearly every key is elsewhere when the ways differ.
+first records of each partition are looked at before an agent gets them, and one of each run after that, at most one in
+`FIRST_RECORDS`: a murmur2 costs about 1 us, and nearly every key is elsewhere when the ways differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Placement"]
 
 FIRST_RECORDS = 64
-"""So many of each partition are looked at when a shard starts; one of each run after that."""
+"""So many of each partition are looked at when a shard starts; after that at most one in so many."""
 
 
 class Placement:
@@ -37,6 +37,7 @@ class Placement:
     def __init__(self, count: int) -> None:
         self._count = count
         self._left: dict[TopicPartition, int] = {}
+        """How many of the first ones are still to come; below 0, how many went by since one was looked at."""
 
     def look(self, tp: TopicPartition, source: Source, records: Sequence[IncomingRecord]) -> None:
         """See whether some records of a run are where they belong.
@@ -48,9 +49,14 @@ class Placement:
         if place is None or place is any_partition:
             return
         left = self._left.get(tp, FIRST_RECORDS)
-        if left:
+        if left > 0:
             self._left[tp] = max(0, left - len(records))
-        for record in records[: left or 1]:
+        elif left - len(records) > -FIRST_RECORDS:
+            self._left[tp] = left - len(records)
+            return
+        else:
+            self._left[tp], left = 0, 1
+        for record in records[:left]:
             # clients put records without a key, and librdkafka those with an empty one, where they like
             if record.key and place(record.key, self._count) != tp.partition:
                 raise self._misplaced(tp, source, record, records[:FIRST_RECORDS])
