@@ -314,7 +314,7 @@ class Instance:
         return run
 
     def begin(self, run: Run, record: IncomingRecord) -> Any:
-        """Open an event that has a scope of its own, or an extracted time; its value, or `SKIP`."""
+        """Open an event outside of the flat loop over a run; its value, or `SKIP`."""
         if self.journaled:
             stream = self.scope.stream
             scope = self.scope = self._host.scope(self.agent.name, journaled=True)
@@ -346,6 +346,10 @@ class Instance:
         except Exception as exc:
             return self.tombstone_or_error(record, exc)
         return value
+
+    def time_reached(self, moment: int) -> None:
+        """Event time, where it is not the record's own."""
+        self._host.time_reached(moment)
 
     def plain_scope(self) -> Scope:
         """The scope that all events share while the shard keeps no journals."""

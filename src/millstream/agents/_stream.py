@@ -56,7 +56,7 @@ class Stream(AsyncIterator[V], Generic[V, K]):
             assert run is not None
             source = run.source
             decode = source.decode
-            if instance.journaled or source.time_of is not None:
+            if instance.journaled:
                 for record in run.records:
                     value = instance.begin(run, record)
                     if value is SKIP:
@@ -71,11 +71,19 @@ class Stream(AsyncIterator[V], Generic[V, K]):
                 scope = instance.plain_scope()
                 scope.tp = run.tp
                 scope.open = True
+                time_of, latest = source.time_of, -1
                 for record in run.records:
                     scope.record = record
                     scope.timestamp = record.timestamp
                     try:
                         value = decode(record.value)  # type: ignore[arg-type]  # None raises
+                        if time_of is not None:
+                            moment = time_of(value)
+                            if moment is not None:
+                                scope.timestamp = moment
+                                if moment > latest:
+                                    latest = moment
+                                    instance.time_reached(moment)
                     except Exception as exc:
                         value = instance.tombstone_or_error(record, exc)
                         if value is SKIP:
