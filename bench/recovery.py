@@ -252,41 +252,40 @@ def _keys() -> list[bytes]:
 
 
 async def _taken_over(url: str, folder: Path, rounds: int, *, kill: bool) -> list[Measured]:
-    """One of three workers goes, again and again.
+    """One of three workers goes, each time in another group.
 
-    Each once in the life of its group: the same one is not let go of twice within half a minute, as two workers that
-    do not see each other would do that for ever.
+    Within a minute nobody has a group of three let go of a second one: who sees most of the others gone is more
+    likely to be cut off itself, and waits for the session to end.
     """
     took: list[float] = []
-    for first in range(0, rounds, 3):
-        took += await _gone(url, folder, "abc"[: rounds - first], kill=kill)
+    for turn in range(rounds):
+        took += await _gone(url, folder, "abc"[turn % 3], kill=kill)
     if kill:
         return [_measured("killed", took, "p50 2, p99 4")]
     return [_measured("vanished", took, f"{SESSION_S + 1:g} (session_timeout + 1)")]
 
 
-async def _gone(url: str, folder: Path, names: str, *, kill: bool) -> list[float]:
-    took: list[float] = []
+async def _gone(url: str, folder: Path, name: str, *, kill: bool) -> list[float]:
+    """For each shard of one of three workers: from its end to the first result of another one."""
     async with Group(url, folder, standbys=1).running("a", "b", "c") as group:
-        for name in names:
-            worker, owned = group.workers[name], group.owned(name)
-            pid, since = worker.pid, time.perf_counter()
-            if kill:
-                worker.kill()
-            else:
-                worker.pause()
-            group.workers.pop(name)
+        owned = group.owned(name)
+        worker = group.workers.pop(name)
+        pid, since = worker.pid, time.perf_counter()
+        if kill:
+            worker.kill()
+        else:
+            worker.pause()
+        try:
+            firsts: list[float | None] = []
 
-            def back(owned: list[int] = owned, pid: int = pid, since: float = since) -> bool:
-                return all(group.first_of_others(n, pid, since) is not None for n in owned)
+            def back() -> bool:
+                firsts[:] = [group.first_of_others(number, pid, since) for number in owned]
+                return None not in firsts
 
             await group.until(back, "a result of each shard")
-            took += [(group.first_of_others(n, pid, since) or 0.0) - since for n in owned]
-            if not kill:
-                worker.kill()
-            await group.start(name)
-            await group.settled()
-    return took
+            return [at - since for at in firsts if at is not None]
+        finally:
+            worker.kill()
 
 
 async def _rolling(url: str, folder: Path, rounds: int) -> list[Measured]:
