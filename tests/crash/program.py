@@ -533,7 +533,7 @@ class Checker:
         found = []
         for entry in view.of(self.group_topic, partition):
             event = _event.decode(entry.value or b"")
-            if event.id <= last.get(event.key, -1):
+            if event.id <= last.get(event.key, event.id - 1):
                 raise Violation(
                     f"{self.group_topic}/{partition}: {event} comes after {last[event.key]}"
                 )
