@@ -303,7 +303,9 @@ class Shard:
                 began = max(metadata.a.get(name, at), at)
                 self._positions[name, tp] = self._settled[name, tp] = began
                 self._cut_positions[name, tp] = began
-                self.subtopology_of(name).time_reached(metadata.time_of(name))
+                found_time, of = metadata.time_of(name), self.subtopology_of(name)
+                of.time_reached(found_time)
+                of.cut_time = max(of.cut_time, found_time)
 
     async def take_new_inputs(self) -> None:
         """Read the partitions of topics that have become sources of agents since the shard was recovered."""
@@ -704,7 +706,7 @@ class Shard:
             by_tp.setdefault(tp, {})[name] = at
         offsets = {}
         for tp, positions in by_tp.items():
-            times = {name: self._of[name].stream_time for name in positions}
+            times = {name: self._of[name].cut_time for name in positions}
             offsets[tp] = encode_metadata(max(times.values()), positions, times)
         for tp, (offset, _) in offsets.items():
             if offset < self._last_offsets.get(tp, 0):
