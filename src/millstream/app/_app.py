@@ -648,7 +648,10 @@ class App:
         from millstream.app._runtime import Runtime
 
         if self.runtime is not None:
-            raise ProgramError(f"app {self.id!r} is running already in this process")
+            raise ProgramError(
+                f"app {self.id!r} is running already in this process: enter app.running() once, and use the"
+                f" app inside that block"
+            )
         async with Runtime(self, worker=worker, web=web).running():
             yield result  # not the app in a lifespan, where it would become the server's state
 
