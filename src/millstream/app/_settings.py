@@ -82,9 +82,11 @@ class Settings:
         "rocksdb", "Where tables are kept: rocksdb or memory."
     )
     state_cache_bytes: int = _setting(
-        64 << 20, "RocksDB's block cache, for all tables of a worker."
+        64 << 20, "RocksDB's block cache, for all tables of a worker, in bytes."
     )
-    state_write_buffer_bytes: int = _setting(64 << 20, "RocksDB's write buffers, likewise.")
+    state_write_buffer_bytes: int = _setting(
+        64 << 20, "RocksDB's write buffers, likewise, in bytes."
+    )
     on_error: Policy = _setting("stop", "stop, skip, dlq, Dlq(topic) or Retry(...).")
     record_bytes_max: int = _setting(1_000_000, "Largest record, key and value together, in bytes.")
     inbox_bytes_max: int = _setting(
