@@ -334,7 +334,7 @@ MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
     (undo_forgets_who_was_before, FAILURES),
     (undo_leaves_writes, FAILURES),
     (overlaps_ignored, INTERRUPTIONS),
-    (merged_in_the_middle, INTERRUPTIONS),
+    (merged_in_the_middle, CALM),
     (never_merged, INTERRUPTIONS),
 ]
 
