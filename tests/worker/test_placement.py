@@ -69,6 +69,50 @@ async def test_the_partitioner_is_declared() -> None:
         assert t.table(app.tables["counts"].table) == dict.fromkeys(KEYS, 1)
 
 
+def regrouped(**declared: Any) -> tuple[ms.App, ms.Topic[str, str]]:
+    """An app that counts what it has moved to as many other partitions, as the writers of its input choose them."""
+    app = ms.App("placed")
+    words = app.topic("words", key=str, value=str, partitions=2, partitioner="crc32")
+    counts = app.table("counts", key=str, value=int, default=0, partitions=PARTITIONS, **declared)
+
+    @app.agent(app.stream(words).key_by(str).repartition(partitions=PARTITIONS))
+    async def count(stream: ms.Stream[str]) -> None:
+        async for event in stream.events():
+            counts[event.key] += 1
+
+    return app, words
+
+
+async def send(t: TestApp, words: ms.Topic[str, str]) -> None:
+    for key in KEYS:
+        await words.send(key, key=key)
+    await t.settle()
+
+
+async def test_a_table_of_what_was_moved_has_its_partitioner() -> None:
+    """A topic in between hands on how the keys of its input are placed: so entries are where they are looked for."""
+    app, words = regrouped()
+    async with TestApp(app) as t:
+        await send(t, words)
+        shards: Any = [
+            shard for (count, _), shard in t.worker.shards.items() if count == PARTITIONS
+        ]
+        for shard in shards:
+            spec, part = shard._tables["counts"], shard.own_parts["counts"]
+            stored = part.store.items()
+            keys = [part.decode_key(data) for data, _ in stored if data[:1] != b"\x00"]
+            assert keys
+            assert {spec.partitioner(spec.place(key), PARTITIONS) for key in keys} == {shard.number}
+
+
+async def test_a_table_that_is_placed_in_another_way_is_found() -> None:
+    """Also where the input is one that only the app writes."""
+    app, words = regrouped(partitioner="murmur2")
+    with pytest.raises(AgentError, match="belongs to shard"):
+        async with TestApp(app) as t:
+            await send(t, words)
+
+
 async def test_an_app_that_keeps_nothing_does_not_care() -> None:
     """It reads topics that are placed in any way; so it does while those grow."""
     app, seen = program(keeps=False)

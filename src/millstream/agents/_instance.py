@@ -42,7 +42,9 @@ class Source(NamedTuple):
     idle_ms: int | None = None
     """After so long without records event time moves on by itself."""
     partitioner: Callable[[bytes, int], int] | None = None
-    """How its writers choose partitions; None where only we write."""
+    """How its writers choose partitions; None where that does not matter."""
+    ours: bool = False
+    """Whether only we write it, as its partitioner says."""
 
 
 class Run:

@@ -274,7 +274,8 @@ class DeclaredTable(Generic[K, V]):
         elif self.like is not None:
             place = self.like.partitioner
         else:
-            found = {source.partitioner for source in sources if not source.internal}
+            written = [source for source in sources if not source.internal]
+            found = {source.partitioner for source in written or sources}
             place = found.pop() if len(found) == 1 else partitioner("murmur2")
         if place is any_partition:
             place = partitioner("murmur2")

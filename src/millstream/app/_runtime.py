@@ -682,7 +682,8 @@ def _source(topic: Topic[Any, Any]) -> Source:
         type_name=topic.value_codec.type_name,
         max_wait_s=topic.max_wait_ms / 1_000,
         idle_ms=topic.idle_timeout_ms,
-        partitioner=None if topic.internal else topic.partitioner,
+        partitioner=topic.partitioner,
+        ours=topic.internal,
     )
 
 

@@ -46,7 +46,7 @@ class Placement:
             PlacementError: one is not.
         """
         place = source.partitioner
-        if place is None or place is any_partition:
+        if place is None or place is any_partition or source.ours:
             return
         left = self._left.get(tp, FIRST_RECORDS)
         if left > 0:

@@ -101,7 +101,7 @@ class Shard:
         self._tables = {table.name: table for table in tables}
         self._agents = {spec.agent.name: spec for spec in agents}
         self._placed_by: dict[str, Callable[[bytes, int], int]] = {}
-        """How the writers of an input choose partitions; inputs that only we write are missing."""
+        """How the writers of an input choose partitions."""
         self._keeps_by_key = count > 1 and not self._tables.keys() <= {NOTES}
         self._options = options
         self.own_parts: dict[str, TablePart] = {}
