@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from millstream.serialization import Codec
 
 __all__ = [
+    "FIRST_NUMBER",
     "HEADERS",
     "WAITS",
     "BufferPart",
@@ -71,7 +72,7 @@ _HEAD_BYTES = _head.size
 _OPEN, _CLOSED = b"\x00", b"\x01"
 
 layout_of_int = key_layout(int).encode
-_FIRST_NUMBER = layout_of_int(0)
+FIRST_NUMBER = layout_of_int(0)
 
 
 def first_segment(timestamp: int, mark: int, payload: bytes) -> bytes:
@@ -209,15 +210,22 @@ class RowsPart(TimedPart):
         if scope.journal is not None:
             self.touch(entry, scope)
         found = self.dirty.get(entry)
+        if found is None and self.committing:
+            found = self.committing.get(entry)
         if found is None:
             found = self.cache.get(entry)
-            if found is None or entry in self.committing:
+            if found is None:
                 found = self.load(entry)
         return b"" if found is DELETED else found
 
     def encode(self) -> Iterator[dict[bytes, bytes | None]]:
         """``committing`` in slices; see `TablePart.encode`."""
-        encode_key = self.encode_key
+        return self.encode_with(self.encode_key)
+
+    def encode_with(
+        self, encode_key: Callable[[Any], bytes]
+    ) -> Iterator[dict[bytes, bytes | None]]:
+        """The same, with the bytes that ``encode_key`` makes of an entry."""
         entries = iter(self.committing.items())
         while chunk := list(islice(entries, ENCODE_SLICE)):
             yield {
@@ -316,10 +324,13 @@ class BufferPart(RowsPart):
             return  # nobody would find it
         bucket = timestamp // self.bucket_ms
         if key in self._filters[bucket]:
-            entry = (bucket, key, 0)
-            segment = self.dirty.get(entry) if plain else None
-            if segment is not None and segment is not DELETED:
+            if plain:
                 # the hot path of `append`, in one piece
+                entry = (bucket, key, 0)
+                segment = self.segment(entry, scope)
+                if not segment:
+                    self.dirty[entry] = first_segment(timestamp, mark, data)
+                    return
                 size = len(segment) + len(data) + _HEAD_BYTES
                 if not segment[0] and size <= SEGMENT_BYTES and size <= self.value_bytes_max:
                     self.dirty[entry] = segment + _pack(timestamp, mark, len(data)) + data
@@ -378,7 +389,7 @@ class BufferPart(RowsPart):
             for (bucket, key, number), segment in chunk:
                 if bucket != last:
                     last, head = bucket, layout_of_int(bucket)
-                tail = layout_of_int(number) if number else _FIRST_NUMBER
+                tail = layout_of_int(number) if number else FIRST_NUMBER
                 slice_[head + encode_plain(key) + tail] = None if segment is DELETED else segment
             yield slice_
         yield self.committing_system
