@@ -17,7 +17,7 @@ HOLD_MS = 100
 ROUNDS, ROWS = 12, 30
 
 
-def rows_that_come_out(how: Disturbance, waits: str) -> tuple[list[Any], list[Any], list[int]]:
+def rows_that_come_out(how: Disturbance, waits: Any) -> tuple[list[Any], list[Any], list[int]]:
     """What came out, what should have, and how many rows were known in memory after each round."""
     choose = random.Random(7)
 
