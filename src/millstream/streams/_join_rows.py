@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
-from millstream.tables import DELETED, ENCODE_SLICE, MISSING, Expiry, TimedPart
+from millstream.tables import DELETED, ENCODE_SLICE, Expiry, TimedPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -199,11 +199,23 @@ class RowsPart(TimedPart):
         """The segment of an entry that is not dirty; ``b""`` or `DELETED` where there is none."""
         value = self.committing.get(key)
         if value is None:
-            value = self.cached(key)
-            if value is MISSING:
-                value = self.cache[key] = self.store.get(self.encode_key(key)) or b""
-                self.trim()
+            value = self.cache.get(key)
+            if value is None:
+                value = self._load_clean(key)
         return value
+
+    def _load_clean(self, entry: Any) -> Any:
+        """The segment of an entry that is in none of the newer dictionaries."""
+        value = self._cache_old.pop(entry, None) if self._cache_old else None
+        if value is None:
+            value = self.store.get(self.place(entry)) or b""
+        self.cache[entry] = value
+        self.trim()
+        return value
+
+    def place(self, entry: Any) -> bytes:
+        """An entry's bytes in the store: `encode_key`, which parts have in a quicker way."""
+        return self.encode_key(entry)
 
     def segment(self, entry: Any, scope: Scope) -> bytes:
         """The segment of an entry, or ``b""``."""
@@ -215,22 +227,16 @@ class RowsPart(TimedPart):
         if found is None:
             found = self.cache.get(entry)
             if found is None:
-                found = self.load(entry)
+                found = self._load_clean(entry)
         return b"" if found is DELETED else found
 
     def encode(self) -> Iterator[dict[bytes, bytes | None]]:
         """``committing`` in slices; see `TablePart.encode`."""
-        return self.encode_with(self.encode_key)
-
-    def encode_with(
-        self, encode_key: Callable[[Any], bytes]
-    ) -> Iterator[dict[bytes, bytes | None]]:
-        """The same, with the bytes that ``encode_key`` makes of an entry."""
+        place = self.place
         entries = iter(self.committing.items())
         while chunk := list(islice(entries, ENCODE_SLICE)):
             yield {
-                encode_key(entry): None if segment is DELETED else segment
-                for entry, segment in chunk
+                place(entry): None if segment is DELETED else segment for entry, segment in chunk
             }
         yield self.committing_system
 
@@ -378,6 +384,11 @@ class BufferPart(RowsPart):
             if not segment[0]:
                 break
             number += 1
+
+    def place(self, entry: Any) -> bytes:
+        bucket, key, number = entry
+        tail = layout_of_int(number) if number else FIRST_NUMBER
+        return layout_of_int(bucket) + self._encode_plain(key) + tail
 
     def encode(self) -> Iterator[dict[bytes, bytes | None]]:
         """``committing`` in slices; entries of a bucket have their beginnings in common."""

@@ -304,7 +304,7 @@ class WaitingPart(RowsPart):
         self._codecs = codecs
         self._encode_plain = encode_plain
         self._orders = {
-            left: _Order(left, hold_ms, self._position) for left, hold_ms in holds_ms.items()
+            left: _Order(left, hold_ms, self.place) for left, hold_ms in holds_ms.items()
         }
         self._filters = KeyFilters()
         """Of hashes of places, by stretches of time: most rows are the first of their place."""
@@ -372,8 +372,7 @@ class WaitingPart(RowsPart):
     def codec_of(self, entry: Any) -> Codec[Any]:
         return self._codecs[entry[0]]
 
-    def _position(self, entry: Any) -> bytes:
-        """An entry's bytes in the store, as `encode_key` makes them."""
+    def place(self, entry: Any) -> bytes:
         left, timestamp, key, number = entry
         return (
             _SIDES[left]
@@ -381,9 +380,6 @@ class WaitingPart(RowsPart):
             + self._encode_plain(key)
             + (layout_of_int(number) if number else FIRST_NUMBER)
         )
-
-    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
-        return self.encode_with(self._position)
 
     def _rows(self, entry: Any, segment: bytes) -> list[Waiting]:
         return [self._waiting(entry, n, row) for n, row in enumerate(rows_of(segment))]
