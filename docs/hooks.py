@@ -11,9 +11,20 @@ __all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 MARK = "<!-- settings -->"
 NOTES = {
     "broker": "Where none is given, `local://` and the app's id, `.db`.",
+    "ssl": "See [Encryption and login](kafka.md#encryption-and-login).",
     "processing_guarantee": "See [At least once](../why/exactly-once.md#at-least-once).",
+    "commit_interval": "See [Commits](sizing.md#commits).",
+    "session_timeout": "Brokers usually take 6 s at least: a shorter one is made 6 s there.",
+    "standby_replicas": "See [Standbys](workers.md#standbys).",
+    "replication": "Give 3 on a cluster that is to survive the loss of a broker.",
+    "on_error": "See [Handle errors](errors.md).",
+    "inbox_bytes_max": "See [Memory](sizing.md#memory).",
+    "web_host": "See [The HTTP port](security.md#the-http-port).",
+    "compat": "See [Coming from Kafka Streams](../why/kafka-streams.md#what-is-meant-differently).",
+    "instance_id": "See [Restarts that move nothing](workers.md#restarts-that-move-nothing).",
+    "slot": "See [Ports and state](workers.md#ports-and-state).",
 }
-"""What a setting's own line does not say; above all, what is not built yet."""
+"""What a setting's own line does not say, or where the rest stands."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -79,7 +79,8 @@ def test_all_are_exported_and_documented() -> None:
         (
             AgentError("timer 'tick'", cause=ValueError("no")),
             {"record": None},
-            "timer 'tick' raised ValueError: no. Nothing of it was committed.",
+            "timer 'tick' raised ValueError: no. Nothing of it was committed."
+            " Mend the program and start the worker again.",
         ),
         (
             OutsideEventError("table 't'", "Use a view."),

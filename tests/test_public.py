@@ -8,9 +8,12 @@ import json
 import pkgutil
 import subprocess
 import sys
+from importlib.metadata import distribution
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
 
 import millstream
 
@@ -27,6 +30,11 @@ HEAVY = [
 ]
 MODULES_MAX = 300
 """How many modules ``import millstream`` may load, those of the interpreter included."""
+
+INSTALLED_BYTES_MAX = 50_000_000
+"""How much ``pip install millstream`` may bring, with the byte code that it makes."""
+
+OURS = Path(millstream.__file__).parent
 
 SHARED_BY_NEIGHBOURS = {"millstream.transports.local.groups": {"generation_of"}}
 
@@ -103,3 +111,26 @@ def test_version() -> None:
     from importlib.metadata import version
 
     assert millstream.__version__ == version("millstream")
+
+
+def test_what_an_install_brings() -> None:
+    """Millstream and all that it needs without extras; byte code is about as large as its source."""
+    sizes = {"millstream": 2 * sum(p.stat().st_size for p in OURS.rglob("*.py"))}
+    waiting = list(distribution("millstream").requires or [])
+    while waiting:
+        requirement = Requirement(waiting.pop())
+        marker = requirement.marker
+        if marker is not None and not marker.evaluate({"extra": ""}):
+            continue
+        if requirement.name.lower() in sizes:
+            continue
+        found = distribution(requirement.name)
+        files = [Path(str(found.locate_file(file))) for file in found.files or []]
+        sizes[requirement.name.lower()] = sum(
+            path.stat().st_size * (2 if path.suffix == ".py" else 1)
+            for path in files
+            if path.suffix != ".pyc" and path.exists()
+        )
+        waiting += found.requires or []
+    assert len(sizes) > 10
+    assert sum(sizes.values()) < INSTALLED_BYTES_MAX, sizes

@@ -118,7 +118,7 @@ class AgentError(ProgramError):
         self.position = position or record
         at = f" on record {record} (key {key})" if record else ""
         code = f" at {line}" if line else ""
-        onward = " Nothing of it was committed."
+        onward = " Nothing of it was committed. Mend the program and start the worker again."
         if self.position is not None:
             kept = "Nothing after it was" if record else "Nothing of it was"
             onward = (
@@ -208,7 +208,7 @@ class AskError(ProgramError):
 
 
 class ConfigurationError(MillstreamError):
-    """Settings or declarations that cannot work; raised before the first event."""
+    """Settings or declarations that cannot work; raised before the first event, where it can be known then."""
 
 
 class SettingError(ConfigurationError):
@@ -312,7 +312,10 @@ class UnknownMemberError(FencedError):
 
 
 class LogUnavailableError(TransportError):
-    """The log did not take the request; nothing of it was written, and it may be tried again."""
+    """The log did not take the request; nothing of it was written, and it may be tried again.
+
+    With ``processing_guarantee="at_least_once"`` some of a commit's records may be there already.
+    """
 
 
 class OutcomeUnknownError(TransportError):

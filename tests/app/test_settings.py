@@ -79,8 +79,10 @@ def test_values(tmp_path: Path, name: str, written: Any, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "wrong", "says"),
     [
-        ("commit_interval", "soon", "'soon' from .*: commit_interval: 'soon' is not a duration"),
-        ("partitions", "many", "'many' from"),
+        ("commit_interval", "soon", "'soon' from .*: not a duration; write"),
+        ("commit_interval", "-1s", "below 0"),
+        ("session_timeout", 0, "not above 0"),
+        ("partitions", "many", "'many' from .*: not a whole number"),
         ("partitions", -1, "below 0"),
         ("partitions", 0, "a topic has at least 1"),
         ("partitions", 2.5, "not a whole number"),
@@ -90,7 +92,11 @@ def test_values(tmp_path: Path, name: str, written: Any, value: Any) -> None:
         ("state", "redis", "none of 'rocksdb', 'memory'"),
         ("on_error", "ignore", 'none of "stop", "skip"'),
         ("broker", 5, "is not text"),
-        ("web_port", "http", "'http' from"),
+        ("web_port", "http", "'http' from .*: not a whole number"),
+        ("web_port", 65_536, "a port is 65535 at most"),
+        ("replication", 0, "not above 0"),
+        ("inbox_bytes_max", 0, "not above 0"),
+        ("slot", "../other", "cannot be the name of a folder"),
     ],
 )
 def test_wrong_values(tmp_path: Path, name: str, wrong: Any, says: str) -> None:

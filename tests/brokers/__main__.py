@@ -5,6 +5,7 @@ Its first line of output is the address. It ends with its input (Ctrl-D) or on a
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 
@@ -15,9 +16,10 @@ from tests.brokers.cluster import Cluster
 
 def _main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    parser = argparse.ArgumentParser(prog="python -m tests.brokers", description=__doc__)
+    parser.add_argument("size", type=int, nargs="?", default=1, help="how many brokers; 1")
     try:
-        cluster = Cluster(size)
+        cluster = Cluster(parser.parse_args().size)
     except Skipped as reason:  # this machine lacks something
         sys.exit(str(reason))
     with cluster:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import linecache
+import re
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -112,3 +113,45 @@ def test_every_error_is_in_the_tree() -> None:
 
     drawn = (millstream.errors.__doc__ or "").partition("::\n")[2]
     assert [name for name in millstream.errors.__all__ if name not in drawn] == []
+
+
+def test_every_option_is_in_the_reference() -> None:
+    """So are their options, of which none is left to ``--help`` alone."""
+    import click
+
+    from millstream.cli._main import cli
+
+    page = (DOCS / "reference" / "command-line.md").read_text(encoding="utf-8")
+    table = page.partition("All options:")[2].partition("\n## ")[0]
+
+    def options_of(command: click.Command, context: click.Context) -> Iterator[str]:
+        for parameter in command.params:
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                yield from (*parameter.opts, *parameter.secondary_opts)
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                assert found is not None
+                yield from options_of(found, context)
+
+    options = set(options_of(cli, click.Context(cli)))
+    assert len(options) > 30
+    assert [name for name in sorted(options) if not re.search(rf"`{name}[ `]", table)] == []
+
+
+def test_every_address_and_number_is_in_the_reference() -> None:
+    """The page on HTTP has the addresses and parameters that are described, and the metrics."""
+    from millstream.web._openapi import openapi
+    from millstream.worker import _report
+
+    page = (DOCS / "reference" / "http.md").read_text(encoding="utf-8")
+    paths = openapi("shop")["paths"]
+    assert [path for path in paths if f"{path}`" not in page] == []
+    asked = {p["name"] for path in paths.values() for p in path["get"].get("parameters", ())}
+    assert [n for n in asked - {"name"} if not re.search(rf"[`{{]{n}[`}}=]", page)] == []
+    source = inspect.getsource(_report)
+    numbers = set(re.findall(r'"millstream_(\w+)"|_(?:gauge|counter)\(\s*"(\w+)"', source))
+    names = {f"millstream_{a or b}" for a, b in numbers}
+    names |= {f"millstream_{name}_total" for name in _report.COUNTERS}
+    assert len(names) > 10
+    assert [name for name in sorted(names) if f"`{name}`" not in page] == []

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, given, settings
 
 import millstream as ms
 from millstream.app._runtime import Runtime
 from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend
+from millstream.testing import TestApp
 from millstream.transports.batch import iterate_records
 from millstream.worker import MemberMetadata, ShardAssignment, _worker, assign_shards
 from millstream.worker._assign_handover import given_to_nobody, plan_in_two_rounds
 from millstream.worker._assign_plan import plan_shards
 from millstream.worker._assign_wire import encode_assignment
+from tests.kit import Order, counting
 from tests.worker.groups import apply, cold_groups, owners, shards_of, warm_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import pytest
-
-    from millstream.transports.base import Transport
+    from millstream.transports.base import CommitResult, Epoch, Transport
     from millstream.worker import ShardId
     from tests.worker.groups import Members
 
@@ -78,6 +80,44 @@ def test_what_nobody_was_given() -> None:
     """Of the shards that a worker has lost."""
     shares = {"a": encode_assignment(ShardAssignment(active=((2, 0),))), "b": b""}
     assert given_to_nobody({(2, 0), (2, 1)}, shares) == {(2, 1)}
+
+
+# in one process
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_what_another_one_was_given_is_dropped(
+    taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The group did not know yet that it was here: nothing of it is committed in the next generation."""
+    app, orders, _ = counting(partitions=2, processing_guarantee="at_least_once")
+    async with TestApp(app) as t:
+        worker: Any = t.worker
+        await t.send_many(orders, [Order(f"a{n}", 1.0) for n in range(20)])
+        commit = worker.committer._transport.commit
+        positions: set[int] = set()
+
+        async def watched(epoch: Epoch) -> CommitResult:
+            positions.update(tp.partition for tp in epoch.offsets)
+            done: CommitResult = await commit(replace(epoch, generation=epoch.generation - 1))
+            return done
+
+        monkeypatch.setattr(worker.committer._transport, "commit", watched)
+        await orders.send_many([Order(f"a{n}", 1.0) for n in range(20)])
+        while not all(shard.has_work() for shard in worker.shards.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        given = encode_assignment(ShardAssignment(active=((2, 0),)))
+        other = encode_assignment(ShardAssignment(active=((2, 1),) if taken else ()))
+        await worker._apply(
+            replace(
+                worker.assignment,
+                generation=worker.assignment.generation + 1,
+                assigned=given,
+                shares={worker.assignment.member_id: given, "other": other},
+            )
+        )
+        assert list(worker.shards) == [(2, 0)]
+        assert positions == (set() if taken else {0, 1})
 
 
 # on the embedded log

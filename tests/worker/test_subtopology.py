@@ -15,6 +15,7 @@ import millstream as ms
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.worker import Shard, _subtopology
+from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -262,3 +263,99 @@ async def test_an_event_in_the_middle_is_waited_for_by_the_commit_alone(
         await t.advance("5m")
         assert shard._settled["other", TopicPartition("clicks", 0)] == 17
         assert t.table(counts) == {"ada": 32, "wait": 2}
+
+
+async def test_windows_are_closed_once_where_a_callback_connects_their_tables() -> None:
+    """Whoever closes windows of the one and of the other does not meet."""
+    app = ms.App("closing", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    orders = app.topic("orders", value=Click, key_from="user", timestamp="at")
+    notes = app.table("met", key=str, value=int, default=0)
+    by_click = app.table("by_click", key=str, value=int, default=0).tumbling("1m")
+    by_order = app.table("by_order", key=str, value=int, default=0).tumbling("1m")
+    closed: list[str] = []
+
+    @app.agent(clicks)
+    async def click_agent(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            by_click[click.user] += 1
+
+    @app.agent(orders)
+    async def order_agent(stream: ms.Stream[Click]) -> None:
+        async for order in stream:
+            notes[order.user] += 1
+            by_order[order.user] += 1
+
+    @by_click.on_close
+    async def close_clicks(key: str, window: ms.Window, value: int) -> None:
+        closed.append(key)
+        notes[key] += 1
+        await app.clock.sleep(10)
+
+    @by_order.on_close
+    async def close_orders(key: str, window: ms.Window, value: int) -> None:
+        closed.append(f"order of {key}")
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send_many(clicks, [Click(user, T2013) for user in ("ada", "bob", "eve")])
+        await t.send(orders, Click("ada", T2013))
+        await t.send(clicks, Click("ada", T2013 + 60_000))
+        assert closed == ["ada"]
+        assert shard.subtopology_of("click_agent") is shard.subtopology_of("order_agent")
+        for table in ("by_click", "by_order"):
+            part: Any = shard.own_parts[table]
+            part.advance(60_000 if table == "by_order" else 0)
+            part.begin_work()  # an update that waits for something has begun before
+            part.end_work()
+        for _ in range(6):
+            await t.advance("10s")
+        assert closed[0] == "ada"
+        assert Counter(closed) == {"ada": 1, "bob": 1, "eve": 1, "order of ada": 1}
+
+
+@pytest.mark.parametrize("quiet_events", [5, 2_000])
+async def test_time_is_committed_with_what_has_brought_it(
+    quiet_events: int, monkeypatch: Patch
+) -> None:
+    """What stays out of the epochs is processed again after a crash, in the time that it had."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", quiet_events)
+    app = ms.App("timely", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    counts = app.table("counts", key=str, value=int, default=0)
+    others = app.table("others", key=str, value=int, default=0)
+
+    @app.agent(clicks)
+    async def rare(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+            if click.user == "wait":
+                await app.clock.sleep(300)
+
+    @app.agent(clicks)
+    async def tied(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts["wait"] += 1
+            counts[click.user] += 1
+
+    @app.agent(clicks)
+    async def beside(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            others[click.user] += 1
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        runtime: Any = t._runtime
+        tp = TopicPartition("clicks", 0)
+        await t.send_many(clicks, [Click("ada", T2013) for _ in range(8)])
+        assert shard.lanes["tied"].journaled is (quiet_events == 2_000)
+        await t.send(clicks, Click("wait", T2013 + 1))
+        await t.send_many(clicks, [Click("ada", T2013 + HOUR_MS) for _ in range(8)])
+        found = (await runtime.transport.committed(app.id, [tp]))[tp]
+        told = decode_metadata(found.metadata)
+        assert (found.offset, told.a["beside"]) == (8, 17)
+        assert told.time_of("beside") == T2013 + HOUR_MS
+        assert told.time_of("tied") <= T2013 + 1
+        await t.advance("5m")
+        found = (await runtime.transport.committed(app.id, [tp]))[tp]
+        assert decode_metadata(found.metadata).time_of("tied") == T2013 + HOUR_MS

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from millstream.errors import LogUnavailableError, TopologyError
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.memory import MemoryTransport
-from millstream.worker import _fetch, _shard, decode_metadata
+from millstream.worker import ShardAssignment, Worker, _fetch, _shard, decode_metadata
 from tests.kit import Order, counting, second_worker
 
 
@@ -72,6 +74,51 @@ async def test_workers_tell_the_group_what_they_own() -> None:
             assert sorted(inputs.partitions(worker.assignment.assigned)) == [
                 TopicPartition(orders.name, number) for _, number in sorted(worker.shards)
             ]
+
+
+KEPT = [("", 0, True), ("", 1, True), ("", 2, False), ("another", 1, False), ("another", 0, False)]
+
+
+async def uncommitted_work(member: str, later: int, kept: bool) -> None:
+    app, orders, _ = counting(partitions=1)
+    async with TestApp(app) as t:
+        worker: Any = t.worker
+        assert decode_metadata(worker._metadata(ShardAssignment(), generation=0)).keeps_copies
+        before = worker.assignment
+        await t.send(orders, Order("ada", 1.0))
+        (shard,) = worker.shards.values()
+        await orders.send(Order("ada", 1.0))
+        while not shard.has_work():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await worker._apply(
+            replace(
+                before, member_id=member or before.member_id, generation=before.generation + later
+            )
+        )
+        (found,) = worker.shards.values()
+        assert (found is shard) is kept
+        assert kept or not shard.ready.is_set()
+
+
+@pytest.mark.parametrize(("member", "later", "kept"), KEPT)
+async def test_which_generations_keep_uncommitted_work(member: str, later: int, kept: bool) -> None:
+    """The next one, under the same member id: in any other case somebody else may have committed meanwhile."""
+    await uncommitted_work(member, later, kept)
+
+
+async def test_work_kept_for_ever_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every assignment counts as the next one, some of these checks fail."""
+    apply = Worker._apply
+
+    async def steady(self: Any, assignment: Any) -> None:
+        if self.assignment is not None:
+            self.assignment = replace(assignment, generation=assignment.generation - 1)
+        await apply(self, assignment)
+
+    monkeypatch.setattr(Worker, "_apply", steady)
+    for member, later, kept in KEPT:
+        with contextlib.nullcontext() if kept else pytest.raises(AssertionError):
+            await uncommitted_work(member, later, kept)
 
 
 async def test_the_leader_is_one() -> None:

@@ -135,7 +135,14 @@ class Agent(Generic[V, R]):
         return self.topic
 
     async def cast(self, value: V, *, key: Any = None) -> Position | None:
-        """Send a value to the agent's topic and do not wait for it to be processed."""
+        """Send a value to the agent's topic and do not wait for it to be processed.
+
+        Returns:
+            Where the record is; None inside an event, with which it is committed.
+
+        Raises:
+            ProgramError: the agent reads several topics or a derived stream.
+        """
         return await self._inbox().send(value, key=key)
 
     async def ask(self, value: V, *, key: Any = None, timeout: Duration | None = None) -> R:
@@ -144,7 +151,7 @@ class Agent(Generic[V, R]):
         Inside an event the request leaves at once, outside the epoch: it may be repeated after a crash.
 
         Raises:
-            AskError: no answer in time, or the event at hand has already written a table or sent: the agent
+            AskError: no answer in time; the agent failed on the value; or the event at hand has already written a table or sent: the agent
                 that is asked could not see those writes before this event is finished.
             ProgramError: the agent is no generator, and so has no answers.
         """
@@ -171,7 +178,15 @@ class Agent(Generic[V, R]):
     async def map(
         self, values: Iterable[V], *, key: Any = None, timeout: Duration | None = None
     ) -> AsyncIterator[R]:
-        """Ask for each value, all at once; results as they come."""
+        """Ask for each value, all at once; results as they come.
+
+        Args:
+            key: of all requests; taken from each value by ``key_from`` where left out.
+            timeout: of each question, as for `ask`.
+
+        Raises:
+            AskError: as `ask`, from the first one without an answer; the other questions are given up.
+        """
         async with self._asking(values, key, timeout) as asked:
             for done in asyncio.as_completed(asked):
                 yield await done
@@ -179,7 +194,10 @@ class Agent(Generic[V, R]):
     async def join(
         self, values: Iterable[V], *, key: Any = None, timeout: Duration | None = None
     ) -> list[R]:
-        """Ask for each value, all at once; results in the order of the values."""
+        """Ask for each value, all at once; results in the order of the values.
+
+        Args and errors are those of `map`.
+        """
         async with self._asking(values, key, timeout) as asked:
             return list(await asyncio.gather(*asked))
 

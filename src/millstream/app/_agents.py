@@ -89,7 +89,8 @@ class Agents(dict[str, Agent[Any, Any]]):
             self._topics.check_own(source, f"agent {agent!r}")
             return AgentSource((source,))
         raise TopologyError(
-            f"agent {agent!r}: {source!r} is neither a topic nor a stream of this app"
+            f"agent {agent!r}: {source!r} is neither a topic nor a stream of this app: give what app.topic()"
+            f" or app.stream() has returned"
         )
 
     def nodes(self) -> dict[str, AgentNode]:

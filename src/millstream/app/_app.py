@@ -483,7 +483,16 @@ class App:
         like: Topic[Any, Any] | None = None,
         help: str = "",
     ) -> Any:
-        """Declare a table of sets of ``value``."""
+        """Declare a table of sets, changed by ``add`` and ``discard``; a set is written whole when it changes.
+
+        Args:
+            key: type of the keys, as for `table`.
+            value: type of the members; they have to be hashable.
+            like: a topic whose partitions the table has.
+
+        Raises:
+            ConfigurationError: a type that cannot be a key, or a contradiction.
+        """
         return self.tables.declare_sets(
             name, key=key, value=value, partitions=partitions, like=like, help=help
         )
@@ -542,7 +551,14 @@ class App:
         )
 
     def task(self, function: F) -> F:
-        """Run the async function on each worker, once its first shards are ready."""
+        """Run the async function on each worker, once its first shards are ready.
+
+        It may run for ever, and is cancelled when the worker stops. What it raises stops the worker. It is no event:
+        tables raise in it, and what it sends leaves at once.
+
+        Raises:
+            ConfigurationError: the function is not async.
+        """
         return self._schedule.task(function)
 
     def command(self, *args: Any, **kwargs: Any) -> Callable[[F], F]:
@@ -564,7 +580,11 @@ class App:
         return lambda function: self.pages.declare(path, function)
 
     def mount(self, path: str, other: Any) -> None:
-        """Serve another ASGI application below ``path``."""
+        """Serve another ASGI application below ``path``, with the app's own pages.
+
+        Raises:
+            TopologyError: at the start, where the path is one of Millstream's own.
+        """
         self.mounts[path] = other
 
     def on_shards(
@@ -648,7 +668,10 @@ class App:
         from millstream.app._runtime import Runtime
 
         if self.runtime is not None:
-            raise ProgramError(f"app {self.id!r} is running already in this process")
+            raise ProgramError(
+                f"app {self.id!r} is running already in this process: enter app.running() once, and use the"
+                f" app inside that block"
+            )
         async with Runtime(self, worker=worker, web=web).running():
             yield result  # not the app in a lifespan, where it would become the server's state
 

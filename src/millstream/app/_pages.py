@@ -24,7 +24,7 @@ class Pages(dict[str, "Callable[..., Any]"]):
             ConfigurationError: the path is none, or taken.
         """
         if not path.startswith("/"):
-            raise ConfigurationError(f"page {path!r}: a path begins with a slash")
+            raise ConfigurationError(f"page {path!r}: a path begins with a slash: {'/' + path!r}")
         if path in self:
             raise ConfigurationError(f"page {path!r} is declared twice")
         self[path] = function

@@ -103,7 +103,11 @@ def open_transport(
         return MemoryTransport(clock=clock)
     if broker.startswith("kafka://"):
         return _kafka(broker, settings, app, place)
-    raise SettingError("broker", f"{broker!r} begins with none of local://, kafka://, memory://")
+    raise SettingError(
+        "broker",
+        f"{broker!r} begins with none of local://, kafka://, memory://: write for example"
+        f" local://shop.db, or kafka://host:9092",
+    )
 
 
 def _kafka(

@@ -115,7 +115,10 @@ class Schedule:
     def task(self, function: F) -> F:
         """See `App.task`."""
         if not inspect.iscoroutinefunction(function):
-            raise ConfigurationError(f"task {function.__name__!r} is not an async function")
+            raise ConfigurationError(
+                f"task {function.__name__!r} is not an async function: write"
+                f" `async def {function.__name__}()`"
+            )
         self.tasks.append(function)
         return function
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from millstream.agents import Policy, policy_of
 from millstream.clock import duration_ms
-from millstream.errors import MillstreamError, SettingError
+from millstream.errors import ConfigurationError, MillstreamError, SettingError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -82,9 +82,11 @@ class Settings:
         "rocksdb", "Where tables are kept: rocksdb or memory."
     )
     state_cache_bytes: int = _setting(
-        64 << 20, "RocksDB's block cache, for all tables of a worker."
+        64 << 20, "RocksDB's block cache, for all tables of a worker, in bytes."
     )
-    state_write_buffer_bytes: int = _setting(64 << 20, "RocksDB's write buffers, likewise.")
+    state_write_buffer_bytes: int = _setting(
+        64 << 20, "RocksDB's write buffers, likewise, in bytes."
+    )
     on_error: Policy = _setting("stop", "stop, skip, dlq, Dlq(topic) or Retry(...).")
     record_bytes_max: int = _setting(1_000_000, "Largest record, key and value together, in bytes.")
     inbox_bytes_max: int = _setting(
@@ -122,6 +124,16 @@ class Settings:
 
 
 _DURATIONS = {"commit_interval", "session_timeout", "reply_timeout"}
+_LEAST = {
+    "session_timeout": 1,
+    "reply_timeout": 1,
+    "replication": 1,
+    "record_bytes_max": 1,
+    "inbox_bytes_max": 1,
+    "epoch_bytes_max": 1,
+}
+"""What a number has to be at least, where that is not 0."""
+_PORT_MAX = 65_535
 
 _PREFIX = "MILLSTREAM_"
 _NOT_SETTINGS = ("TEST_", "CHECKS_", "DATA")
@@ -140,7 +152,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
             text = value.strip() if isinstance(value, str) else value
             if isinstance(text, str) and text.replace(".", "", 1).isdigit():
                 text = float(text)
-            return duration_ms(text, what=name)
+            return _at_least(name, _duration(text))
         if name == "on_error":
             return policy_of(value)
         if kind.startswith("Callable"):
@@ -148,7 +160,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
         if kind == "bool":
             return _bool(value)
         if kind.startswith("int"):
-            return None if value is None else _integer(value)
+            return None if value is None else _at_least(name, _integer(value))
         if kind.startswith("Path"):
             return None if value is None else Path(value).expanduser()
     except (MillstreamError, ValueError, TypeError) as exc:
@@ -194,9 +206,25 @@ def _allowed(kind: str) -> tuple[Any, ...]:
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise ValueError("not a whole number")
-    number = int(value)
-    if number < 0:
-        raise ValueError("below 0")
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("not a whole number") from None
+
+
+def _duration(value: Any) -> int:
+    try:
+        return duration_ms(value, what="")
+    except ConfigurationError as exc:
+        raise ValueError(str(exc).removeprefix(": ").removeprefix(f"{value!r} is ")) from exc
+
+
+def _at_least(name: str, number: int) -> int:
+    least = _LEAST.get(name, 0)
+    if number < least:
+        raise ValueError("below 0" if number < 0 else "not above 0")
+    if name == "web_port" and number > _PORT_MAX:
+        raise ValueError(f"a port is {_PORT_MAX} at most")
     return number
 
 
@@ -257,6 +285,10 @@ def read_settings(
         values["broker"] = f"local://{app}.db"
     if values["partitions"] < 1:
         raise SettingError("partitions", "a topic has at least 1")
+    if "/" in values["slot"] or "\\" in values["slot"] or values["slot"] in (".", ".."):
+        raise SettingError(
+            "slot", f"{values['slot']!r} cannot be the name of a folder: leave slashes out"
+        )
     return Settings(**values)
 
 

@@ -160,7 +160,9 @@ class Topics(dict[str, Topic[Any, Any]]):
             user: who wants to read it, for the message.
         """
         if not isinstance(topic, Topic):
-            raise TopologyError(f"{user}: {topic!r} is not a topic")
+            raise TopologyError(
+                f"{user}: {topic!r} is not a topic: give what app.topic() has returned"
+            )
         if topic is not self.get(topic.name) and topic not in self.groups:
             raise TopologyError(
                 f"{user}: {topic.name!r} is a topic of another app; describe it with"

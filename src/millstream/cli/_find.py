@@ -100,7 +100,10 @@ def _named_app(reference: str, directory: Path) -> App:
     if not attribute:
         apps = _apps_of(module)
         if not apps:
-            raise ConfigurationError(f"module {name!r} has no ms.App at its top level")
+            raise ConfigurationError(
+                f"module {name!r} has no ms.App at its top level: write there app = ms.App(...), or name"
+                f" another one with -A module:app"
+            )
         return _only(apps, name)
     found: object = module
     for part in attribute.split("."):

@@ -263,7 +263,13 @@ def _aggregate(
 
 
 class GroupedStream(DeclaredStream[V, K]):
-    """A stream whose records are in the shards of their keys. Records without a key are dropped."""
+    """A stream whose records are in the shards of their keys. Records without a key are dropped.
+
+    Windows are of event time. ``grace`` is how long after its end a window takes late records, 0 where left out; ``retention``
+    is how long after its start (a session: after its end) it can be read, size and grace where left out. Both are
+    durations: a timedelta, seconds, or text such as "1h". A wrong one is a `ConfigurationError`. The rules are those of
+    Kafka Streams.
+    """
 
     def _declare(
         self, shape: _Shape, name: str | None, emit: Emit, emit_every: Duration | None
@@ -590,7 +596,10 @@ class WindowedStream(Generic[V, K]):
 
 
 class CogroupedStream(Generic[A, K]):
-    """Groups of several streams by one key, which make one value: each stream adds in its own way."""
+    """Groups of several streams by one key, which make one value: each stream adds in its own way.
+
+    Windows are those of `GroupedStream`.
+    """
 
     def __init__(
         self,

@@ -172,9 +172,8 @@ class TablePart:
         """The value, or `MISSING`. Makes the entry dirty where values can change in place."""
         if scope.journal is not None:
             self.touch(key, scope)
-        try:
-            value = self.dirty[key]
-        except KeyError:
+        value = self.dirty.get(key, MISSING)
+        if value is MISSING:
             value = self.load(key)
         return MISSING if value is DELETED else value
 

@@ -217,9 +217,9 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         except KeyError:
             raise no_part(self.name, scope) from None
         if scope.journal is None:
-            try:
-                value = part.dirty[key]
-            except KeyError:
+            # not by KeyError: of many keys, most are not dirty, and an exception costs ten times as much
+            value = part.dirty.get(key, MISSING)
+            if value is MISSING:
                 value = part.load(key)
             if value is MISSING or value is DELETED:
                 return self._missing(key, part)

@@ -128,7 +128,15 @@ class View(Generic[K, V]):
         end: Moment | None = None,
         reverse: bool = False,
     ) -> AsyncIterator[tuple[Window, V]]:
-        """The windows of a key that begin in ``start <= time < end``, the oldest first, or the latest."""
+        """The windows of a key that begin in ``start <= time < end``, the oldest first, or the latest.
+
+        Args:
+            start: an aware datetime, or ms since the epoch; so is ``end``.
+
+        Raises:
+            BadQueryError: the table has no windows.
+            UnavailableError: nobody can answer at the moment.
+        """
         read = Read(
             table=self.name,
             key=self._info.layout.encode(key),

@@ -79,13 +79,9 @@ class WindowView(Generic[K, V]):
                 part.late(start, start + part.span_ms, scope)
                 return self
             entry = (start, self._key)
-            try:
-                value = dirty[entry]
-            except KeyError:
+            value = dirty.get(entry, DELETED)
+            if value is DELETED:
                 value = part.first(entry, table.initial)
-            else:
-                if value is DELETED:
-                    value = part.first(entry, table.initial)
             dirty[entry] = value + other
             return self
         key = self._key
@@ -98,13 +94,9 @@ class WindowView(Generic[K, V]):
             start += advance
         while start <= timestamp:
             entry = (start, key)
-            try:
-                value = dirty[entry]
-            except KeyError:
+            value = dirty.get(entry, DELETED)
+            if value is DELETED:
                 value = part.first(entry, table.initial)
-            else:
-                if value is DELETED:
-                    value = part.first(entry, table.initial)
             dirty[entry] = value + other
             start += advance
         return self

@@ -240,7 +240,10 @@ class TestApp:
                 await self._end()
             if not worker.ready.is_set() and worker.plan.counts:
                 if loop.time() > deadline:
-                    raise ProgramError("the app did not become ready")
+                    raise ProgramError(
+                        f"app {self.app.id!r} was not ready after {REAL_WAIT_S:g} s: what runs at the"
+                        f" start (lifespan=, a table's load) waits for something that does not come"
+                    )
                 await asyncio.sleep(0.001)
                 continue
             if await worker.committer.commit():

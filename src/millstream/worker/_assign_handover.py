@@ -4,6 +4,9 @@ Where an epoch is a transaction, a shard goes to its next owner at once: what th
 is refused. An epoch that is not atomic cannot be refused as a whole, and so nobody may work on a shard while somebody
 else does. In the first round a shard that has to move is given to nobody: its owner sees that it has lost it, stops,
 commits, and says so by joining again. In that second round it goes to whoever is to have it.
+
+A member joins at once, with what its worker said last. Where that was before the worker took a shard, the group gives the
+shard to another one in a single round: then its owner drops what it has not committed.
 """
 
 from __future__ import annotations

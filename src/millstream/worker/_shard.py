@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -144,6 +144,8 @@ class Shard:
         self._time_moved = asyncio.Event()
         self._due: dict[str, asyncio.Event] = {}
         """By table that closes windows: set when some are final."""
+        self._part_closing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By table: held by whoever calls the functions for its final windows."""
         self._rewind: asyncio.Future[None] | None = None
         self.commit: Callable[[], Awaitable[object]] = _nothing
         """Commits what is finished, in all shards of the worker."""
@@ -301,7 +303,9 @@ class Shard:
                 began = max(metadata.a.get(name, at), at)
                 self._positions[name, tp] = self._settled[name, tp] = began
                 self._cut_positions[name, tp] = began
-                self.subtopology_of(name).time_reached(metadata.time_of(name))
+                found_time, of = metadata.time_of(name), self.subtopology_of(name)
+                of.time_reached(found_time)
+                of.cut_time = max(of.cut_time, found_time)
 
     async def take_new_inputs(self) -> None:
         """Read the partitions of topics that have become sources of agents since the shard was recovered."""
@@ -380,14 +384,17 @@ class Shard:
             async with self._owners[table].closing:
                 while listed := self._due_parts(self._owners[table]):
                     for part, closing in listed:
-                        self._due[part.name].clear()
-                        await close_due(
-                            self, part, closing, pause=partial(self._until_room, part.name)
-                        )
+                        await self._close_part(part, closing)
             found = self._owners[table]  # a callback may have connected it with others
             if not found.closing.locked() and not self._is_due(found):
                 found.open_gate("windows due")
             found.took_run()
+
+    async def _close_part(self, part: TimedPart, closing: Closing) -> None:
+        # a callback may have connected it with others meanwhile, whose windows somebody else closes
+        async with self._part_closing[part.name]:
+            self._due[part.name].clear()
+            await close_due(self, part, closing, pause=partial(self._until_room, part.name))
 
     def _due_parts(self, of: SubTopology) -> list[tuple[TimedPart, Closing]]:
         """The tables of a sub-topology that have something to close, in the order of declaration."""
@@ -699,7 +706,7 @@ class Shard:
             by_tp.setdefault(tp, {})[name] = at
         offsets = {}
         for tp, positions in by_tp.items():
-            times = {name: self._of[name].stream_time for name in positions}
+            times = {name: self._of[name].cut_time for name in positions}
             offsets[tp] = encode_metadata(max(times.values()), positions, times)
         for tp, (offset, _) in offsets.items():
             if offset < self._last_offsets.get(tp, 0):

@@ -67,6 +67,8 @@ class Share:
     outputs: dict[TopicPartition, list[OutgoingRecord]]
     """What its events have sent, in order."""
     parts: list[TablePart]
+    time_before: int
+    """What `SubTopology.cut_time` was before."""
 
 
 class SubTopology:
@@ -92,6 +94,8 @@ class SubTopology:
         self._full_at: dict[TopicPartition, int] = {}
         """How much had been sent when the next epoch was found full."""
         self.stream_time = -1
+        self.cut_time = -1
+        """The stream time that what was cut has brought: what stays out is processed again after a crash, in its own."""
         self.time_advanced = False
         """Whether event time has moved without a record, and is to be committed."""
         self.journaled = True
@@ -136,6 +140,7 @@ class SubTopology:
         self.output += other.output
         self.epoch_bytes += other.epoch_bytes
         self.stream_time = max(self.stream_time, other.stream_time)
+        self.cut_time = max(self.cut_time, other.cut_time)
         self.time_advanced = self.time_advanced or other.time_advanced
         for scope in (*other.events, *other.callbacks):
             scope.subtopology = self
@@ -362,9 +367,16 @@ class SubTopology:
         self.epoch_bytes = 0
         self.epoch_bytes_watch = self._epoch_bytes_max
         self.time_advanced = False
+        time_before, self.cut_time = self.cut_time, self._time_of(taken if excluded else None)
         self._note_quiet(bool(excluded))
         self.open_gate("epoch full")
-        return Share(self, limits, outputs, list(self.parts.values()))
+        return Share(self, limits, outputs, list(self.parts.values()), time_before)
+
+    def _time_of(self, taken: Iterable[Scope] | None) -> int:
+        """Stream time as far as these events have brought it, of which some may be missing; None stands for all."""
+        if taken is None:
+            return self.stream_time
+        return max([self.cut_time, *(e.timestamp for e in taken if e.record is not None)])
 
     def _watch_ties(self, unfinished: Positions, limits: Positions) -> None:
         """Stop intake where finished events stay out again and again, tied to others that overlap for ever."""
@@ -401,6 +413,7 @@ class SubTopology:
 
     def give_back(self, share: Share) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
+        self.cut_time = min(self.cut_time, share.time_before)
         for part in share.parts:
             part.restore(self.events)
         for tp, sent in share.outputs.items():

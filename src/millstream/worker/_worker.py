@@ -446,8 +446,14 @@ class Worker:
         self.ready.clear()
         copies = dict.fromkeys(share.standby, False) | dict.fromkeys(share.warming, True)
         if not self.plan.atomic:
-            if steady and not await self._let_go(lost, assignment):
-                return
+            if steady:
+                # the group did not know yet that the others were here: somebody may be at work on them already
+                left = given_to_nobody(lost, assignment.shares)
+                async with self.committer.lock:
+                    await self._stop_shards(sorted(lost - left), kept=())
+                lost = left
+                if not await self._let_go(lost, assignment):
+                    return
             for shard_id in mine & set(self.shards):
                 self.shards[shard_id].open_gate("moving")
         async with self.committer.lock:

@@ -190,6 +190,7 @@ class Cluster:
                 if not self._nodes and isinstance(exc, AnswerLostError):
                     hint = " Does this listener want a login (sasl_mechanism)?"
         told = "; ".join(dict.fromkeys(map(str, errors)))
+        hint = hint or " Is it running, and does the setting broker name it?"
         raise LogUnavailableError(f"no broker of {self.url} answers: {told}.{hint}")
 
     async def features(self) -> Mapping[str, int]:

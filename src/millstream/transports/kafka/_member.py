@@ -443,7 +443,8 @@ class Member:
             )
         if code is ErrorCode.group_max_size_reached:
             raise ConfigurationError(
-                f"group {group!r} is full: the brokers allow no more members (group.max.size)"
+                f"group {group!r} is full: the brokers allow no more members. Start fewer workers, or raise"
+                f" the brokers' group.max.size"
             )
         error = refusal(code, f"{doing} {group!r}", where=self._cluster.url)
         if not isinstance(error, LogUnavailableError):
