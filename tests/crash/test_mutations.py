@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from tests.crash.world import World
 
-SEEDS = 40
+SEEDS = 100
 Patch = pytest.MonkeyPatch
 
 CALM = Schedule(crashes=False, evictions=False, new_generations=False)

@@ -22,7 +22,9 @@ what follows, on a free port that takes the place of 6066; it ends with the page
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -265,7 +267,11 @@ def _differs(block: Block, command: str, printed: str, wanted: str) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that is free, and the next one too, for a second worker: below those that outgoing connections take."""
+    for _ in range(100):
+        port = random.randrange(20_000, 32_000, 2)
+        with socket.socket() as one, socket.socket() as two, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            two.bind(("127.0.0.1", port + 1))
+            return port
+    raise AssertionError("no two ports are free")

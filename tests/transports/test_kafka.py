@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -27,11 +28,17 @@ class KafkaLab:
     def __init__(self, broker: Cluster) -> None:
         self._broker = broker
         admin = broker.admin()
-        for name in admin.list_topics(timeout=DEADLINE_S).topics.keys() & set(TOPICS):
+        for name in self._topics():
             admin.delete_topics([name])[name].result(DEADLINE_S)
+        patience = time.monotonic() + DEADLINE_S
+        while left := self._topics():  # a broker lists one for a moment after it is deleted
+            assert time.monotonic() < patience, f"{left} were deleted, and are still listed"
         there = {each.group_id for each in admin.list_consumer_groups().result(DEADLINE_S).valid}
         for name in there & set(GROUPS):
             admin.delete_consumer_groups([name])[name].result(DEADLINE_S)
+
+    def _topics(self) -> set[str]:
+        return set(self._broker.admin().list_topics(timeout=DEADLINE_S).topics) & set(TOPICS)
 
     def open_transport(self) -> KafkaTransport:
         return KafkaTransport(self._broker.url)

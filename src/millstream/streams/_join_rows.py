@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
-from millstream.tables import DELETED, ENCODE_SLICE, MISSING, Expiry, TimedPart
+from millstream.tables import DELETED, ENCODE_SLICE, Expiry, TimedPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from millstream.serialization import Codec
 
 __all__ = [
+    "FIRST_NUMBER",
     "HEADERS",
     "WAITS",
     "BufferPart",
@@ -71,7 +72,7 @@ _HEAD_BYTES = _head.size
 _OPEN, _CLOSED = b"\x00", b"\x01"
 
 layout_of_int = key_layout(int).encode
-_FIRST_NUMBER = layout_of_int(0)
+FIRST_NUMBER = layout_of_int(0)
 
 
 def first_segment(timestamp: int, mark: int, payload: bytes) -> bytes:
@@ -198,31 +199,44 @@ class RowsPart(TimedPart):
         """The segment of an entry that is not dirty; ``b""`` or `DELETED` where there is none."""
         value = self.committing.get(key)
         if value is None:
-            value = self.cached(key)
-            if value is MISSING:
-                value = self.cache[key] = self.store.get(self.encode_key(key)) or b""
-                self.trim()
+            value = self.cache.get(key)
+            if value is None:
+                value = self._load_clean(key)
         return value
+
+    def _load_clean(self, entry: Any) -> Any:
+        """The segment of an entry that is in none of the newer dictionaries."""
+        value = self._cache_old.pop(entry, None) if self._cache_old else None
+        if value is None:
+            value = self.store.get(self.place(entry)) or b""
+        self.cache[entry] = value
+        self.trim()
+        return value
+
+    def place(self, entry: Any) -> bytes:
+        """An entry's bytes in the store: `encode_key`, which parts have in a quicker way."""
+        return self.encode_key(entry)
 
     def segment(self, entry: Any, scope: Scope) -> bytes:
         """The segment of an entry, or ``b""``."""
         if scope.journal is not None:
             self.touch(entry, scope)
         found = self.dirty.get(entry)
+        if found is None and self.committing:
+            found = self.committing.get(entry)
         if found is None:
             found = self.cache.get(entry)
-            if found is None or entry in self.committing:
-                found = self.load(entry)
+            if found is None:
+                found = self._load_clean(entry)
         return b"" if found is DELETED else found
 
     def encode(self) -> Iterator[dict[bytes, bytes | None]]:
         """``committing`` in slices; see `TablePart.encode`."""
-        encode_key = self.encode_key
+        place = self.place
         entries = iter(self.committing.items())
         while chunk := list(islice(entries, ENCODE_SLICE)):
             yield {
-                encode_key(entry): None if segment is DELETED else segment
-                for entry, segment in chunk
+                place(entry): None if segment is DELETED else segment for entry, segment in chunk
             }
         yield self.committing_system
 
@@ -316,10 +330,13 @@ class BufferPart(RowsPart):
             return  # nobody would find it
         bucket = timestamp // self.bucket_ms
         if key in self._filters[bucket]:
-            entry = (bucket, key, 0)
-            segment = self.dirty.get(entry) if plain else None
-            if segment is not None and segment is not DELETED:
+            if plain:
                 # the hot path of `append`, in one piece
+                entry = (bucket, key, 0)
+                segment = self.segment(entry, scope)
+                if not segment:
+                    self.dirty[entry] = first_segment(timestamp, mark, data)
+                    return
                 size = len(segment) + len(data) + _HEAD_BYTES
                 if not segment[0] and size <= SEGMENT_BYTES and size <= self.value_bytes_max:
                     self.dirty[entry] = segment + _pack(timestamp, mark, len(data)) + data
@@ -368,6 +385,11 @@ class BufferPart(RowsPart):
                 break
             number += 1
 
+    def place(self, entry: Any) -> bytes:
+        bucket, key, number = entry
+        tail = layout_of_int(number) if number else FIRST_NUMBER
+        return layout_of_int(bucket) + self._encode_plain(key) + tail
+
     def encode(self) -> Iterator[dict[bytes, bytes | None]]:
         """``committing`` in slices; entries of a bucket have their beginnings in common."""
         encode_plain = self._encode_plain
@@ -378,7 +400,7 @@ class BufferPart(RowsPart):
             for (bucket, key, number), segment in chunk:
                 if bucket != last:
                     last, head = bucket, layout_of_int(bucket)
-                tail = layout_of_int(number) if number else _FIRST_NUMBER
+                tail = layout_of_int(number) if number else FIRST_NUMBER
                 slice_[head + encode_plain(key) + tail] = None if segment is DELETED else segment
             yield slice_
         yield self.committing_system

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from millstream.streams._join_delivery import Pair
     from millstream.streams._join_waiting import Waiting
 
-__all__ = ["Reach", "SelfJoin", "StreamJoin", "keep_rows"]
+__all__ = ["Reach", "SelfJoin", "StreamJoin", "keep_rows", "plain_encoder"]
 
 
 class Reach(NamedTuple):
@@ -112,10 +112,16 @@ class StreamJoin(Operator):
         if self.waits is not None:
             codecs = {left: parent.values for left, parent in sides.items()}
             holds = {left: self.reach.hold(left=left) for left in self._alone()}
+            encode_plain = plain_encoder(self.parents[0])
 
             def make_part(name: str, **arguments: Any) -> WaitingPart:
                 return WaitingPart(
-                    name, codecs=codecs, holds_ms=holds, releases=not compat, **arguments
+                    name,
+                    codecs=codecs,
+                    holds_ms=holds,
+                    encode_plain=encode_plain,
+                    releases=not compat,
+                    **arguments,
                 )
 
             keep_rows(
@@ -319,7 +325,7 @@ def keep_buffer(
     compat = home.compat == "kafka-streams"
     sides = (True, False) if left is None else (left,)
     retention_ms = max(reach.retention(left=side, compat=compat) for side in sides)
-    encode_plain = key_layout(_key_type(parent)).encode
+    encode_plain = plain_encoder(parent)
 
     def make_part(part: str, **arguments: Any) -> BufferPart:
         return BufferPart(
@@ -344,6 +350,12 @@ def keep_buffer(
 
 def _key_type(parent: Operator) -> Any:
     return str if parent.key_type is Any else parent.key_type
+
+
+def plain_encoder(parent: Operator) -> Callable[[Any], bytes]:
+    """What makes order-preserving bytes of the keys of a stream."""
+    encode: Callable[[Any], bytes] = key_layout(_key_type(parent)).encode
+    return encode
 
 
 def keep_rows(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.context import current
 from millstream.streams._join_delivery import deliver_waiting, delivery
-from millstream.streams._join_streams import keep_rows
+from millstream.streams._join_streams import keep_rows, plain_encoder
 from millstream.streams._join_waiting import WaitingPart
 from millstream.streams._operator import (
     WAITS,
@@ -133,10 +133,13 @@ class TableJoin(Operator):
         self._clock = lambda: home.clock
         parent = self.parents[0]
         holds = {True: self.grace_ms - 1}
+        encode_plain = plain_encoder(parent)
 
         def make_part(name: str, **arguments: Any) -> WaitingPart:
             codecs = {True: parent.values}
-            return WaitingPart(name, codecs=codecs, holds_ms=holds, **arguments)
+            return WaitingPart(
+                name, codecs=codecs, holds_ms=holds, encode_plain=encode_plain, **arguments
+            )
 
         keep_rows(
             home,

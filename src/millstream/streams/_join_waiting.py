@@ -7,7 +7,8 @@ due. In memory there is only the near end of that order, so that many waiting ro
 one is due costs nothing: the rows that were put lately, by their timestamps, and the next few that the store has, up to a
 position ``known``. Every row below ``known`` is in one of the two. Whatever is found there is looked up again before
 it counts: its row may be gone, because it has met its partner or because the event that put it was undone. Only rows
-that are due are brought into the order of their positions.
+that are due are brought into the order of their positions. As long as all of the store's rows are among those that
+were put lately, ``known`` is the end, and the store is not asked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
 from millstream.streams._join_rows import (
+    FIRST_NUMBER,
     HEADERS,
     Row,
     RowsPart,
@@ -52,11 +54,12 @@ STEP_MS_MIN: Final = 1_000
 LATE_MAX: Final = 8_192
 """Rows in memory, besides those that are not in the store yet."""
 STRETCH_MS: Final = 60_000
-"""Of event time, for which the keys that wait are known together."""
+"""Of event time, for which the places of rows that wait are known together."""
 RELEASED_MAX: Final = 5_000
 """Entries that one event lets out; what is due beyond that leaves in events of its own."""
 
 _layout_of_side = key_layout(bool).encode
+_SIDES = {left: _layout_of_side(left) for left in (True, False)}
 _number = struct.Struct(">I")
 _headers = msgspec.msgpack.Decoder(list[tuple[str, bytes | None]])
 
@@ -82,9 +85,11 @@ class _Order:
 
     __slots__ = (
         "_ahead",
+        "_complete_from",
         "_count",
         "_encode",
         "_known",
+        "_known_time",
         "_lately",
         "_moments",
         "_prefix",
@@ -112,6 +117,9 @@ class _Order:
         """A heap of those that are due, by position."""
         self._ahead: deque[bytes] = deque()
         self._known = self._position(0)
+        self._known_time = 0
+        self._complete_from = NEVER
+        """The store's rows with this timestamp or a later one are all among those that were put lately."""
 
     def _position(self, timestamp: int) -> bytes:
         return self._prefix + layout_of_int(max(timestamp, 0))
@@ -130,6 +138,9 @@ class _Order:
         else:
             there.append(entry)
         self._count += 1
+
+    def _know_until(self, moment: int) -> None:
+        self._known, self._known_time = self._position(moment), moment
 
     def _first(self) -> bytes | None:
         """Position of the first row that is known, and due if it was put lately."""
@@ -172,24 +183,58 @@ class _Order:
             first = self._first()
             if first is not None and first < self._known:
                 return first if self._time(first) < limit else None
-            if self._time(self._known) >= limit:
+            if self._known_time >= limit:
                 return None
+            if self._known_time >= self._complete_from:
+                self._know_until(NEVER)
+                continue
             goal = self._position(limit + self._step_ms)
             found = list(islice(store.keys(self._known, goal), AHEAD_KEYS))
             self._ahead.extend(found)
             self._known = goal if len(found) < AHEAD_KEYS else found[-1] + b"\x00"
+            self._known_time = self._time(self._known)
 
-    def newest(self, store: TableStore) -> int:
-        """The highest timestamp of a row in the store; -1 where there is none."""
+    def next(self, stream_time: int, store: TableStore) -> tuple[bytes | None, Any]:
+        """Position and entry of the first row that is due, which is then forgotten.
+
+        Either may be None: the entry where only the store has told of it, the position where it was not needed.
+        """
+        if self._known_time == NEVER and not self._ready and not self._ahead:
+            # A row that is alone in its moment needs no place among others.
+            limit = stream_time - self.hold_ms
+            moments, lately = self._moments, self._lately
+            while moments and moments[0] < limit:
+                there = lately.get(moments[0], ())
+                if len(there) > 1:
+                    break
+                moment = heapq.heappop(moments)
+                if there:
+                    del lately[moment]
+                    self._count -= 1
+                    return None, there[0]
+            else:
+                return None, None
+        position = self.peek(stream_time, store)
+        return position, None if position is None else self.pop(position)
+
+    def recovered(self, store: TableStore) -> int:
+        """See how far the store goes.
+
+        Returns:
+            The highest timestamp of a row in the store; -1 where there is none.
+        """
         end = self._position(NEVER)
         last = next(iter(store.items(self._prefix, end, reverse=True)), None)
-        return -1 if last is None else self._time(last[0])
+        newest = -1 if last is None else self._time(last[0])
+        self._complete_from = newest + 1
+        return newest
 
     def due_at(self) -> int:
         """Stream time at which a row may be due; it need not be there."""
         first = self._first()
-        nearest = self._known if first is None or first > self._known else first
-        moment = self._time(nearest)
+        moment = self._known_time
+        if first is not None and first < self._known:
+            moment = self._time(first)
         if self._moments and self._moments[0] < moment:
             moment = self._moments[0]
         return moment + self.hold_ms + 1
@@ -198,11 +243,22 @@ class _Order:
         """Forget what the store has and what is far off."""
         if self._count <= LATE_MAX + len(dirty):
             return
-        near = self._time(self._known)
+        if self._known_time == NEVER:
+            # the nearer ones stay; of the others the store tells when their time comes
+            near, room = 0, LATE_MAX // 2
+            for near in sorted(self._lately):
+                room -= len(self._lately[near])
+                if room <= 0:
+                    break
+            self._know_until(near)
+        near = self._known_time
         kept: dict[int, list[Any]] = {}
         for moment, entries in self._lately.items():
             if moment > near:
-                entries = [e for e in entries if dirty.get(e, DELETED) is not DELETED]
+                there = [e for e in entries if dirty.get(e, DELETED) is not DELETED]
+                if len(there) < len(entries) and moment >= self._complete_from:
+                    self._complete_from = moment + 1
+                entries = there
             if entries:
                 kept[moment] = entries
         self._lately, self._moments = kept, sorted(kept)
@@ -212,7 +268,16 @@ class _Order:
 class WaitingPart(RowsPart):
     """Rows that wait, of one or both sides of a join."""
 
-    __slots__ = ("_codecs", "_filters", "_hold_ms", "_new", "_orders", "next_due", "releases")
+    __slots__ = (
+        "_codecs",
+        "_encode_plain",
+        "_filters",
+        "_hold_ms",
+        "_new",
+        "_orders",
+        "next_due",
+        "releases",
+    )
 
     @property
     def kept_as(self) -> str:
@@ -224,6 +289,7 @@ class WaitingPart(RowsPart):
         *,
         codecs: Mapping[bool, Codec[Any]],
         holds_ms: Mapping[bool, int],
+        encode_plain: Callable[[Any], bytes],
         releases: bool = True,
         **arguments: Any,
     ) -> None:
@@ -231,14 +297,17 @@ class WaitingPart(RowsPart):
         Args:
             codecs: by side, for the values of its rows.
             holds_ms: by side, left or not: a row is due when stream time is above its timestamp plus this.
+            encode_plain: a key alone to its order-preserving bytes.
             releases: whether rows leave when they are due, rather than when somebody says so.
         """
         super().__init__(name, values=codecs[True], **arguments)
         self._codecs = codecs
+        self._encode_plain = encode_plain
         self._orders = {
-            left: _Order(left, hold_ms, self.encode_key) for left, hold_ms in holds_ms.items()
+            left: _Order(left, hold_ms, self.place) for left, hold_ms in holds_ms.items()
         }
         self._filters = KeyFilters()
+        """Of hashes of places, by stretches of time: most rows are the first of their place."""
         self._hold_ms = max(holds_ms.values())
         self._new: set[Any] = set()
         """Entries made since the last cut; if they are gone before the next, it need not know of them."""
@@ -257,10 +326,10 @@ class WaitingPart(RowsPart):
             data = _number.pack(len(packed)) + packed + data
         first = (left, timestamp, key, 0)
         mark = HEADERS if headers else 0
-        stretch = timestamp // STRETCH_MS
-        known = key in self._filters[stretch]
+        stretch, place = timestamp // STRETCH_MS, hash(first)
+        known = place in self._filters[stretch]
         if not known:
-            self._filters.add(stretch, key)
+            self._filters.add(stretch, place)
             if scope.journal is None:
                 self.dirty[first] = first_segment(timestamp, mark, data)
                 self._new.add(first)
@@ -295,14 +364,25 @@ class WaitingPart(RowsPart):
             self._new.discard(entry)
             del self.dirty[entry]
             self._orders[entry[0]].drop(entry)
+        elif scope.journal is None:
+            self.dirty[entry] = DELETED
         else:
             self.delete(entry, scope)
 
     def codec_of(self, entry: Any) -> Codec[Any]:
         return self._codecs[entry[0]]
 
-    def _rows(self, entry: Any, segment: bytes) -> Iterator[Waiting]:
-        return (self._waiting(entry, n, row) for n, row in enumerate(rows_of(segment)))
+    def place(self, entry: Any) -> bytes:
+        left, timestamp, key, number = entry
+        return (
+            _SIDES[left]
+            + layout_of_int(timestamp)
+            + self._encode_plain(key)
+            + (layout_of_int(number) if number else FIRST_NUMBER)
+        )
+
+    def _rows(self, entry: Any, segment: bytes) -> list[Waiting]:
+        return [self._waiting(entry, n, row) for n, row in enumerate(rows_of(segment))]
 
     def due_row(self, row: Waiting) -> DueRow:
         """How failures know a row."""
@@ -317,9 +397,10 @@ class WaitingPart(RowsPart):
         left, timestamp, key, _ = entry
         _, mark, payload = row
         headers: Headers = []
+        data = payload
         if mark & HEADERS:
             headers = _headers.decode(payload[4 : 4 + _number.unpack_from(payload)[0]])
-        data = value_in(mark, payload)
+            data = value_in(mark, payload)
         value = self.load_value(entry, data)
         return Waiting(left, timestamp, key, value, headers, entry, number, data)
 
@@ -357,11 +438,10 @@ class WaitingPart(RowsPart):
         """The entry that is due first, which is then forgotten; None where there is none."""
         if len(self._orders) == 1:
             (order,) = self._orders.values()
-            position = order.peek(self.stream_time, self.store)
-            if position is None:
-                return None
-            entry = order.pop(position)
-            return self.decode_key(position) if entry is None else entry
+            position, entry = order.next(self.stream_time, self.store)
+            if entry is None and position is not None:
+                return self.decode_key(position)
+            return entry
         best, where = None, None
         for order in self._orders.values():
             position = order.peek(self.stream_time, self.store)
@@ -376,7 +456,7 @@ class WaitingPart(RowsPart):
         return self.decode_key(best) if entry is None else entry
 
     def _look_ahead(self) -> None:
-        self.next_due = min(order.due_at() for order in self._orders.values())
+        self.next_due = min([order.due_at() for order in self._orders.values()])
 
     def waiting_in_order(self) -> list[Any]:
         """Entries of all rows that wait, in order of time; right before left, then by key: walks over all."""
@@ -388,7 +468,7 @@ class WaitingPart(RowsPart):
         """Take out the rows of an entry."""
         segment = self.segment(entry, scope)
         self._drop_entry(entry, scope)
-        return list(self._rows(entry, segment))
+        return self._rows(entry, segment)
 
     # what is due without a record -------------------------------------------------------------------
 
@@ -399,7 +479,7 @@ class WaitingPart(RowsPart):
 
     def recovered(self) -> None:
         super().recovered()
-        newest = max(order.newest(self.store) for order in self._orders.values())
+        newest = max(order.recovered(self.store) for order in self._orders.values())
         self._filters.begin(newest // STRETCH_MS + 1)
         if self.releases:
             self._look_ahead()

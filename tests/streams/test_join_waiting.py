@@ -1,0 +1,85 @@
+"""Rows that wait in vain, more of them than are kept in memory: each comes out once, in order of time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Any
+
+import pytest
+
+import millstream as ms
+from millstream.streams import _join_waiting
+from millstream.testing import TestApp
+from tests.streams.running import NOTHING, Disturbance, disturb, feed, read
+
+HOLD_MS = 100
+ROUNDS, ROWS = 12, 30
+
+
+def rows_that_come_out(how: Disturbance, waits: Any) -> tuple[list[Any], list[Any], list[int]]:
+    """What came out, what should have, and how many rows were known in memory after each round."""
+    choose = random.Random(7)
+
+    async def run() -> tuple[list[Any], list[Any], list[int]]:
+        app = ms.App("shop", partitions=1)
+        left, right = app.topic("left", value=int), app.topic("right", value=int)
+        out = app.topic("out", value=int)
+        app.stream(left).join(
+            app.stream(right),
+            lambda one, other: one if one is not None else other,
+            how=waits,
+            within=HOLD_MS / 1_000,
+            name="rows",
+        ).to(out)
+        # before there are many: one that is let out while memory knows of all that wait
+        fed, known = [("first", 0, 0), ("second", 0, 2 * HOLD_MS)], []
+        async with TestApp(app) as t:
+            for row in fed:
+                await feed(t, left, [row])
+            for number in range(ROUNDS):
+                # most are not due before the next rounds; many are of one moment, in any order
+                begin = 2 * HOLD_MS + number * 20
+                some = [
+                    (f"k{number}-{row}", row, begin + choose.randrange(20)) for row in range(ROWS)
+                ]
+                fed += some
+                side = right if waits == "outer" and number % 2 else left
+                await feed(t, side, some)
+                if number % 4 == 2:
+                    await disturb(t, how)
+                (shard,) = t.worker.shards.values()
+                orders: Any = shard.parts["rows-unmatched"]._orders
+                known.append(sum(len(o._lately) + len(o._ahead) for o in orders.values()))
+            await feed(t, left, [("end", 0, 10_000)])
+            await t.settle()
+            found = [(record.key, record.timestamp) for record in read(t, out)]
+        wanted = [(key, timestamp) for key, _, timestamp in sorted(fed, key=lambda row: row[2])]
+        return found, wanted, known
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("waits", ["left", "outer"])
+@pytest.mark.parametrize("how", [NOTHING, "crash", "lose", "rebalance"])
+@pytest.mark.parametrize("memory", [4, 50, 8_192])
+def test_each_row_comes_out_once_in_order(
+    monkeypatch: pytest.MonkeyPatch, memory: int, how: Disturbance, waits: str
+) -> None:
+    """However many of them memory has room for, and whatever happens to the worker."""
+    monkeypatch.setattr(_join_waiting, "LATE_MAX", memory)
+    monkeypatch.setattr(_join_waiting, "AHEAD_KEYS", 7)
+    monkeypatch.setattr(_join_waiting, "STEP_MS_MIN", 10)
+    found, wanted, _ = rows_that_come_out(how, waits)
+    assert sorted(found) == sorted(wanted)
+    assert [moment for _, moment in found] == [moment for _, moment in wanted]
+
+
+def test_memory_has_few_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more than a hundred that wait, the nearest are known; of the others the store tells."""
+    monkeypatch.setattr(_join_waiting, "LATE_MAX", 10)
+    monkeypatch.setattr(_join_waiting, "STEP_MS_MIN", 5)
+    monkeypatch.setattr(_join_waiting, "AHEAD_KEYS", 7)
+    found, wanted, known = rows_that_come_out(NOTHING, "left")
+    assert len(found) == len(wanted) == 2 + ROUNDS * ROWS
+    assert max(known) <= 30
