@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,7 +14,7 @@ from millstream.cli._groups import members_of, shown_shards
 from millstream.records import TopicPartition
 from millstream.transports.base import GroupDescription, OffsetAndMetadata
 from millstream.transports.local import LocalTransport
-from tests.cli.terminal import APP
+from tests.cli.terminal import APP, poll
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,21 @@ def test_workers(project: Path, call: Callable[..., Result], terminal: Terminal)
     (project / "app.py").write_text(APP.replace(", web=False", ""))
     workers = terminal.start("worker", "--processes", "2")
     workers.until(r"worker \d ready in", times=2)
-    (row,) = json.loads(call("groups", "--json").stdout)
+
+    def state() -> dict[str, Any]:
+        (row,) = json.loads(call("groups", "--json").stdout)
+        found: dict[str, Any] = row
+        return found
+
+    def shared() -> bool:
+        # two shards move to the second worker once its copies are warm
+        members = state()["members"]
+        return [len(m["shards"]) for m in members] == [2, 2] and all(
+            m["state"] == "ready" for m in members
+        )
+
+    poll(shared, what="both workers are ready with two shards each")
+    row = state()
     members = row["members"]
     assert row["generation"] >= 2
     assert sorted(member["slot"] for member in members) == ["0", "1"]

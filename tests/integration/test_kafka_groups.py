@@ -119,7 +119,13 @@ async def test_many_join_at_once(kafka: Kafka, group: str) -> None:
         entering = [stack.enter_async_context(member(kafka.url, group)) for _ in range(8)]
         memberships = await asyncio.gather(*entering)
         found = [await of(each, 8) for each in memberships]
-        assert len({each.generation for each in found}) == 1
+        # one that was slow to join may have begun another generation of the same eight
+        while (newest := max(each.generation for each in found)) > min(
+            each.generation for each in found
+        ):
+            for at, each in enumerate(memberships):
+                while found[at].generation < newest:
+                    found[at] = await assigned(each)
         assert sorted(shard for each in found for shard in shards_of(each)) == [0, 1, 2]
         assert all(each.shares == found[0].shares for each in found)
 
