@@ -8,7 +8,9 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ import pytest
 
 from millstream.transports.base import OffsetAndMetadata, TopicSpec
 from millstream.transports.local import LocalTransport, processes
+from millstream.transports.local.file import LogFile
 from millstream.transports.local.groups import lease_is_over
 from millstream.transports.local.processes import is_gone, is_stopped, this_process
 from tests.transports.conformance import A0, A1, A2, DEADLINE_S, assigned, epoch, eventually, rec
@@ -281,6 +284,20 @@ async def test_processes_that_create_one_file_at_once(path: Path) -> None:
         third = asyncio.ensure_future(member(transport, 10))
         async with other(path, 10):
             await assigned(await third, members(4))
+
+
+def test_many_that_make_one_file_a_log(tmp_path: Path) -> None:
+    """SQLite refuses the change to WAL mode at once where another one is at it: it is tried again."""
+    makers = 4
+    for number in range(20):
+        start = threading.Barrier(makers)
+
+        def make(path: Path, start: threading.Barrier = start) -> None:
+            start.wait(DEADLINE_S)
+            LogFile(path).prepare()
+
+        with ThreadPoolExecutor(makers) as pool:
+            list(pool.map(make, [tmp_path / f"{number}.db"] * makers))
 
 
 async def test_a_loop_that_does_not_turn_loses_its_place(path: Path) -> None:

@@ -261,6 +261,10 @@ class MemoryFacts:
         """As the test says."""
         return self.why
 
+    def generation(self) -> int:
+        """Always the same."""
+        return 3
+
     async def metrics(self) -> Sequence[Metric]:
         """Three, of each kind one."""
         return [

@@ -81,7 +81,9 @@ async def test_topology_in_four_forms(http: httpx.AsyncClient) -> None:
 async def test_health(http: httpx.AsyncClient, facts: MemoryFacts) -> None:
     """Live means the process answers, ready that its shards do."""
     assert (await http.get("/health/live")).json() == {"status": "live"}
-    assert (await http.get("/health/ready")).status_code == 200
+    answer = await http.get("/health/ready")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "generation": 3}
     facts.why = "2 of 4 shards are being recovered."
     answer = await http.get("/health/ready")
     assert answer.status_code == 503

@@ -247,7 +247,8 @@ async def _letter_findings(
 async def _worker_findings(
     app: App, transport: Transport, infos: Mapping[str, TopicInfo]
 ) -> AsyncIterator[Finding]:
-    members = members_of(await transport.describe_group(app.id))
+    described = await transport.describe_group(app.id)
+    members = members_of(described)
     if not members:
         yield fine("workers", NO_WORKER)
         return
@@ -255,7 +256,9 @@ async def _worker_findings(
         ours = resolved_topology(app, infos).fingerprint()
     except MillstreamError:
         ours = None  # which is said elsewhere
-    states = await asyncio.gather(*(asyncio.to_thread(health, member.url) for member in members))
+    states = await asyncio.gather(
+        *(asyncio.to_thread(health, member.url, described.generation) for member in members)
+    )
     for member, state in zip(members, states, strict=True):
         yield _worker_finding(member, state, ours)
 

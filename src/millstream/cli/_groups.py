@@ -105,16 +105,24 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in parts)
 
 
-def health(url: str) -> str:
-    """What a worker says of itself over HTTP; why there is no answer, where there is none."""
+def health(url: str, generation: int) -> str:
+    """What a worker says of itself over HTTP; why there is no answer, where there is none.
+
+    Args:
+        generation: the group's, of which the worker may not have heard yet.
+    """
     if not url:
         return "serves no HTTP"
     try:
         answer = ask(url, "/health/ready", {}, timeout_s=ANSWER_S)
     except OSError as exc:
         return f"does not answer ({exc})"
-    why = answer.body.get("why") if isinstance(answer.body, dict) else None
-    return "ready" if answer.status == 200 else f"not ready: {why or answer.status}"
+    told = answer.body if isinstance(answer.body, dict) else {}
+    if answer.status != 200:
+        return f"not ready: {told.get('why') or answer.status}"
+    if told.get("generation", generation) < generation:
+        return f"not ready: it has not heard of generation {generation} yet."
+    return "ready"
 
 
 @command("groups")
@@ -166,7 +174,9 @@ async def _look(app: App, *, every: bool) -> tuple[list[dict[str, Any]], list[st
 async def _row(transport: Transport, group: str) -> dict[str, Any]:
     described = await transport.describe_group(group)
     members = members_of(described)
-    states = await asyncio.gather(*(asyncio.to_thread(_state, member) for member in members))
+    states = await asyncio.gather(
+        *(asyncio.to_thread(_state, member, described.generation) for member in members)
+    )
     return {
         "group": group,
         "generation": described.generation,
@@ -184,5 +194,5 @@ async def _row(transport: Transport, group: str) -> dict[str, Any]:
     }
 
 
-def _state(member: Member) -> str:
-    return "another program" if member.about is None else health(member.url)
+def _state(member: Member, generation: int) -> str:
+    return "another program" if member.about is None else health(member.url, generation)

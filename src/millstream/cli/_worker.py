@@ -135,15 +135,15 @@ def _supervise(session: Session, call: WorkerCall) -> int:
 
 
 def _ports(session: Session, call: WorkerCall) -> Iterator[int | None]:
-    """A port for each worker, or None where it finds one by itself or needs none.
+    """A port for each worker, counted up from one that was asked for; None where it finds a free one by itself.
 
     Raises:
-        AddressInUseError: a port that was asked for is taken.
+        AddressInUseError: a port that was asked for, or one after it, is taken.
     """
     if call.processes == 1 or call.without_web:
         while True:
             yield call.web_port
-    first, host, web = call.web_port, call.web_host, True
+    port, host, web = call.web_port, call.web_host, True
     try:
         settings = session.app().settings
     except MillstreamError as exc:
@@ -151,17 +151,14 @@ def _ports(session: Session, call: WorkerCall) -> Iterator[int | None]:
             raise
         complain(str(exc))  # the workers say so as well, and wait for a change of the code
     else:
-        first, host = first or settings.web_port, host or settings.web_host
-        web = settings.web
-    if not web:
+        port, host, web = port or settings.web_port, host or settings.web_host, settings.web
+    if port is None or not web:
         while True:
             yield None
-    port = first or FIRST_PORT
     while True:
-        if is_free(host or "127.0.0.1", port):
-            yield port
-        elif first is not None:
+        if not is_free(host or "127.0.0.1", port):
             raise AddressInUseError(host or "127.0.0.1", port)
+        yield port
         port += 1
 
 

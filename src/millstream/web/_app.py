@@ -337,7 +337,7 @@ class _Endpoints:
     async def ready(self, request: Request) -> Response:
         why = self._facts.unready()
         if why is None:
-            return json_response({"status": "ready"})
+            return json_response({"status": "ready", "generation": self._facts.generation()})
         return json_response({"status": "not ready", "why": why}, 503)
 
     async def metrics(self, request: Request) -> Response:

@@ -65,6 +65,10 @@ class Facts(Protocol):
         """Why this worker is not ready, as a sentence; None when it is."""
         ...
 
+    def generation(self) -> int:
+        """The group's generation as this worker knows it; 0 before its first."""
+        ...
+
     async def metrics(self) -> Sequence[Metric]:
         """The numbers of this worker alone."""
         ...

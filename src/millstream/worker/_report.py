@@ -191,6 +191,13 @@ class WorkerReport:
             return "The group has not confirmed the worker within the session time-out."
         return None if worker.ready.is_set() else "The worker is getting its shards ready."
 
+    def generation(self) -> int:
+        """The group's generation as the worker knows it; 0 before its first."""
+        worker = self._worker
+        if worker is None or worker.assignment is None:
+            return 0
+        return worker.assignment.generation
+
     def worker(self) -> dict[str, Any]:
         """This worker, as the others may show it."""
         worker = self._worker

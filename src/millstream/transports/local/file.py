@@ -175,7 +175,7 @@ class LogFile:
                     version = self._version(connection)
                 if version == 0:
                     self._create(connection)
-                mode = _one(connection, "PRAGMA journal_mode=WAL")
+                mode = self._to_wal(connection)
                 if mode != "wal":
                     raise ConfigurationError(
                         f"the log {self.path} is on a file system without shared memory (journal mode"
@@ -231,7 +231,7 @@ class LogFile:
 
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute(f"PRAGMA page_size={PAGE_BYTES}")
-        connection.execute("PRAGMA journal_mode=WAL")
+        self._to_wal(connection)
         with self._locked(connection):
             if self._version(connection) == 0:  # another process may have been faster
                 for statement in _SCHEMA.split(";"):
@@ -280,18 +280,31 @@ class LogFile:
                 connection.execute("ROLLBACK")
 
     def _begin(self, connection: sqlite3.Connection) -> float:
+        waited, _ = self._when_free(connection, "BEGIN IMMEDIATE")
+        return waited
+
+    def _to_wal(self, connection: sqlite3.Connection) -> str:
+        """Put the file in WAL mode; the mode that it is in then.
+
+        Where processes create one file at the same moment, SQLite refuses all but one at once, without a wait.
+        """
+        _, (mode,) = self._when_free(connection, "PRAGMA journal_mode=WAL")
+        return str(mode)
+
+    def _when_free(self, connection: sqlite3.Connection, statement: str) -> tuple[float, Any]:
+        """Try a statement until no other process is in its way; the seconds that took, and its first row."""
         began = time.monotonic()
         lease_s, pause, looked = LEASE_S, 0.0005, 0.0
         connection.execute("PRAGMA busy_timeout=0")
         try:
             while True:
                 try:
-                    connection.execute("BEGIN IMMEDIATE")
+                    row = connection.execute(statement).fetchone()
                 except sqlite3.OperationalError as exc:
                     if _code(exc) & 0xFF != sqlite3.SQLITE_BUSY:
                         raise
                 else:
-                    return time.monotonic() - began
+                    return time.monotonic() - began, row
                 waited = time.monotonic() - began
                 if waited > looked + 0.5:
                     looked = waited
@@ -320,9 +333,12 @@ class LogFile:
         pid = write_lock_holder(self.path)
         if pid is None:
             return
-        rows = connection.execute(
-            "SELECT place, pid, started FROM processes WHERE pid = ?", (pid,)
-        ).fetchall()
+        try:
+            rows = connection.execute(
+                "SELECT place, pid, started FROM processes WHERE pid = ?", (pid,)
+            ).fetchall()
+        except sqlite3.OperationalError:
+            return  # the file is about to become a log
         for row in rows:
             kill_if_stopped(Process(*row))
 
