@@ -9,6 +9,8 @@ from millstream.app._settings import setting_docs
 __all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 
 MARK = "<!-- settings -->"
+IN_CODE_ONLY = {"sasl_token"}
+"""Settings that no variable can hold."""
 NOTES = {
     "broker": "Where none is given, `local://` and the app's id, `.db`.",
     "ssl": "See [Encryption and login](kafka.md#encryption-and-login).",
@@ -41,8 +43,8 @@ def _settings() -> str:
     entries = []
     for name, (doc, default) in setting_docs().items():
         note = f" {NOTES[name]}" if name in NOTES else ""
-        variable = f"`MILLSTREAM_{name.upper()}`"
-        entries.append(f"`{name}`\n:   {doc}{note}\n    Default: {_shown(default)}. {variable}\n")
+        variable = "" if name in IN_CODE_ONLY else f" `MILLSTREAM_{name.upper()}`"
+        entries.append(f"`{name}`\n:   {doc}{note}\n    Default: {_shown(default)}.{variable}\n")
     return "\n".join(entries)
 
 
