@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from millstream.app._settings import setting_docs
+from millstream.app._settings import IN_CODE_ONLY, setting_docs
 
 __all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 
 MARK = "<!-- settings -->"
-IN_CODE_ONLY = {"sasl_token"}
-"""Settings that no variable can hold."""
 NOTES = {
     "broker": "Where none is given, `local://` and the app's id, `.db`.",
     "ssl": "See [Encryption and login](kafka.md#encryption-and-login).",

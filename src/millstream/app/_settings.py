@@ -140,6 +140,12 @@ _NOT_SETTINGS = ("TEST_", "CHECKS_", "DATA")
 """How variables go on that begin like a setting's: those of tests, of ``.ci/run`` and of the reference app."""
 
 
+IN_CODE_ONLY = frozenset(
+    name for name, kind in Settings.__annotations__.items() if kind.startswith("Callable")
+)
+"""Settings that are functions, which no variable can hold."""
+
+
 def setting_docs() -> dict[str, tuple[str, Any]]:
     """Name to documentation and default, in order."""
     return {f.name: (f.metadata["doc"], f.default) for f in dataclasses.fields(Settings)}
@@ -155,7 +161,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
             return _at_least(name, _duration(text))
         if name == "on_error":
             return policy_of(value)
-        if kind.startswith("Callable"):
+        if name in IN_CODE_ONLY:
             return _function(value)
         if kind == "bool":
             return _bool(value)
