@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from millstream.app._settings import setting_docs
+from millstream.app._settings import IN_CODE_ONLY, setting_docs
 
 __all__ = ["NOTES", "on_page_content", "on_page_markdown"]
 
@@ -41,8 +41,8 @@ def _settings() -> str:
     entries = []
     for name, (doc, default) in setting_docs().items():
         note = f" {NOTES[name]}" if name in NOTES else ""
-        variable = f"`MILLSTREAM_{name.upper()}`"
-        entries.append(f"`{name}`\n:   {doc}{note}\n    Default: {_shown(default)}. {variable}\n")
+        variable = "" if name in IN_CODE_ONLY else f" `MILLSTREAM_{name.upper()}`"
+        entries.append(f"`{name}`\n:   {doc}{note}\n    Default: {_shown(default)}.{variable}\n")
     return "\n".join(entries)
 
 

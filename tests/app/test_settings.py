@@ -109,6 +109,23 @@ def test_wrong_values(tmp_path: Path, name: str, wrong: Any, says: str) -> None:
             read(tmp_path, environ={f"MILLSTREAM_{name.upper()}": wrong})
 
 
+@pytest.mark.parametrize(
+    ("host", "more", "slot"),
+    [
+        ("shop-2", {}, "shop-2"),  # the pod's name, as two StatefulSets may run one app
+        ("shop-2", {"MILLSTREAM_SLOT": "east"}, "east"),  # what is configured comes first
+        ("shop-5d4f8c7b9d-x2x4z", {}, ""),  # a Deployment's: the next pod has another one
+        ("shop-2", {"MILLSTREAM_BROKER": "local://x.db"}, ""),  # several workers of one machine
+        ("", {}, ""),
+    ],
+)
+def test_the_slot_of_a_pod(tmp_path: Path, host: str, more: dict[str, str], slot: str) -> None:
+    """A StatefulSet's pod is a slot of its own on Kafka, where none is configured."""
+    environ = {"HOSTNAME": host, "MILLSTREAM_BROKER": "kafka://one:9092", **more}
+    assert read(tmp_path, environ=environ).slot == more.get("MILLSTREAM_SLOT", "")
+    assert read(tmp_path, environ={"KUBERNETES_SERVICE_HOST": "10.0.0.1", **environ}).slot == slot
+
+
 def test_unknown_argument() -> None:
     """An unknown argument is an error with a proposal."""
     with pytest.raises(

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from millstream.app._settings import setting_docs
+from millstream.app._settings import read_settings, setting_docs
 from millstream.cli import cli
 from millstream.cli._failure import CONFIGURATION, INTERRUPTED
 from millstream.cli._serve import SIGNALS, STOP_S_MAX
@@ -254,7 +254,9 @@ def test_the_worker_in_a_pod(manifests: dict[str, dict[str, Any]]) -> None:
     _check_variables({**variables, **settings})
     assert container["envFrom"] == [{"configMapRef": {"name": "flights"}}]
     own = {"fieldRef": {"fieldPath": "metadata.name"}}
-    assert variables["MILLSTREAM_SLOT"]["valueFrom"] == own
+    assert "MILLSTREAM_SLOT" not in variables
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "HOSTNAME": f"{spec['serviceName']}-2"}
+    assert read_settings("flights", {}, environ={**settings, **pod}).slot == pod["HOSTNAME"]
     assert variables["POD_NAME"]["valueFrom"] == own
     url = variables["MILLSTREAM_WEB_URL"]["value"]
     assert url == f"http://$(POD_NAME).{spec['serviceName']}:{PORT}"

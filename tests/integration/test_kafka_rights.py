@@ -70,6 +70,8 @@ class Shop:
         self.orders = cluster.topic("orders", partitions=2)
         self.report = cluster.topic("report", partitions=2)
         self._secured = secured
+        self.seen: list[str] = []
+        """Events that the app has met in this process."""
         self.names = {
             "app": self.app_id,
             "own": f"{self.app_id}-",
@@ -109,14 +111,15 @@ class Shop:
 
     def app(self) -> ms.App:
         """The app: it regroups, counts and reports."""
-        return build(self.app_id, self.orders, self.report, state_dir=self.folder, **self.settings)
+        settings = {**self.settings, "state_dir": self.folder}
+        return build(self.app_id, self.orders, self.report, self.seen.append, **settings)
 
 
-def build(app_id: str, orders: str, report: str, **settings: Any) -> ms.App:
+def build(app_id: str, orders: str, report: str, see: Any = print, **settings: Any) -> ms.App:
     """An app that regroups, counts and reports."""
     app = ms.App(app_id, **settings)
-    words = app.topic(orders, key=str, value=str)
-    counts = app.stream(words).group_by(lambda word: word[:1], name="first").count(name="counts")
+    words = app.stream(app.topic(orders, key=str, value=str)).peek(see)
+    counts = words.group_by(lambda word: word[:1], name="first").count(name="counts")
     counts.to(app.topic(report, key=str, value=int))
     return app
 
@@ -189,6 +192,19 @@ def page(url: str) -> str:
         return text
 
 
+async def test_a_topic_that_may_only_be_seen(secured_kafka: Secured, tmp_path: Path) -> None:
+    """That it may not be written is said before the first event as well; who only sends does not need it."""
+    shop = Shop(secured_kafka, tmp_path)
+    rights = [right for right in RIGHTS if (right.of, right.operation) != ("report", Op.WRITE)]
+    await asyncio.to_thread(shop.allow, [*rights, Right(On.TOPIC, "report", Op.DESCRIBE, "")])
+    await asyncio.to_thread(shop.write)
+    with pytest.raises(ConfigurationError, match=f"to write topic '{shop.report}'.*ACL"):
+        await work(shop)
+    assert shop.seen == []
+    async with asyncio.timeout(DEADLINE_S), shop.app().running(worker=False, web=False):
+        pass
+
+
 @pytest.mark.parametrize(
     "missing", [*RIGHTS, PURGE], ids=lambda right: f"{right.of}-{right.operation.name}"
 )
@@ -199,7 +215,7 @@ async def test_what_is_missing_is_said(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Without one of them there is an error before anything is counted, or a warning where the app can do without."""
+    """Without one of them there is an error before the first event, or a warning where the app can do without."""
     monkeypatch.setattr(_worker, "PURGE_INTERVAL_S", 0.1)
     shop = Shop(secured_kafka, tmp_path)
     rights = [right for right in [*RIGHTS, PURGE] if right != missing]
@@ -212,4 +228,5 @@ async def test_what_is_missing_is_said(
     with pytest.raises(ConfigurationError, match=missing.says) as refused:
         await work(shop)
     assert PASSWORDS[USER] not in f"{refused.value}{caplog.text}"
+    assert shop.seen == []
     assert await asyncio.to_thread(shop.counted) == {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 import urllib.error
@@ -12,12 +14,15 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from kio.schema.list_transactions.v0 import ListTransactionsRequest, ListTransactionsResponse
 
 import millstream as ms
 from millstream.errors import ConfigurationError, PartitionCountError, TopologyError
 from millstream.records import TopicPartition
 from millstream.transports.base import TopicSpec
 from millstream.transports.kafka import KafkaTransport
+from millstream.transports.kafka._address import parse_url
+from millstream.transports.kafka._cluster import Access, Cluster
 from millstream.worker import _worker
 from tests.brokers import Program, Record, unique
 from tests.cli.terminal import Running, Terminal, children_of, poll
@@ -28,7 +33,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from millstream.app._runtime import Runtime
-    from tests.brokers import Cluster, Kafka
+    from tests.brokers import Cluster as Brokers
+    from tests.brokers import Kafka
     from tests.brokers.old import OldCluster
 
 SESSION_S = 3
@@ -75,6 +81,47 @@ def test_the_first_ten_minutes(shell: Terminal, kafka: Kafka) -> None:
     assert code == 0, worker.output
     assert took_s < 10
     assert json.loads(shell.run("groups", "--json").stdout)[0]["members"] == []
+
+
+def test_workers_of_a_pod(tmp_path: Path, kafka: Kafka) -> None:
+    """They are known by the pod's name and their number: on an empty disk too they go on with their transactional ids."""
+    app_id = unique("pod")
+    (tmp_path / "app.py").write_text(
+        f"import millstream as ms\n\napp = ms.App({app_id!r}, partitions=2, web=False)\n"
+        f"words = app.topic({unique('words')!r}, value=str)\n\n"
+        "@app.agent(words)\nasync def read(stream):\n    async for word in stream:\n        pass\n"
+    )
+    pod = {
+        "MILLSTREAM_BROKER": kafka.url,
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "HOSTNAME": "shop-2",
+    }
+    shell = Terminal(tmp_path, environment=pod)
+    with contextlib.closing(shell):
+        for _ in range(2):
+            pair = shell.start("worker", "--processes", "2")
+            pair.until("ready in", times=2)
+            groups = json.loads(shell.run("groups", "--json").stdout)
+            assert sorted(each["slot"] for each in groups[0]["members"]) == ["shop-2-1", "shop-2-2"]
+            assert pair.end()[0] == 0
+            shutil.rmtree(tmp_path / ".millstream")
+    names = asyncio.run(_transactional_ids(kafka.url))
+    assert [name for name in names if name.startswith(app_id)] == [
+        f"{app_id}-shop-2-1",
+        f"{app_id}-shop-2-2",
+    ]
+
+
+async def _transactional_ids(url: str) -> list[str]:
+    """All that the brokers know of."""
+    async with Cluster(Access(addresses=parse_url(url))) as cluster:
+        found = [
+            await cluster.send(
+                node, ListTransactionsRequest(state_filters=()), ListTransactionsResponse
+            )
+            for node in list(cluster.nodes)
+        ]
+    return sorted(each.transactional_id for one in found for each in one.transaction_states)
 
 
 def _start(shell: Terminal) -> tuple[Running, str]:
@@ -290,7 +337,7 @@ async def test_state(kafka: Kafka, tmp_path: Path) -> None:
 # topics
 
 
-async def test_internal_topics(kafka_cluster: Cluster, tmp_path: Path) -> None:
+async def test_internal_topics(kafka_cluster: Brokers, tmp_path: Path) -> None:
     """Changelogs are compacted and kept, the topics of regrouping are deleted from; two of three brokers have each."""
     name, topic = unique("topics"), unique("words")
     app = counter(kafka_cluster, name, topic, tmp_path, replication=3)
@@ -392,7 +439,7 @@ async def test_a_changelog_that_is_not_compacted(kafka: Kafka, tmp_path: Path) -
         await work(counter(kafka, app_id, topic, tmp_path), {})
 
 
-async def test_more_replicas_than_brokers(own_kafka: Cluster, tmp_path: Path) -> None:
+async def test_more_replicas_than_brokers(own_kafka: Brokers, tmp_path: Path) -> None:
     """A topic that the brokers do not make is an error with their reason."""
     app = counter(own_kafka, unique("copies"), unique("words"), tmp_path, replication=3)
     with pytest.raises(ConfigurationError, match=r"(?i)replication"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator  # noqa: TC003 - agents' annotations are read at run time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -237,6 +237,22 @@ async def test_stopped_worker() -> None:
             await t.send(orders, Order("ada", -1.0))
             after.append("not reached")
     assert after == []
+
+
+@pytest.mark.parametrize("scope", ["shard", "worker", "leader"])
+@pytest.mark.parametrize("timers", [1, 2])
+async def test_failing_timers(scope: Literal["shard", "worker", "leader"], timers: int) -> None:
+    """They come out of the call that moved the clock, as the error of one timer, also where several fail at once."""
+    app, _, _ = counting()
+    for number in range(timers):
+
+        @app.timer(60, name=f"wrong-{number}", scope=scope)
+        async def wrong() -> None:
+            raise ValueError("at once")
+
+    async with TestApp(app) as t:
+        with pytest.raises(AgentError, match="at once"):
+            await t.advance("2m")
 
 
 async def test_error_at_the_start() -> None:

@@ -141,7 +141,9 @@ def _kafka(
     return KafkaTransport(
         broker,
         security=security,
-        transactional_id=place.transactional_id,
+        transactional_id=(
+            place.transactional_id if settings.processing_guarantee == "exactly_once" else None
+        ),
         client_id=app,
         instance_id=settings.instance_id or None,
         evict_static=settings.evict_instances,
@@ -328,6 +330,7 @@ class Runtime:
             self.transport,
             partitions=settings.partitions,
             replication=settings.replication,
+            works=self._with_worker,
         )
         if self._with_worker:
             await refuse_orphans(self.topology, self.transport, self.infos)

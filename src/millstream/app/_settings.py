@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,7 +121,11 @@ class Settings:
         "Whether workers with an instance_id are replaced as soon as their process is gone, and not after"
         " session_timeout.",
     )
-    slot: str = _setting("", "A name of the worker that stays when it restarts; found where empty.")
+    slot: str = _setting(
+        "",
+        "A name of the worker that stays when it restarts; where empty, on Kafka a StatefulSet's pod is its own,"
+        " and else one is found.",
+    )
 
 
 _DURATIONS = {"commit_interval", "session_timeout", "reply_timeout"}
@@ -140,6 +145,12 @@ _NOT_SETTINGS = ("TEST_", "CHECKS_", "DATA")
 """How variables go on that begin like a setting's: those of tests, of ``.ci/run`` and of the reference app."""
 
 
+IN_CODE_ONLY = frozenset(
+    name for name, kind in Settings.__annotations__.items() if kind.startswith("Callable")
+)
+"""Settings that are functions, which no variable can hold."""
+
+
 def setting_docs() -> dict[str, tuple[str, Any]]:
     """Name to documentation and default, in order."""
     return {f.name: (f.metadata["doc"], f.default) for f in dataclasses.fields(Settings)}
@@ -155,7 +166,7 @@ def _convert(name: str, value: Any, source: str) -> Any:
             return _at_least(name, _duration(text))
         if name == "on_error":
             return policy_of(value)
-        if kind.startswith("Callable"):
+        if name in IN_CODE_ONLY:
             return _function(value)
         if kind == "bool":
             return _bool(value)
@@ -285,11 +296,23 @@ def read_settings(
         values["broker"] = f"local://{app}.db"
     if values["partitions"] < 1:
         raise SettingError("partitions", "a topic has at least 1")
+    if not values["slot"] and values["broker"].startswith("kafka://"):
+        values["slot"] = _pod(environ)
     if "/" in values["slot"] or "\\" in values["slot"] or values["slot"] in (".", ".."):
         raise SettingError(
             "slot", f"{values['slot']!r} cannot be the name of a folder: leave slashes out"
         )
     return Settings(**values)
+
+
+def _pod(environ: Mapping[str, str]) -> str:
+    """The pod's name, where it is one of a StatefulSet: it ends with an ordinal, and its successor has the same.
+
+    The whole name, as two sets may run one app.
+    """
+    name = environ.get("HOSTNAME", "")
+    in_cluster = "KUBERNETES_SERVICE_HOST" in environ
+    return name if in_cluster and re.fullmatch(r".+-\d+", name) else ""
 
 
 def _close(name: str, names: Mapping[str, Any]) -> str:

@@ -107,6 +107,8 @@ class TestApp:
         self._runtime: Runtime | None = None
         self._error: BaseException | None = None
         """What has ended the worker."""
+        self._owner: asyncio.Task[Any] | None = None
+        """The task in which the app was started; it is cancelled where a timer ends the worker."""
         self._settling = asyncio.Lock()
 
     async def __aenter__(self) -> TestApp:
@@ -129,6 +131,7 @@ class TestApp:
         from millstream.transports.memory import MemoryTransport
 
         self._stack = contextlib.AsyncExitStack()
+        self._owner = asyncio.current_task()
         self._error = None
         runtime = TestRuntime(
             self.app,
@@ -140,8 +143,17 @@ class TestApp:
         self._runtime = await self._stack.enter_async_context(runtime.running())
         try:
             await self.settle()
-        except BaseException as exc:  # what ended the worker takes the place of a cancellation
+        except BaseException as exc:
+            await self._unwind(exc)
+            raise
+
+    async def _unwind(self, exc: BaseException) -> None:
+        """End the app; what ended the worker takes the place of a cancellation."""
+        assert self._stack is not None
+        try:
             await self._stack.__aexit__(type(exc), exc, exc.__traceback__)
+        except Exception as error:
+            self._error = error
             raise
 
     async def _stop(self) -> None:
@@ -224,7 +236,12 @@ class TestApp:
     async def settle(self) -> None:
         """Let the app process everything that is there, and commit it."""
         async with self._settling:
-            await self._settle()
+            try:
+                await self._settle()
+            except asyncio.CancelledError as exc:
+                if asyncio.current_task() is self._owner:
+                    await self._unwind(exc)
+                raise
 
     async def _settle(self) -> None:
         loop = asyncio.get_running_loop()

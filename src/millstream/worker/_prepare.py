@@ -8,7 +8,7 @@ from millstream.errors import ConfigurationError, TopologyError
 from millstream.transports.base import TopicSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Mapping
 
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
@@ -26,13 +26,13 @@ async def prepare_topics(
     *,
     partitions: int,
     replication: int,
-    only: Collection[str] | None = None,
+    works: bool = True,
 ) -> tuple[Topology, Mapping[str, TopicInfo]]:
     """Create what is missing, and resolve the topology against what is there.
 
     Args:
         partitions: the count for topics that neither exist nor declare one.
-        only: topics to create; all of the topology where left out.
+        works: whether a worker is to run here, which reads and writes.
 
     Raises:
         ConfigurationError: we may not read or write a topic where that is needed.
@@ -51,12 +51,12 @@ async def prepare_topics(
             config=IN_SYNC if topic.internal and replication >= REPLICATED else {},
         )
         for topic in resolved.topics.values()
-        if topic.name not in existing and (only is None or topic.name in only)
+        if topic.name not in existing
     ]
     if missing:
         await transport.create_topics(missing)
         existing = await transport.topics()
-    if only is None:
+    if works:
         _refuse_without_rights(resolved, existing, where=transport.url)
     for table in resolved.tables.values():
         changelog = existing.get(table.changelog) if table.changelog else None
@@ -77,11 +77,14 @@ async def prepare_topics(
 def _refuse_without_rights(
     resolved: Topology, existing: Mapping[str, TopicInfo], *, where: str
 ) -> None:
-    """What a worker certainly does with topics: it reads sources, and reads and writes those of its own."""
+    """A worker reads sources, writes declared sinks and what it describes and does not read, and does both with its own."""
     needed = {name: {"read"} for name in resolved.sources}
+    sinks = {name for agent in resolved.agents.values() for name in agent.sinks}
     for topic in resolved.topics.values():
         if topic.internal:
             needed.setdefault(topic.name, {"read"}).add("write")
+        elif topic.name in sinks or (topic.name not in needed and topic.pattern is None):
+            needed.setdefault(topic.name, set()).add("write")
     missing = [
         f"{word} topic {name!r}"
         for name, words in sorted(needed.items())

@@ -174,6 +174,17 @@ class Transactions:
         task.add_done_callback(self._finished)
         return await asyncio.shield(task)
 
+    async def claim(self) -> None:
+        """Get an epoch before there is anything to write: who had the transactional id is fenced now.
+
+        Raises:
+            ConfigurationError: the brokers do not let us use it.
+            LogUnavailableError: there was no answer in time.
+        """
+        async with self._lock:
+            if not self._clean:
+                await self._begin(BEGIN_TIMEOUT_S)
+
     async def settle(self, *, take: bool = False) -> None:
         """Wait for what runs, and end a transaction that could not be ended before.
 
@@ -237,7 +248,7 @@ class Transactions:
             raise ConfigurationError(
                 f"two workers share one slot: {TAKEN_TIMES} times in {now - self._taken[0]:.0f} s somebody else"
                 f" has used {self._name!r} for transactions at {self._cluster.url}. This worker ends here, and"
-                f" the other one goes on. Give each a slot of its own (slot=), or leave the setting out"
+                f" the other one goes on. Give each a slot of its own (slot=)"
             ) from error
 
     async def _newer(self) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 import weakref
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from millstream.errors import (
     IllegalGenerationError,
     InternalError,
+    LogUnavailableError,
     RecordTooLargeError,
     UnknownMemberError,
 )
@@ -292,9 +293,13 @@ class KafkaTransport:
         """Join a group; returns when the group knows of the member, which may still wait for the others.
 
         Raises:
-            ConfigurationError: the group has members of another kind, or the brokers refuse us.
+            ConfigurationError: the group has members of another kind, or the brokers refuse us: as a member, or
+                the transactional id.
         """
         opened = self._opened()
+        if opened.named:
+            with suppress(LogUnavailableError):  # then the first commit finds out
+                await opened.epochs.claim()
         membership = KafkaMembership(
             self._access,
             Terms(
