@@ -411,6 +411,10 @@ async def test_the_coordinator_dies(kafka_cluster: Brokers, group: str) -> None:
             assert after.member_id == before.member_id
             assert after.generation == before.generation + 1
             assert shards_of(await of(second, 2)) == [1]
+            async with KafkaTransport(
+                kafka_cluster.url
+            ) as seen:  # which still hears of the dead one at first
+                assert group in await seen.groups()
 
 
 # shards

@@ -265,6 +265,28 @@ def test_the_memory_of_all_shards_is_bounded(tmp_path: Path) -> None:
         store.close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts what a process reads: Linux")
+def test_a_read_of_a_large_table_brings_blocks_and_no_whole_filter(tmp_path: Path) -> None:
+    """Also where the filter of its file is larger than what a shard of the cache holds."""
+    store = RocksBackend(tmp_path, cache_bytes=128 << 10, write_buffer_bytes=256 << 20).open("s")
+    table = store.table("t")
+    keys = [b"%08d" % n for n in range(200_000)]
+    for half in (keys[::2], keys[1::2]):
+        for at in range(0, len(half), 2_000):
+            store.write({"t": dict.fromkeys(half[at : at + 2_000], b"some value")})
+        store.flush()
+    table._rdict.compact_range(None, None)  # one file, as compactions leave it
+    before = _bytes_read()
+    found = [table.get(key) for key in keys[::1_000]]
+    assert None not in found
+    assert (_bytes_read() - before) / len(found) < 32 << 10
+    store.close()
+
+
+def _bytes_read() -> int:
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
 def test_a_root_that_is_a_file(tmp_path: Path) -> None:
     """An impossible directory is a StateError like any other."""
     (tmp_path / "file").write_bytes(b"")

@@ -130,22 +130,20 @@ async def test_order_of_a_key(concurrency: int) -> None:
     """Async functions may take their time: of one key nothing overtakes; with concurrency, others may."""
     app, clicks, out = program()
     done: list[int] = []
-    release: dict[str, asyncio.Event] = {"ada": asyncio.Event(), "bob": asyncio.Event()}
+    takes_s = {"ada": 60, "bob": 1}
 
     @app.agent(app.stream(clicks).filter(lambda click: click.n), concurrency=concurrency)
     async def wait(stream: ms.Stream[Click]) -> None:
         async for click in stream:
-            await release[click.user].wait()
+            await app.clock.sleep(takes_s[click.user])
             done.append(click.n)
             await out.send(click.n, key=click.user)
 
     async with TestApp(app) as t:
         await t.send_many(clicks, INPUT)
-        release["bob"].set()
-        await t.settle()
+        await t.advance("10s")
         assert done == ([] if concurrency == 1 else [2, 4])
-        release["ada"].set()
-        await t.settle()
+        await t.advance("5m")
         assert by_key(read(t, out)) == {"ada": [1, 3, 5], "bob": [2, 4]}
 
 

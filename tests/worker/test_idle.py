@@ -246,3 +246,37 @@ async def test_streams(restart: bool) -> None:
         assert t.sent(out) == []
         await t.advance("20s")
         assert t.sent(out) == [1]
+
+
+@pytest.mark.parametrize("first", ["early", "late"])
+async def test_silence_counts_once_where_agents_become_connected(first: str) -> None:
+    """A timer that uses tables of both connects them; the silence before that has moved time already."""
+    app = ms.App("clicks", partitions=1)
+    tables = {}
+    topics = {}
+    for name in ("early", "late"):
+        topic = app.topic(name, value=Click, key_from="user", timestamp="at", idle_timeout="20s")
+        table = app.table(f"{name}-counts", key=str, value=int, default=0)
+        topics[name], tables[name] = topic, table
+
+        @app.agent(topic, name=f"count-{name}")
+        async def count(stream: ms.Stream[Click], table: ms.Table[str, int] = table) -> None:
+            async for click in stream:
+                table[click.user] += 1
+
+    @app.timer("95s", scope="shard")
+    async def both() -> None:
+        for name in sorted(tables, reverse=first == "late"):
+            tables[name].get("ada")
+
+    async with TestApp(app) as t:
+        await t.send(topics["early"], Click("ada", T2013))
+        await t.advance("30s")
+        await t.send(topics["late"], Click("ada", T2013))
+        await t.advance("64s")
+        (shard,) = t.worker.shards.values()
+        assert len(shard.subtopologies) == 2
+        assert shard.stream_time_of("early-counts") == T2013 + 80_000
+        await t.advance("26s")
+        assert len(shard.subtopologies) == 1
+        assert T2013 + 100_000 <= shard.stream_time_of("early-counts") <= T2013 + 120_000

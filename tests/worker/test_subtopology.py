@@ -6,13 +6,15 @@ import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 import millstream as ms
-from millstream.records import TopicPartition
+from millstream.errors import RecordTooLargeError
+from millstream.records import OutgoingRecord, TopicPartition
 from millstream.testing import TestApp
 from millstream.worker import Shard, _subtopology
 from millstream.worker._metadata import decode_metadata
@@ -109,6 +111,29 @@ async def no_share_of_bytes() -> None:
             await t.send(made.clicks, Click("ada", T2013 + n))
         assert t.table(made.counts) == {"ada": 8}
         assert not shard.subtopology_of("quick").is_closed_by("epoch full")
+
+
+async def test_bytes_given_back() -> None:
+    """What a refused epoch gives back counts again, and not as output of the event that is at hand."""
+    made = program(epoch_bytes_max=1_000)
+    async with TestApp(made.app) as t:
+        (shard,) = t.worker.shards.values()
+        await t.send(made.clicks, Click("ada", T2013))
+        quick = shard.subtopology_of("quick")
+        scope: Any = SimpleNamespace(journal=None)
+        record = OutgoingRecord(T2013, b"k", b"v" * 999, [])
+        refused = [record] * 2 * _subtopology.EVENT_OUTPUT_EPOCHS
+        tp = TopicPartition("clicks", 0)
+        quick._full()
+        before = quick.epoch_bytes
+        quick.give_back(_subtopology.Share(quick, {}, {tp: list(refused)}, [], T2013))
+        assert quick.epoch_bytes == before + 1_000 * len(refused)
+        assert quick.epoch_bytes < quick.epoch_bytes_watch
+        quick.filling(scope)
+        quick.sent[tp] += refused
+        with pytest.raises(RecordTooLargeError, match="the output of this event"):
+            quick.filling(scope)
+        quick.sent.clear()
 
 
 async def own_time() -> None:

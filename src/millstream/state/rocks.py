@@ -37,6 +37,7 @@ from weakref import WeakSet
 
 from rocksdict import (
     AccessType,
+    BlockBasedIndexType,
     BlockBasedOptions,
     Cache,
     Checkpoint,
@@ -547,6 +548,12 @@ def _options(cache: Cache, buffers: WriteBufferManager) -> Options:
     blocks = BlockBasedOptions()
     blocks.set_block_cache(cache)
     blocks.set_cache_index_and_filter_blocks(True)  # within the budget, not beside it
+    # In one piece, the filter of a large file is larger than a shard of the cache, which then never keeps
+    # it: each read would bring megabytes.
+    blocks.set_index_type(BlockBasedIndexType.two_level_index_search())
+    blocks.set_partition_filters(True)
+    blocks.set_metadata_block_size(16 * 1024)
+    blocks.set_pin_top_level_index_and_filter(True)
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
     blocks.set_bloom_filter(10, False)
     blocks.set_format_version(5)

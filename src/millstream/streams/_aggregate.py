@@ -96,6 +96,7 @@ class Aggregate(Operator):
             return part.loads(part.dumps(value)) if copies else value
 
         copies = part.mutable and self.old_wanted
+        loads = not part.mutable
         silent = forward is nowhere
         if is_async(add):
 
@@ -114,10 +115,17 @@ class Aggregate(Operator):
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if key is not None and value is not None and context.scope.journal is None:
-                # the hot path, in one piece: a key that has a value in this epoch
+                # the hot path, in one piece: a key that has a value, of this epoch or of one before it
                 dirty = part.dirty
                 stored = dirty.get(key)
-                if stored is not None and stored is not DELETED and not part.fresh:
+                if stored is None and loads:
+                    stored = part.load(key)
+                if (
+                    stored is not None
+                    and stored is not DELETED
+                    and stored is not MISSING
+                    and not part.fresh
+                ):
                     newest, old = stored
                     new = add(copy(old) if copies else old, value)
                     if newest > timestamp:

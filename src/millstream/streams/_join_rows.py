@@ -206,12 +206,14 @@ class RowsPart(TimedPart):
 
     def _load_clean(self, entry: Any) -> Any:
         """The segment of an entry that is in none of the newer dictionaries."""
-        value = self._cache_old.pop(entry, None) if self._cache_old else None
-        if value is None:
-            value = self.store.get(self.place(entry)) or b""
-        self.cache[entry] = value
+        value = self.cache[entry] = self._fetch(entry)
         self.trim()
         return value
+
+    def _fetch(self, entry: Any) -> Any:
+        """The same, for one who is about to replace it: it is not kept among the clean ones."""
+        value = self._cache_old.pop(entry, None) if self._cache_old else None
+        return self.store.get(self.place(entry)) or b"" if value is None else value
 
     def place(self, entry: Any) -> bytes:
         """An entry's bytes in the store: `encode_key`, which parts have in a quicker way."""
@@ -333,8 +335,12 @@ class BufferPart(RowsPart):
             if plain:
                 # the hot path of `append`, in one piece
                 entry = (bucket, key, 0)
-                segment = self.segment(entry, scope)
-                if not segment:
+                segment = self.dirty.get(entry) or self.committing.get(entry)
+                if segment is None:
+                    segment = self.cache.get(entry)
+                    if segment is None:
+                        segment = self._fetch(entry)
+                if not segment or segment is DELETED:
                     self.dirty[entry] = first_segment(timestamp, mark, data)
                     return
                 size = len(segment) + len(data) + _HEAD_BYTES

@@ -137,7 +137,10 @@ class AlignedPart(WindowedPart):
 
     def decode(self, key: Any, data: bytes) -> Any:
         if self.stamped and key[0] >= 0:
-            return int.from_bytes(data[:8], "big"), super().decode(key, data[8:])
+            try:
+                return int.from_bytes(data[:8], "big"), self.loads(data[8:])
+            except Exception:
+                return int.from_bytes(data[:8], "big"), super().decode(key, data[8:])  # says what
         return super().decode(key, data)
 
     def first(self, entry: tuple[int, Any], initial: Callable[[Any, TablePart], Any]) -> Any:

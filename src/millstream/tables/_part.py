@@ -230,15 +230,17 @@ class TablePart:
         value = self.committing.get(key, MISSING)
         if value is MISSING:
             value = self.cache.get(key, MISSING)
-            if value is MISSING and self._cache_old:
-                value = self.cached(key)
             if value is MISSING:
-                self._check(key)
-                data = self.store.get(self.encode_key(key))
-                if data is None:
-                    return MISSING
-                value = self.cache[key] = self.decode(key, data)
-                self.trim()
+                if self._cache_old:
+                    value = self._cache_old.pop(key, MISSING)
+                if value is MISSING:
+                    self._check(key)
+                    data = self.store.get(self.encode_key(key))
+                    if data is None:
+                        return MISSING
+                    value = self.decode(key, data)
+                    self.trim()
+                self.cache[key] = value
         return value
 
     def _load_mutable(self, key: Any) -> Any:

@@ -95,7 +95,10 @@ class StampedPart(TablePart):
         return _pack(value[0]) + super()._encode(key, value[1])
 
     def decode(self, key: Any, data: bytes) -> Any:
-        return _long.unpack_from(data)[0], super().decode(key, data[8:])
+        try:
+            return _unpack(data)[0], self.loads(data[8:])
+        except Exception:
+            return _unpack(data)[0], super().decode(key, data[8:])  # says what is wrong
 
     def value_of(self, stored: Any) -> Any:
         return stored[1] if self.show is None else self.show(stored[1])

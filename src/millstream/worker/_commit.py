@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from millstream.clock import Clock
+    from millstream.records import Headers
     from millstream.transports.base import Transport
     from millstream.worker._shard import Shard, ShardCut
 
@@ -48,6 +49,8 @@ BUILD_RECORD_S = 2e-6
 """What a record costs in the transport's own thread, about."""
 REFUSED_S = 1.0
 """How long the group's next assignment is waited for after it has refused a commit; it comes with the next heartbeat."""
+NO_HEADERS: Headers = []
+"""Those of all changelog records: nobody changes them, and a list for each would be one more for the collector."""
 RETRY_S = (0.005, 0.02, 0.1, 0.5, 1.0)
 
 
@@ -239,7 +242,7 @@ class Committer:
                 if not slice_:
                     continue
                 slices.append(slice_)
-                listed += [(now, key, data, []) for key, data in slice_.items()]  # type: ignore[misc]
+                listed += [(now, key, data, NO_HEADERS) for key, data in slice_.items()]  # type: ignore[misc]
                 await asyncio.sleep(0)
             if topic is not None and listed:
                 changelogs[TopicPartition(topic, cut.shard.number)] = listed

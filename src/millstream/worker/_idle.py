@@ -36,13 +36,6 @@ LOOK_S_MAX = 5.0
 """How soon it is noticed that an agent has new inputs, or has begun to use a table."""
 
 
-class _Given(NamedTuple):
-    """How far time was moved in the silence that began at ``since``, a moment of the monotonic clock."""
-
-    since: float
-    ms: int
-
-
 class _Subject(NamedTuple):
     """What has a time that may move by itself, after how long, and its inputs."""
 
@@ -62,7 +55,8 @@ class _Subject(NamedTuple):
 async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
     """Move the event time of a running shard on, for as long as it runs."""
     clock = shard.clock
-    given: dict[SubTopology | TimedPart, _Given] = {}
+    followed: dict[SubTopology | TimedPart, float] = {}
+    """Up to which moment of the monotonic clock silence has moved time; a merge may move its beginning before that."""
     while True:
         for lane in shard.lanes.values():
             if not lane.is_quiet():
@@ -74,11 +68,10 @@ async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
         wake = now + _shortest_ms(shard) / 1_000
         for subject in subjects:
             since, ms = subject.since, subject.silent_ms(now)
-            before = given.get(subject.of, _Given(since, 0))
-            moved = before.ms if before.since == since else 0
+            moved = max(0, round((followed.get(subject.of, since) - since) * 1_000))
             if ms > moved:
                 shard.advance_idle(subject.of, ms - moved)
-            given[subject.of] = _Given(since, ms)
+                followed[subject.of] = since + ms / 1_000
             wake = min(wake, since + (ms + subject.idle_ms) / 1_000)
         await clock.sleep(max(wake - now, 0.001))
 

@@ -34,22 +34,22 @@ async def find_orphans(
         How many records each of them holds, by name; empty ones are left out.
     """
     prefix = f"{topology.app}-"
-    others = [
-        f"{group}-"
-        for group in await transport.groups()
-        if group.startswith(prefix)  # its topics begin like ours
-    ]
     names = [
         name
         for name in sorted(infos)
         if name.startswith(prefix)
         and name.endswith((_CHANGELOG, _REPARTITION))
         and name not in topology.topics
-        and not name.startswith(tuple(others))
     ]
+    if not names:
+        return {}  # nor is the log asked for groups, for which every broker would have to answer
+    others = [
+        f"{group}-"
+        for group in await transport.groups()
+        if group.startswith(prefix)  # its topics begin like ours
+    ]
+    names = [name for name in names if not name.startswith(tuple(others))]
     tps = [TopicPartition(name, p) for name in names for p in range(infos[name].partitions)]
-    if not tps:
-        return {}
     starts, ends = await transport.start_offsets(tps), await transport.end_offsets(tps)
     records = dict.fromkeys(names, 0)
     for tp in tps:

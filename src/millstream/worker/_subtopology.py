@@ -266,7 +266,8 @@ class SubTopology:
         scope.wrote = False
         self.output[:] = [output for output in self.output if output[-1] is not scope]
         if self.epoch_bytes > self._epoch_bytes_max:
-            self.epoch_bytes = _size(record for _, record, _ in self.output)
+            kept = _size(record for _, record, _ in self.output)
+            self.epoch_bytes = kept + sum(map(_size, self.sent.values()))
         return True
 
     def _forget_toucher(self, scope: Scope, part: Any, key: Any) -> None:
@@ -418,6 +419,10 @@ class SubTopology:
             part.restore(self.events)
         for tp, sent in share.outputs.items():
             self.sent[tp][:0] = sent
+            self._full_at[tp] = self._full_at.get(tp, 0) + len(sent)
+            size = _size(sent)
+            self.epoch_bytes += size
+            self.epoch_bytes_watch += size
 
 
 def _size(records: Iterable[OutgoingRecord]) -> int:

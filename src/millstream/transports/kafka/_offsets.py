@@ -401,25 +401,27 @@ class Offsets:
 
     async def groups(self) -> list[str]:
         """Groups with members or committed positions, sorted."""
-        found: set[str] = set()
-        for node in list(self._cluster.nodes):
-            patience = Patience(TIMEOUT_S)
-            while True:
-                try:
-                    answer = await self._cluster.send(node, ListGroupsRequest(), ListGroupsResponse)
-                except (AnswerLostError, LogUnavailableError) as exc:
-                    problem: Exception = LogUnavailableError(str(exc))
-                else:
-                    if not answer.error_code:
-                        found.update(
-                            each.group_id for each in answer.groups if each.group_state != "Dead"
-                        )
-                        break
-                    problem = refusal(answer.error_code, "list groups", where=self._cluster.url)
-                    if not isinstance(problem, LogUnavailableError):
-                        raise problem
-                await patience.pause(problem)
-        return sorted(found)
+        patience = Patience(TIMEOUT_S)
+        while True:
+            try:
+                answers = [await self._groups_of(node) for node in list(self._cluster.nodes)]
+            except LogUnavailableError as exc:
+                await patience.pause(exc)
+                await self._cluster.describe(
+                    ()
+                )  # a broker that is gone has left its groups to others
+            else:
+                return sorted(set().union(*answers))
+
+    async def _groups_of(self, node: int) -> set[str]:
+        """The groups that a broker coordinates."""
+        try:
+            answer = await self._cluster.send(node, ListGroupsRequest(), ListGroupsResponse)
+        except AnswerLostError as exc:
+            raise LogUnavailableError(str(exc)) from exc
+        if answer.error_code:
+            raise refusal(answer.error_code, "list groups", where=self._cluster.url)
+        return {each.group_id for each in answer.groups if each.group_state != "Dead"}
 
     async def _of_group(
         self,
