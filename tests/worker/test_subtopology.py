@@ -384,3 +384,46 @@ async def test_time_is_committed_with_what_has_brought_it(
         await t.advance("5m")
         found = (await runtime.transport.committed(app.id, [tp]))[tp]
         assert decode_metadata(found.metadata).time_of("tied") == T2013 + HOUR_MS
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["between", "held by a batch"])
+async def test_journals_end_between_two_cuts(held: bool, monkeypatch: Patch) -> None:
+    """While a commit takes its time, quiet events stop having journals, and what was sent stays in order.
+
+    Not while a batch holds some of them: these would be committed as if they were finished.
+    """
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 3)
+    app = ms.App("late-cut", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    passed = app.topic("passed", value=Click, key_from="user")
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(clicks)
+    async def count(stream: ms.Stream[Click]) -> None:
+        if held:
+            async for some in stream.take(10):
+                for click in some:
+                    counts[click.user] += 1
+        else:
+            async for click in stream:
+                counts[click.user] += 1
+                await passed.send(click)
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        found = shard.subtopology_of("count")
+        clicks_0, passed_0 = TopicPartition("clicks", 0), TopicPartition("passed", 0)
+        listed = [Click("ada", T2013 + number) for number in range(60)]
+        async with t.worker.committer.lock:
+            await clicks.send_many(listed[:45])
+            async with asyncio.timeout(10):
+                (lane,) = found.lanes
+                while lane.inboxes[clicks_0].position < 45 or not lane.is_quiet() ^ held:
+                    await asyncio.sleep(0)
+            assert found.journaled is held
+            assert bool(found.events) is held
+            assert len(found.sent[passed_0]) == (0 if held else 45)
+        await t.send_many(clicks, listed[45:])
+        assert t.table(counts) == {"ada": 60}
+        if not held:
+            assert t.sent(passed) == listed

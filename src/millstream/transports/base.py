@@ -77,12 +77,14 @@ class Fetched(NamedTuple):
     may begin before the position that was asked for: the reader skips those records. Offsets may have
     gaps (compaction, transaction markers). ``next_offset`` is the position to go on from, also when
     ``data`` is empty; ``end_offset`` is the end of the partition as far as it was known then.
+    ``checked`` tells that the reader has compared the batches with their checksums.
     """
 
     tp: TopicPartition
     data: bytes
     next_offset: int
     end_offset: int
+    checked: bool = False
 
 
 class Reader(Protocol):

@@ -87,16 +87,15 @@ class Inbox:
         self.end = max(self.end, fetched.end_offset)
         if fetched.data:
             self.size += len(fetched.data)
-            self.chunks.append(self._read(fetched.data, str(fetched.tp), fetched.next_offset))
+            self.chunks.append(self._read(fetched))
         elif self.is_empty():
             self.position = fetched.next_offset
         else:
             self.chunks.append(iter([(iter(()), fetched.next_offset, -1)]))
 
-    def _read(
-        self, data: bytes, where: str, end: int
-    ) -> Iterator[tuple[Iterator[IncomingRecord], int, int]]:
-        for batch in iterate_batches(data, where=where):
+    def _read(self, fetched: Fetched) -> Iterator[tuple[Iterator[IncomingRecord], int, int]]:
+        data = fetched.data
+        for batch in iterate_batches(data, where=str(fetched.tp), checked=fetched.checked):
             if batch.next_offset <= self.position:
                 continue
             if batch.is_control_batch:
@@ -109,7 +108,7 @@ class Inbox:
                 # a batch may be iterated once, and not be asked for its iterator again
                 yield itertools.chain(batch), batch.next_offset, batch.max_timestamp
         # behind the records there may be others that were never committed, and the ends of transactions
-        yield iter(()), end, -1
+        yield iter(()), fetched.next_offset, -1
         self.size -= len(data)
         self._lane.subtopology.epoch_bytes += len(data)
 

@@ -49,7 +49,7 @@ Sent = defaultdict["TopicPartition", list["OutgoingRecord"]]
 
 EVENT_OUTPUT_EPOCHS = 4
 """How many times ``epoch_bytes_max`` the output of one event may be."""
-QUIET_EVENTS = 2_000
+QUIET_EVENTS = 500
 """After so many events of which none was found in the middle, a sub-topology stops keeping journals."""
 TIED_S = 0.25
 """When finished events were kept out of the epochs for so long, by ties to others, intake stops until they go."""
@@ -107,6 +107,8 @@ class SubTopology:
         """Whether events without a journal may have met some that have one."""
         self._quiet_events = 0
         self._finished_events = 0
+        self._looked_at_events = 0
+        """How many were finished when `_drop_journals` looked last."""
         self._tied: dict[tuple[str, TopicPartition], tuple[int, float]] = {}
         """Where ties hold back finished events: from which offset, and since when."""
         self.gate = asyncio.Event()
@@ -151,7 +153,7 @@ class SubTopology:
         self.lanes += other.lanes
         self.events.update(other.events)
         self.callbacks |= other.callbacks
-        self._quiet_events = self._finished_events = 0
+        self._quiet_events = self._finished_events = self._looked_at_events = 0
         self._tied.update(other._tied)
         other.merged_into = self
         for reason in other._closed_by:
@@ -188,6 +190,8 @@ class SubTopology:
 
     def took_run(self) -> None:
         """A run is through: bound what waits for the next commit."""
+        if self.journaled:
+            self._drop_journals()
         if self._shard.is_full(self):
             self._full()
         if self.overlapped and len(self.events) > OVERLAPPING_EVENTS_MAX:
@@ -411,6 +415,37 @@ class SubTopology:
             and suspending.isdisjoint(self.members)
         ):
             self.set_journaled(False)
+
+    def _drop_journals(self) -> None:
+        """Go on without journals before the next cut, if that would take all that has been done.
+
+        A commit may take long, and events with a journal cost several times as much as those without. What
+        they have done stays as it is, and is from now on the work of events without one.
+        """
+        finished = self._quiet_events + self._finished_events
+        if (
+            finished - self._looked_at_events < QUIET_EVENTS
+            or self.overlapped
+            or self._closed_by
+            or self._shard.failures.is_searching
+            or any(lane.agent.concurrency > 1 for lane in self.lanes)
+            or not self._shard.suspending.isdisjoint(self.members)
+        ):
+            return
+        self._looked_at_events = finished
+        events = list(self.events)
+        if choose_excluded(events, self.positions()):
+            return
+        for part in self.parts.values():
+            part.take_times(events)
+            part.last_toucher = {}
+        for tp, record, _ in self.output:
+            self.sent[tp].append(record)
+        self.output = []
+        self.events = {}
+        for lane in self.lanes:
+            lane.ahead = 0
+        self.set_journaled(False)
 
     def give_back(self, share: Share) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""

@@ -280,7 +280,9 @@ def fetch(
             still.append(turn)
         waiting = still
     fetched = [
-        Fetched(turn.tp, _read(connection, turn), turn.next_offset, turn.row.end_offset)
+        Fetched(
+            turn.tp, _read(connection, turn), turn.next_offset, turn.row.end_offset, checked=True
+        )
         for turn in turns
         if turn.next_offset > positions[turn.tp]
     ]
