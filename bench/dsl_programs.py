@@ -310,32 +310,29 @@ def many_windows(kind: str, open_windows: int) -> Program:
 # many keys ------------------------------------------------------------------------------------------
 
 
-def many_keys(kind: str, keys: int) -> Program:
-    """A program, fed with a record or two for each of its keys, then with ``count`` for keys at random."""
+def many_keys(kind: str, keys: int) -> tuple[Program, Program]:
+    """The same program twice: fed with a record or two for each of its keys; then with ``count`` for keys at random."""
+    topics = EVENTS if kind in ("count", "tumbling") else BOTH
 
     def first(count: int, _: int) -> Iterator[Row]:
-        topics = EVENTS if kind in ("count", "tumbling") else BOTH
-        now = 0
-        for number in range(keys):
-            for topic in topics:
-                now += 1
-                yield topic, event(number, f"key-{number}", now)
+        for number in range(keys * len(topics)):
+            topic = topics[number % len(topics)]
+            yield topic, event(number, f"key-{number // len(topics)}", number + 1)
+
+    def then(count: int, _: int) -> Iterator[Row]:
         choose = random.Random(1)
         for number in range(count):
-            now += 1
-            yield (
-                topics[number % len(topics)],
-                event(number, f"key-{choose.randrange(keys)}", now),
-            )
+            now = keys * len(topics) + number + 1
+            topic = topics[number % len(topics)]
+            yield topic, event(number, f"key-{choose.randrange(keys)}", now)
 
-    if kind == "count":
-        return Program(EVENTS, count_dsl, first)
-    if kind == "tumbling":
+    def tumbling(app: ms.App, topics: dict[str, Any]) -> None:
+        app.stream(topics["events"]).group_by().tumbling("30d").count(name="counts")
 
-        def declare(app: ms.App, topics: dict[str, Any]) -> None:
-            app.stream(topics["events"]).group_by().tumbling("30d").count(name="counts")
-
-        return Program(EVENTS, declare, first)
-    if kind == "table-table":
-        return Program(BOTH, table_join, first)
-    return Program(BOTH, stream_join("inner", within_ms=2 * keys), first)
+    declare = {
+        "count": count_dsl,
+        "tumbling": tumbling,
+        "table-table": table_join,
+        "stream-stream": stream_join("inner", within_ms=2 * keys),
+    }[kind]
+    return Program(topics, declare, first), Program(topics, declare, then)

@@ -5,7 +5,8 @@ what is measured is when a reader of committed data sees what became of them.
 
 ==========  ==================================================================================
 killed      SIGKILL of one of three workers, to the first result of each of its shards from another one
-vanished    the same where the process is stopped (SIGSTOP): its connections stay and go silent
+vanished    the same where all of a worker's connections to the broker go silent and stay open, as with a machine that
+            is gone, while the process lives on: a proxy lets nothing pass; on a broker of its own, with a session of 10 s
 rolling     three workers with standbys are stopped and started one after the other: the longest time between
             two results of a shard, of those that moved and of those that did not
 empty disk  a worker replays a changelog of many keys: records a second, and CPU a record
@@ -39,6 +40,8 @@ from millstream.transports.batch import iterate_records
 from millstream.transports.kafka import KafkaTransport
 from tests.brokers import Program, unique
 from tests.brokers.cluster import Cluster
+from tests.brokers.listeners import PROXIED
+from tests.brokers.proxy import proxies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -51,6 +54,7 @@ UNDISTURBED_S = 5.0
 """How long workers are watched before one of them is restarted."""
 DEADLINE_S = 120.0
 SESSION_S = 5.0
+VANISHED_SESSION_S = 10.0
 FILL_RECORDS = 50_000
 
 
@@ -83,8 +87,11 @@ def _measured(name: str, values: list[float], expected: str, *, unit: str = "s")
 class Group:
     """Workers of one app, a stream of events for them, and what is seen of their results."""
 
-    def __init__(self, url: str, folder: Path, *, standbys: int) -> None:
+    def __init__(
+        self, url: str, folder: Path, *, standbys: int, session_s: float = SESSION_S
+    ) -> None:
         self.url, self.folder, self.standbys = url, folder, standbys
+        self.session_s = session_s
         self.app = unique("bench")
         self.workers: dict[str, Program] = {}
         self.seen: dict[int, list[tuple[float, int]]] = defaultdict(list)
@@ -117,15 +124,15 @@ class Group:
                 for task in serving:
                     task.cancel()
 
-    async def start(self, name: str) -> None:
-        """One of them."""
+    async def start(self, name: str, *, url: str | None = None) -> None:
+        """One of them, which reaches the broker at another address where one is given."""
         worker = self.workers[name] = Program(
             "bench.recovery_worker",
-            self.url,
+            url or self.url,
             self.app,
             str(self.folder / self.app / name),
             str(self.standbys),
-            f"{SESSION_S}s",
+            f"{self.session_s}s",
             log=self.folder / f"{self.app}-{name}.log",
             ready="joined",
         )
@@ -251,41 +258,49 @@ def _keys() -> list[bytes]:
 # what is measured -------------------------------------------------------------------------------------
 
 
-async def _taken_over(url: str, folder: Path, rounds: int, *, kill: bool) -> list[Measured]:
-    """One of three workers goes, each time in another group.
-
-    Within a minute nobody has a group of three let go of a second one: who sees most of the others gone is more
-    likely to be cut off itself, and waits for the session to end.
-    """
+async def _killed(url: str, folder: Path, rounds: int) -> list[Measured]:
+    """One of three workers is killed, each time in another group."""
     took: list[float] = []
     for turn in range(rounds):
-        took += await _gone(url, folder, "abc"[turn % 3], kill=kill)
-    if kill:
-        return [_measured("killed", took, "p50 2, p99 4")]
-    return [_measured("vanished", took, f"{SESSION_S + 1:g} (session_timeout + 1)")]
+        async with Group(url, folder, standbys=1).running("a", "b", "c") as group:
+            name = "abc"[turn % 3]
+            took += await _taken_over(group, name, group.workers[name].kill)
+    return [_measured("killed", took, "p50 2, p99 4")]
 
 
-async def _gone(url: str, folder: Path, name: str, *, kill: bool) -> list[float]:
+async def _vanished(cluster: Cluster, folder: Path, rounds: int) -> list[Measured]:
+    """All connections of one of three workers to the broker go silent, each time in another group."""
+    took: list[float] = []
+    through = f"kafka://{cluster.address(PROXIED.name)}"
+    for _ in range(rounds):
+        with proxies(cluster) as (proxy,):
+            group = Group(cluster.url, folder, standbys=1, session_s=VANISHED_SESSION_S)
+            async with group.running():
+                await group.start("a")
+                await group.start("b")
+                await group.start("c", url=through)
+                await group.settled()
+                took += await _taken_over(group, "c", proxy.silence)
+    return [_measured("vanished", took, f"{VANISHED_SESSION_S + 1:g} (session_timeout + 1)")]
+
+
+async def _taken_over(group: Group, name: str, end: Callable[[], None]) -> list[float]:
     """For each shard of one of three workers: from its end to the first result of another one."""
-    async with Group(url, folder, standbys=1).running("a", "b", "c") as group:
-        owned = group.owned(name)
-        worker = group.workers.pop(name)
-        pid, since = worker.pid, time.perf_counter()
-        if kill:
-            worker.kill()
-        else:
-            worker.pause()
-        try:
-            firsts: list[float | None] = []
+    owned = group.owned(name)
+    worker = group.workers.pop(name)
+    pid, since = worker.pid, time.perf_counter()
+    try:
+        end()
+        firsts: list[float | None] = []
 
-            def back() -> bool:
-                firsts[:] = [group.first_of_others(number, pid, since) for number in owned]
-                return None not in firsts
+        def back() -> bool:
+            firsts[:] = [group.first_of_others(number, pid, since) for number in owned]
+            return None not in firsts
 
-            await group.until(back, "a result of each shard")
-            return [at - since for at in firsts if at is not None]
-        finally:
-            worker.kill()
+        await group.until(back, "a result of each shard")
+        return [at - since for at in firsts if at is not None]
+    finally:
+        worker.kill()
 
 
 async def _rolling(url: str, folder: Path, rounds: int) -> list[Measured]:
@@ -411,21 +426,25 @@ def main(
     """Measure, print a table, and write JSON.
 
     Args:
-        broker: where it is, instead of one that is started for this.
+        broker: where it is, instead of one that is started for this; not for ``vanished``.
     """
     found: list[Measured] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="millstream-bench-")))
-        url = broker or stack.enter_context(Cluster()).url
+        own: Cluster | None = None
+        if broker is None or "vanished" in suites:
+            own = stack.enter_context(Cluster())
+        url = broker or (own.url if own is not None else "")
         for suite in suites:
             if suite == "rolling":
                 measured = asyncio.run(_rolling(url, folder, max(1, rounds // 3)))
             elif suite == "empty-disk":
                 measured = asyncio.run(_replayed(url, folder, keys))
+            elif suite == "vanished":
+                assert own is not None
+                measured = asyncio.run(_vanished(own, folder, max(1, rounds // 3)))
             else:
-                kill = suite == "killed"
-                turns = rounds if kill else max(1, rounds // 3)
-                measured = asyncio.run(_taken_over(url, folder, turns, kill=kill))
+                measured = asyncio.run(_killed(url, folder, rounds))
             for one in measured:
                 _print(one)
             found += measured

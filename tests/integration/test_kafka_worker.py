@@ -259,9 +259,8 @@ def counter(kafka: Kafka, app_id: str, topic: str, folder: Path, **settings: Any
         app_id,
         broker=kafka.url,
         state_dir=folder,
-        slot="one",
         session_timeout=f"{SESSION_S}s",
-        **{"partitions": 2, "web": False, **settings},
+        **{"slot": "one", "partitions": 2, "web": False, **settings},
     )
     words = app.topic(topic, key=str, value=str)
     counts = app.table("counts", key=str, value=int, default=0)
@@ -296,6 +295,34 @@ async def work(
 async def shown(runtime: Runtime) -> dict[str, int]:
     """The table as queries see it; empty where its shards are not ready."""
     return {key: value async for key, value in runtime.questions().view("counts", None).items()}
+
+
+async def test_workers_that_do_not_fit(kafka: Kafka, tmp_path: Path) -> None:
+    """One with another program or guarantee is refused, and says why; the group goes on and counts each record once."""
+    app_id, topic = unique("fitting"), kafka.topic("words", partitions=2)
+    words = [Record(key=key.encode(), value=f'"{key}"'.encode()) for key in KEYS]
+    other = counter(kafka, app_id, topic, tmp_path, slot="two")
+    other.table("more", key=str, value=int)
+    weaker = counter(
+        kafka, app_id, topic, tmp_path, slot="two", processing_guarantee="at_least_once"
+    )
+
+    running = counter(kafka, app_id, topic, tmp_path)
+    async with asyncio.timeout(DEADLINE_S), running.running(worker=True, web=False):
+        runtime: Runtime | None = running.runtime
+        assert runtime is not None
+        assert runtime.worker is not None
+        await runtime.worker.ready.wait()
+        for app, why in (
+            (other, r"another program runs under the same app id: .*table more"),
+            (weaker, r"has processing_guarantee='at_least_once', and the others .* 'exactly_once'"),
+        ):
+            with pytest.raises(TopologyError, match=why):
+                async with app.running(worker=True, web=False):
+                    await asyncio.sleep(DEADLINE_S)
+            await asyncio.to_thread(kafka.write, topic, words, partitioner="murmur2")
+        while await shown(runtime) != dict.fromkeys(KEYS, 2):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def test_state(kafka: Kafka, tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from kio.schema.errors import ErrorCode
 
+from millstream.errors import MillstreamError
+from millstream.records import OutgoingRecord, TopicPartition
+from millstream.transports.base import Epoch, OffsetAndMetadata
+from millstream.transports.kafka import _transactions
 from millstream.transports.kafka.transport import KafkaTransport
-from tests.brokers import Cluster
+from tests.brokers import Cluster, unique
 from tests.integration.groups import evict
 from tests.transports.conformance import *  # noqa: F403
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TOPICS = ["a", "b", "right", "short", "t", "table"]
 GROUPS = ["g", "h"]
@@ -61,3 +67,66 @@ def classic_kafka() -> Iterator[Cluster]:
 def lab(request: pytest.FixtureRequest) -> KafkaLab:
     """A broker as if it were new, for each of the two protocols of transactions."""
     return KafkaLab(request.getfixturevalue(request.param))
+
+
+# the order of requests of a transaction before KIP-890
+
+EPOCHS = 30
+"""So many one after the other meet the markers of the one before."""
+
+
+async def _commit_some(kafka: Cluster) -> None:
+    """Epochs with records and positions, one right after the other, of which all are there in the end."""
+    topic, group = kafka.topic("records"), unique("group")
+    tp = TopicPartition(topic, 0)
+    async with KafkaTransport(kafka.url) as transport:
+        for number in range(1, EPOCHS + 1):
+            await transport.commit(
+                Epoch(
+                    group=group,
+                    member_id="",
+                    generation=-1,
+                    offsets={tp: OffsetAndMetadata(number, "")},
+                    records={tp: [OutgoingRecord(number, b"k", b"v", [])]},
+                )
+            )
+        assert (await transport.committed(group, [tp]))[tp].offset == EPOCHS
+    assert len(kafka.read(topic)) == EPOCHS
+
+
+async def _nothing(*_: object) -> None:
+    pass
+
+
+def _leave_out(name: str, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_transactions.Transactions, name, _nothing)
+
+
+def _take_no_for_an_answer(patch: pytest.MonkeyPatch) -> None:
+    again = _transactions._AGAIN - {ErrorCode.concurrent_transactions}
+    patch.setattr(_transactions, "_AGAIN", again)
+
+
+async def test_the_order_of_requests(classic_kafka: Cluster) -> None:
+    """Partitions and positions are announced first, and what the markers of the epoch before hold up is sent again."""
+    await _commit_some(classic_kafka)
+
+
+@pytest.mark.parametrize(
+    "mutate",
+    [
+        partial(_leave_out, "_add_partitions"),
+        partial(_leave_out, "_add_offsets"),
+        _take_no_for_an_answer,
+    ],
+    ids=["no AddPartitionsToTxn", "no AddOffsetsToTxn", "CONCURRENT_TRANSACTIONS is an error"],
+)
+async def test_another_order_is_found(
+    classic_kafka: Cluster,
+    mutate: Callable[[pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The broker refuses it."""
+    mutate(monkeypatch)
+    with pytest.raises(MillstreamError):
+        await _commit_some(classic_kafka)

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from millstream.transports.kafka._failover import AGAIN_FIRST_S, SUSPECTED_S, Failover
+from millstream.transports.kafka._failover import HOLD_FIRST_S, RETURN_S, SUSPECTED_S, Failover
 
 
 def members(names: str, *, static: str = "") -> dict[str, str | None]:
@@ -18,7 +18,8 @@ def may(
     failover: Failover, suspect: str, own: str, group: dict[str, str | None], now: float = 0.0
 ) -> bool:
     """Ask, with the member's letter for who it is."""
-    return failover.may_remove(suspect, peer=f"peer {suspect}", own_id=own, members=group, now=now)
+    processes = {name: f"process {name}" for name in group}
+    return failover.may_remove(suspect, processes=processes, own_id=own, members=group, now=now)
 
 
 @pytest.mark.parametrize(
@@ -70,28 +71,51 @@ def test_static_members_when_asked_for() -> None:
     assert may(Failover(static_too=True), "b", "c", members("abc", static="b"))
 
 
-def test_a_peer_is_removed_again_after_a_while_only() -> None:
-    """It comes back under another id, and cannot be reached: the time between two removals doubles."""
-    failover, ids, removals = Failover(), iter("bcdefg"), []
+def test_a_process_that_comes_back_was_removed_by_mistake() -> None:
+    """Then nobody is removed for a time that doubles with each mistake."""
+    failover, ids = Failover(), iter("bcdefg")
+    removals: list[int] = []
     name = next(ids)
     for second in range(300):
-        group = members("a" + name + "xyz")
-        if failover.may_remove(name, peer="http://b", own_id="x", members=group, now=second):
-            failover.removed(name, peer="http://b", now=second)
+        group, own = members("a" + name + "xyz"), "x"
+        if failover.may_remove(name, processes={name: "b"}, own_id=own, members=group, now=second):
+            failover.removed(name, process="b", now=second)
             removals.append(second)
             name = next(ids)
     gaps = [later - sooner for sooner, later in itertools.pairwise(removals)]
-    assert gaps == [AGAIN_FIRST_S, 2 * AGAIN_FIRST_S, 4 * AGAIN_FIRST_S]
+    # a second until it is heard of
+    assert gaps == [HOLD_FIRST_S + 1, 2 * HOLD_FIRST_S + 1, 4 * HOLD_FIRST_S + 1]
+
+
+def test_after_a_mistake_nobody_is_removed() -> None:
+    """Another one that is suspected then waits for the session time-out."""
+    failover, group = Failover(), members("acxyz")
+    failover.removed("b", process="b", now=0.0)
+    for now, yes in ((1.0, False), (HOLD_FIRST_S, False), (1.0 + HOLD_FIRST_S, True)):
+        assert yes is failover.may_remove(
+            "x", processes={"c": "b", "x": "x"}, own_id="y", members=group, now=now
+        )
+
+
+def test_deaths_that_follow_one_another() -> None:
+    """Processes that never come back are removed as soon as they die, however small the group, and their successors."""
+    failover, now = Failover(), 0.0
+    for number in range(10):
+        group = members(f"a{number}z")
+        assert may(failover, str(number), "a", group, now)
+        failover.removed(str(number), process=f"process {number}", now=now)
+        now += RETURN_S
+    assert may(failover, "z", "a", members("az"), now)
 
 
 @pytest.mark.parametrize(
     ("names", "at_most"), [("abcdefgh", 4), ("abcde", 2), ("abcd", 2), ("ab", 1)]
 )
 def test_who_suspects_most_of_the_group_goes_no_further(names: str, at_most: int) -> None:
-    """It is cut off itself, more likely: half of the group is the most that one removes in a minute."""
+    """It is cut off itself, more likely: half of the group is the most that one removes before it hears of its mistakes."""
     failover, left = Failover(), members(names)
     for suspect in reversed(names[1:]):
         if may(failover, suspect, "a", left):
-            failover.removed(suspect, peer=f"peer {suspect}", now=0.0)
+            failover.removed(suspect, process=f"process {suspect}", now=0.0)
             del left[suspect]
     assert len(names) - len(left) == at_most

@@ -16,6 +16,7 @@ from millstream.worker import (
     encode_metadata,
 )
 from millstream.worker._assign import Assignor
+from millstream.worker._assign_handover import assign_in_two_rounds
 from millstream.worker._assign_plan import plan_shards
 from tests.worker.groups import apply, owners
 
@@ -129,6 +130,25 @@ def test_words_that_cannot_be_read() -> None:
     assert len(owners({name: found[name] for name in "ac"})) == 5
     found = {member: decode_assignment(data) for member, data in OLD({"b": b"?"}).items()}
     assert "cannot be read" in found["b"].refused
+
+
+def test_another_guarantee_in_the_same_group() -> None:
+    """Those who own shards go on, whoever leads; a worker that does not say counts as one of them."""
+    group = {
+        "a": told(OLD, guarantee="at_least_once"),
+        "b": told(OLD, guarantee="exactly_once", owned=((5, 0),)),
+        "c": told(OLD, guarantee="at_least_once"),
+        "d": told(OLD),
+    }
+    for assign in (OLD, assign_in_two_rounds):
+        found = {member: decode_assignment(data) for member, data in assign(group).items()}
+        assert found["b"].active
+        assert (found["b"].refused, found["d"].refused) == ("", "")
+        for name in "ac":
+            assert found[name].active == ()
+            assert "'at_least_once', and the others of its group have 'exactly_once'" in (
+                found[name].refused
+            )
 
 
 def test_another_program_under_the_same_id() -> None:

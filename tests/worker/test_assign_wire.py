@@ -40,6 +40,8 @@ LAGS = st.integers(0, 10**7) | st.just(LAG_UNKNOWN)
         owned=SHARDS,
         standby=SHARDS,
         warming=SHARDS,
+        process=st.text(),
+        guarantee=st.text(),
         held=SHARDS.flatmap(lambda shards: st.fixed_dictionaries(dict.fromkeys(shards, LAGS))),
     )
 )

@@ -150,3 +150,31 @@ async def test_placed_anywhere() -> None:
     async with TestApp(app) as t:
         await write(t, KEYS, backwards)
         assert t.table(counted) == {"x": len(KEYS)}
+
+
+@pytest.mark.parametrize(
+    ("declared", "keeps", "place"),
+    [
+        ({}, True, "murmur2"),  # results lie where their records do
+        ({"partitioner": "crc32"}, True, "crc32"),  # elsewhere than these
+        ({"partitioner": "any"}, False, "backwards"),
+        ({}, False, "backwards"),  # nobody looks where they are
+    ],
+)
+async def test_results_are_placed_as_their_topic_says(
+    declared: dict[str, Any], keeps: bool, place: str
+) -> None:
+    """Also those with the key of their record, whose partition need not be computed where records are looked at."""
+    app = ms.App("placed", partitions=PARTITIONS)
+    words = app.stream(app.topic("words", key=str, value=str, **declared))
+    if keeps:
+        words.group_by().count(name="counts")
+    results = app.topic("results", key=str, value=str)
+    words.to(results)
+    words.map_keys(lambda key: f"other-{key}").to(results)
+    async with TestApp(app) as t:
+        await write(t, KEYS, backwards if place == "backwards" else partitioner(place))
+        found = t.records(results)
+        assert len(found) == 2 * len(KEYS)
+        for record in found:
+            assert record.partition == partitioner("murmur2")(record.key.encode(), PARTITIONS)

@@ -135,6 +135,8 @@ class Topic(Generic[V, K]):
         self._record_bytes_max = sender.record_bytes_max
         self._placed: dict[bytes, TopicPartition] = {}
         self._keyed: dict[str, tuple[TopicPartition, bytes]] = {}
+        self._alike: dict[tuple[int, int], TopicPartition] = {}
+        """By a shard's count of partitions, which is the topic's own, and number."""
         self._next_keyless = 0
 
     def __repr__(self) -> str:
@@ -274,6 +276,21 @@ class Topic(Generic[V, K]):
             tp = self._placed[key] = TopicPartition(self.name, self.partitioner(key, count))
         return tp
 
+    def _place_result(self, scope: Scope, key: bytes | None) -> TopicPartition:
+        """Likewise, where the key may be the one that the event's record has."""
+        if key is not None:
+            shard = scope.shard
+            partition = shard.own_partition(scope, key, self.partitioner)
+            if partition is not None:
+                found = self._alike.get((shard.count, partition))
+                if found is not None:
+                    return found
+                if self._sender.partitions(self.name) == shard.count:
+                    found = TopicPartition(self.name, partition)
+                    self._alike[shard.count, partition] = found
+                    return found
+        return self.place(key)
+
     def _place_str(self, key: str) -> tuple[TopicPartition, bytes]:
         """The partition of a key, and its bytes; remembered by the key itself."""
         data = self._dump_key(key)
@@ -286,6 +303,7 @@ class Topic(Generic[V, K]):
         """Partition counts may have changed: another log, another run."""
         self._placed.clear()
         self._keyed.clear()
+        self._alike.clear()
 
     def put(
         self,
@@ -336,7 +354,7 @@ class Topic(Generic[V, K]):
             )
         tp = self._placed.get(key_data) if key_data is not None else None
         if tp is None:
-            tp = self.place(key_data)
+            tp = self._place_result(scope, key_data)
         if timestamp < 0:
             raise ProgramError(f"topic {self.name!r}: the timestamp {timestamp} is negative")
         self._append(scope, tp, timestamp, key_data, data, headers)

@@ -219,15 +219,15 @@ class Membership(Protocol):
         """
         ...
 
-    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+    async def suspect(self, member_id: str, *, processes: Mapping[str, str] | None = None) -> bool:
         """Tell that another member's process is gone, as far as the caller can see.
 
         A log that would wait for the time-out removes it, if this member is the one to do so. A wrong guess
         costs a rebalance and the joining of the removed, no more: the fence decides who may commit.
 
         Args:
-            peer: who it is across member ids, for example its address: the same one is removed again
-                after ever longer times only.
+            processes: which process each member is, by member id, as far as that is known: one that was
+                removed and is there again was removed by mistake, and then the caller is heard less often.
 
         Returns:
             Whether it was removed by this call.

@@ -537,7 +537,7 @@ class _MemoryMembership:
             self._group.rebalance()
         self._log._bell.ring()
 
-    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+    async def suspect(self, member_id: str, *, processes: Mapping[str, str] | None = None) -> bool:
         """Nothing to do: members are in this process."""
         return False
 

@@ -46,6 +46,7 @@ __all__ = [
     "decode_metadata",
     "encode_assignment",
     "encode_metadata",
+    "processes_of",
     "urls_of",
 ]
 
@@ -73,6 +74,7 @@ class Assignor:
                     f" releases of Millstream that are too far apart"
                 )
         _part_with_strangers(described, refused)
+        _part_with_others_guarantees(described, refused)
         plan: Mapping[str, ShardAssignment] = {}
         version = max(self._planners)
         if described:
@@ -121,6 +123,31 @@ def _part_with_strangers(described: dict[str, MemberMetadata], refused: dict[str
             f"another program runs under the same app id: it has [{topology}], and this one has"
             f" [{described.pop(member).topology}]. Give one of them another id, or stop its workers first"
         )
+
+
+def _part_with_others_guarantees(
+    described: dict[str, MemberMetadata], refused: dict[str, str]
+) -> None:
+    """Whoever commits otherwise than most owners is refused: who writes at least once is to be waited for."""
+    known = {name: data for name, data in described.items() if data.guarantee}
+    owning = Counter(data.guarantee for data in known.values() if data.owned)
+    counted = owning or Counter(data.guarantee for data in known.values())
+    agreed = max(counted, key=lambda guarantee: (counted[guarantee], guarantee), default="")
+    for member in [name for name, data in known.items() if data.guarantee != agreed]:
+        refused[member] = (
+            f"this worker has processing_guarantee={described.pop(member).guarantee!r}, and the others of its"
+            f" group have {agreed!r}. Set the same for all; to change it, stop all of them first"
+        )
+
+
+def processes_of(members: Mapping[str, bytes]) -> dict[str, str]:
+    """Which process each member is; those left out that did not say, or whose words cannot be read."""
+    found = {}
+    for member, data in members.items():
+        with suppress(msgspec.DecodeError):
+            if process := decode_metadata(data).process:
+                found[member] = process
+    return found
 
 
 def urls_of(members: Mapping[str, bytes]) -> dict[str, str]:

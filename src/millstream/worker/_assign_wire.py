@@ -61,6 +61,10 @@ class MemberMetadata(msgspec.Struct, frozen=True, kw_only=True):
     warming: tuple[ShardId, ...] = ()
     held: dict[ShardId, int] = {}
     """The state it has on disk of shards that it does not own, with the lag in changelog records."""
+    process: str = ""
+    """Who it is across member ids, until it ends; empty where it did not say."""
+    guarantee: str = ""
+    """How it commits, ``exactly_once`` or ``at_least_once``; empty where it did not say."""
 
 
 class ShardAssignment(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +101,8 @@ class _Metadata(msgspec.Struct, array_like=True):
     standby: _Packed
     warming: _Packed
     held: _PackedLags
+    process: str = ""
+    guarantee: str = ""
 
 
 class _Assignment(msgspec.Struct, array_like=True):
@@ -134,6 +140,8 @@ def encode_metadata(metadata: MemberMetadata) -> bytes:
                 (count, packed, [metadata.held[count, number] for number in _unpack(count, packed)])
                 for count, packed in _pack(metadata.held)
             ],
+            process=metadata.process,
+            guarantee=metadata.guarantee,
         )
     )
 
@@ -165,6 +173,8 @@ def decode_metadata(data: bytes) -> MemberMetadata:
             for count, packed, lags in wire.held
             for number, lag in zip(_unpack(count, packed), lags, strict=False)
         },
+        process=wire.process,
+        guarantee=wire.guarantee,
     )
 
 

@@ -39,6 +39,12 @@ class Placement:
         self._left: dict[TopicPartition, int] = {}
         """How many of the first ones are still to come; below 0, how many went by since one was looked at."""
 
+    @staticmethod
+    def looks_at(source: Source) -> bool:
+        """Whether its records have to be where their keys belong; our own are, unless we were told otherwise."""
+        place = source.partitioner
+        return place is not None and place is not any_partition and not source.ours
+
     def look(self, tp: TopicPartition, source: Source, records: Sequence[IncomingRecord]) -> None:
         """See whether some records of a run are where they belong.
 
@@ -46,7 +52,7 @@ class Placement:
             PlacementError: one is not.
         """
         place = source.partitioner
-        if place is None or place is any_partition or source.ours:
+        if place is None or not self.looks_at(source):
             return
         left = self._left.get(tp, FIRST_RECORDS)
         if left > 0:

@@ -102,6 +102,8 @@ class Shard:
         self._agents = {spec.agent.name: spec for spec in agents}
         self._placed_by: dict[str, Callable[[bytes, int], int]] = {}
         """How the writers of an input choose partitions."""
+        self._looked_at: dict[str, Callable[[bytes, int], int] | None] = {}
+        """The same, of inputs whose records are looked at: see `Placement`."""
         self._keeps_by_key = count > 1 and not self._tables.keys() <= {NOTES}
         self._options = options
         self.own_parts: dict[str, TablePart] = {}
@@ -351,6 +353,12 @@ class Shard:
             for topic, source in spec.sources.items()
             if source.partitioner is not None
         }
+        self._looked_at = {
+            topic: source.partitioner
+            for spec in self._agents.values()
+            for topic, source in spec.sources.items()
+            if self._keeps_by_key and Placement.looks_at(source)
+        }
 
     def _start_lanes(self, tasks: asyncio.TaskGroup) -> None:
         self._know_sources()
@@ -422,6 +430,18 @@ class Shard:
     def is_closing(self) -> bool:
         """Whether final windows are being closed."""
         return any(each.is_closed_by("windows due") for each in self.subtopologies)
+
+    def own_partition(
+        self, scope: Scope, key: bytes, place: Callable[[bytes, int], int]
+    ) -> int | None:
+        """The partition, one of `count`, of the key that the event's record has; None where it has to be computed.
+
+        The record lies in it, and records are looked at: a comparison costs less than a hash.
+        """
+        record, tp = scope.record, scope.tp
+        if record is None or tp is None or not key or record.key != key:
+            return None
+        return tp.partition if self._looked_at.get(tp.topic) is place else None
 
     def _check(self, table: TableSpec) -> Callable[[Any], None]:
         if not table.checked:

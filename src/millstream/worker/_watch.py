@@ -30,8 +30,10 @@ REFUSALS = 3
 PAUSE_S = 0.1
 """Between two attempts where a connection has ended."""
 CONNECT_S = 5.0
+REPEAT_S = 1.0
+"""Before a suspicion is repeated."""
 AGAIN_S = 3.0
-"""Before another attempt where none ever succeeded, and before a suspicion is repeated."""
+"""Before another attempt where none ever succeeded."""
 
 
 def neighbours(member_id: str, members: Mapping[str, str]) -> dict[str, str]:
@@ -92,8 +94,8 @@ class PeerWatch:
                         logger.warning(
                             "worker %s at %s is gone: the group has let go of it", member_id, url
                         )
-            waits = known and refusals < REFUSALS
-            await asyncio.sleep(PAUSE_S if waits else AGAIN_S)
+            suspected = REPEAT_S if refusals >= REFUSALS else PAUSE_S
+            await asyncio.sleep(suspected if known else AGAIN_S)
 
 
 async def _until_it_ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +29,7 @@ from millstream.worker._assign import (
     assign_shards,
     decode_assignment,
     encode_metadata,
+    processes_of,
     urls_of,
 )
 from millstream.worker._assign_handover import assign_in_two_rounds, given_to_nobody
@@ -175,6 +177,7 @@ class Worker:
         self.counters: Counter[str] = Counter()
         """What happened outside of shards, under the names of `Shard.counters`."""
         self._watch = PeerWatch(self._suspect)
+        self._process = uuid.uuid4().hex
         self._inputs = plan.inputs()
         self.options = ShardOptions(
             app=plan.app,
@@ -404,6 +407,8 @@ class Worker:
                 url=self.url,
                 slot=self.slot,
                 topology=self.plan.fingerprint,
+                process=self._process,
+                guarantee="exactly_once" if self.plan.atomic else "at_least_once",
                 counts=tuple(self.plan.counts),
                 stateful=tuple(sorted(count for count, some in self.plan.tables.items() if some)),
                 rack=self.plan.rack,
@@ -532,9 +537,12 @@ class Worker:
                 self._metadata(share, generation=self.assignment.generation)
             )
 
-    async def _suspect(self, member_id: str, url: str) -> bool:
+    async def _suspect(self, member_id: str, _: str) -> bool:
         """A worker's process is gone, as far as this one can see."""
-        return self.membership is not None and await self.membership.suspect(member_id, peer=url)
+        if self.membership is None or self.assignment is None:
+            return False
+        processes = processes_of(self.assignment.members)
+        return await self.membership.suspect(member_id, processes=processes)
 
     async def _stop_shards(self, shard_ids: list[ShardId], *, kept: Collection[ShardId]) -> None:
         """Stop shards, and close their stores but those that are kept as copies."""

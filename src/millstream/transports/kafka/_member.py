@@ -190,15 +190,16 @@ class Member:
         self._stirred.set()
         await future
 
-    async def suspect(self, member_id: str, peer: str) -> bool:
+    async def suspect(self, member_id: str, processes: Mapping[str, str]) -> bool:
         """Remove another member, if that is for this one to do."""
         found = await self._describe()
         members = {each.member_id: each.group_instance_id for each in found.members}
+        now = time.monotonic()
         if not self._failover.may_remove(
-            member_id, peer=peer, own_id=self.member_id, members=members, now=time.monotonic()
+            member_id, processes=processes, own_id=self.member_id, members=members, now=now
         ):
             return False
-        self._failover.removed(member_id, peer=peer, now=time.monotonic())
+        self._failover.removed(member_id, process=processes.get(member_id, ""), now=now)
         return await self._remove(member_id, members[member_id])
 
     # life

@@ -19,7 +19,7 @@ from millstream.transports.kafka._member import Member, Terms
 from millstream.transports.local.processes import boottime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from millstream.transports.base import Assignment
     from millstream.transports.kafka._cluster import Access
@@ -108,9 +108,9 @@ class KafkaMembership:
         """Replace this member's metadata from the next rebalance on."""
         self._member.metadata = metadata
 
-    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+    async def suspect(self, member_id: str, *, processes: Mapping[str, str] | None = None) -> bool:
         """Remove a member whose process is gone, if that is for this one to do (see `Failover`)."""
-        return await self._in_thread(self._member.suspect(member_id, peer))
+        return await self._in_thread(self._member.suspect(member_id, processes or {}))
 
     async def leave(self) -> None:
         """Leave at once. Idempotent."""

@@ -29,7 +29,7 @@ from millstream.transports.local.processes import boottime
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from millstream.transports.base import AssignFunction, Assignment
     from millstream.transports.local.file import LogFile
@@ -136,7 +136,7 @@ class LocalMembership:
         finally:
             self._heart.stop()
 
-    async def suspect(self, member_id: str, *, peer: str = "") -> bool:
+    async def suspect(self, member_id: str, *, processes: Mapping[str, str] | None = None) -> bool:
         """Nothing to do: this member looks itself whether the others' processes are there."""
         return False
 
