@@ -422,6 +422,8 @@ async def test_journals_end_between_two_cuts(held: bool, monkeypatch: Patch) -> 
                 if lane.inboxes[clicks_0].position == 45 and instance.idle.is_set():
                     break
                 await asyncio.sleep(0)
+            for _ in range(20):  # the agent is through: now the shard looks
+                await asyncio.sleep(0)
             assert found.journaled is held
             assert bool(found.events) is held
             assert len(found.sent[passed_0]) == (0 if held else 45)
