@@ -1,6 +1,7 @@
 """The option ``--long``, and the last lines, which say what could not run."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,12 @@ import pytest
 from tests.requirements import MISSING
 
 pytest_plugins = ["tests.brokers.fixtures"]
+
+
+def pytest_configure() -> None:
+    """Where the run was started in the background of a script, Ctrl-C is ignored: what tests start should not inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
