@@ -76,8 +76,12 @@ async def _at_the_end(worker: Worker, runtime: Runtime) -> bool:
     if not worker.ready.is_set() or not worker.shards:
         return False
     shards: list[Shard] = list(worker.shards.values())
+    inputs = [tp for shard in shards for tp in shard.inputs()]
+    ends = await runtime.transport.end_offsets(inputs)
     for shard in shards:
-        ends = await runtime.transport.end_offsets(shard.inputs())
-        if any(shard.committed.get(tp, 0) < end for tp, end in ends.items()):
+        if any(shard.committed.get(tp, 0) < ends[tp] for tp in shard.inputs()):
             return False
-    return not any(shard.is_closing or shard.has_work() for shard in shards)
+        if shard.is_closing or shard.has_work():
+            return False
+    # what a shard has committed since may be for another one
+    return await runtime.transport.end_offsets(inputs) == ends
