@@ -32,7 +32,8 @@ def batch(offset: int, count: int = 1, *, producer: int = -1, size: int = 1) -> 
         records, producer=Producer(producer, 0, 0, producer >= 0), bytes_max=1 << 20
     )
     assert held == count
-    return rebase(made, offset)
+    rebase(made, offset)
+    return bytes(made)
 
 
 def marker(offset: int, producer: int) -> bytes:

@@ -54,46 +54,50 @@ class Producer(NamedTuple):
     transactional: bool
 
 
+NO_PRODUCER = Producer(-1, -1, -1, False)
+"""That of the embedded log."""
+
+
 def build_batch(
-    records: Sequence[OutgoingRecord], *, offsets: Sequence[int] | None = None, base_offset: int = 0
-) -> bytes:
+    records: Sequence[OutgoingRecord], *, offsets: Sequence[int], base_offset: int
+) -> bytearray:
     """One uncompressed batch.
 
     Args:
         records: at least one; in memory they may be plain tuples.
-        offsets: ascending, relative to ``base_offset``; 0, 1, 2 … when left out.
+        offsets: ascending, relative to ``base_offset``.
         base_offset: the offset that the batch begins at.
     """
-    builder = DefaultRecordBatchBuilder(
-        magic=2,
-        compression_type=0,
-        is_transactional=0,
-        producer_id=-1,
-        producer_epoch=-1,
-        base_sequence=-1,
-        batch_size=2**31 - 1,
-    )
+    builder = _builder(NO_PRODUCER, 2**31 - 1)
     append = builder.append
-    if offsets is None:
-        for offset, (timestamp, key, value, headers) in enumerate(records):
-            append(offset, timestamp, key, value, headers)
-    else:
-        for offset, (timestamp, key, value, headers) in zip(offsets, records, strict=True):
-            append(offset, timestamp, key, value, headers)
-    return rebase(builder.build(), base_offset)
+    for offset, (timestamp, key, value, headers) in zip(offsets, records, strict=True):
+        append(offset, timestamp, key, value, headers)
+    batch: bytearray = builder.build()
+    rebase(batch, base_offset)
+    return batch
 
 
 def fill_batch(
-    records: Iterable[OutgoingRecord], *, producer: Producer, bytes_max: int
-) -> tuple[bytes, int]:
-    """One uncompressed batch of the first records, and how many they are: at least one.
+    records: Iterable[OutgoingRecord], *, producer: Producer = NO_PRODUCER, bytes_max: int
+) -> tuple[bytearray, int]:
+    """One uncompressed batch of the first records, at offset 0, and how many they are: at least one.
 
     Args:
         records: at least one; in memory they may be plain tuples.
         producer: whose batch it is.
         bytes_max: where it ends; a record that is larger has it for itself.
     """
-    builder = DefaultRecordBatchBuilder(
+    builder = _builder(producer, bytes_max)
+    append, count = builder.append, 0
+    for timestamp, key, value, headers in records:
+        if append(count, timestamp, key, value, headers) is None:
+            break
+        count += 1
+    return builder.build(), count
+
+
+def _builder(producer: Producer, bytes_max: int) -> DefaultRecordBatchBuilder:
+    return DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
         is_transactional=producer.transactional,
@@ -102,20 +106,14 @@ def fill_batch(
         base_sequence=producer.sequence,
         batch_size=bytes_max,
     )
-    append, count = builder.append, 0
-    for timestamp, key, value, headers in records:
-        if append(count, timestamp, key, value, headers) is None:
-            break
-        count += 1
-    return bytes(builder.build()), count
 
 
-def rebase(batch: bytes | bytearray, base_offset: int) -> bytes:
-    """The same batch at another offset; the checksum does not cover the offset."""
-    return base_offset.to_bytes(8, "big") + bytes(memoryview(batch)[8:])
+def rebase(batch: bytearray, base_offset: int) -> None:
+    """Have a batch begin at another offset; the checksum does not cover the offset."""
+    batch[:8] = base_offset.to_bytes(8, "big")
 
 
-def headers_of(data: bytes) -> list[BatchHeader]:
+def headers_of(data: bytes | bytearray) -> list[BatchHeader]:
     """The headers of the whole batches in ``data``; a cut-off last one is left out."""
     headers = []
     at, end = 0, len(data)

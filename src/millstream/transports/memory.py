@@ -362,10 +362,9 @@ class MemoryTransport:
             for part in parts:
                 at = partition.end_offset
                 partition.end_offset = at + part.records
+                rebase(part.batch, at)
                 partition.batches.append(
-                    StoredBatch(
-                        at, at + part.records, part.max_timestamp, now, rebase(part.batch, at)
-                    )
+                    StoredBatch(at, at + part.records, part.max_timestamp, now, bytes(part.batch))
                 )
         self.log._bell.ring()
 

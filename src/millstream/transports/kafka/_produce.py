@@ -135,7 +135,8 @@ class _Queue:
         """Make the next batch, if there is none on its way."""
         if not self.batch:
             some = self.records[self.begin : self.begin + BATCH_RECORDS]
-            self.batch, count = fill_batch(some, producer=producer, bytes_max=self.bytes_max)
+            batch, count = fill_batch(some, producer=producer, bytes_max=self.bytes_max)
+            self.batch = bytes(batch)
             self.end = self.begin + count
 
     def halve(self) -> bool:

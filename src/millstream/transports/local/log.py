@@ -155,7 +155,7 @@ def append(
         partition = partition_row(connection, tp, where=where)
         at, size = partition.end_offset, 0
         for part in parts:
-            data = rebase(part.batch, at)
+            rebase(part.batch, at)
             connection.execute(
                 "INSERT INTO batches (partition_id, base_offset, next_offset, size, max_timestamp,"
                 " appended_at, data) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -163,14 +163,14 @@ def append(
                     partition.id,
                     at,
                     at + part.records,
-                    len(data),
+                    len(part.batch),
                     part.max_timestamp,
                     now,
-                    data,
+                    part.batch,
                 ),
             )
             at += part.records
-            size += len(data)
+            size += len(part.batch)
         connection.execute(
             "UPDATE partitions SET end_offset = ?, bytes = bytes + ?, dirty_bytes = dirty_bytes + ?"
             " WHERE id = ?",

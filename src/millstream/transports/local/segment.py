@@ -17,7 +17,13 @@ from aiokafka.errors import CorruptRecordException
 
 from millstream.errors import LogDamagedError
 from millstream.records import OutgoingRecord
-from millstream.transports.batch import build_batch, headers_of, iterate_batches, iterate_records
+from millstream.transports.batch import (
+    build_batch,
+    fill_batch,
+    headers_of,
+    iterate_batches,
+    iterate_records,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,8 +50,6 @@ SLICE_RECORDS = 10_000
 TOMBSTONE_MS = 24 * 3_600_000
 """How long a tombstone stays after it was appended: Kafka's ``delete.retention.ms``."""
 
-_RECORD_BYTES = 24
-"""What a record costs beside its key, value and headers, at most."""
 _MERGE_MS = 3_600_000
 _SPAN_MAX = 1 << 30
 """Offsets that one batch may span: the format keeps their differences in 32 bits."""
@@ -54,7 +58,7 @@ _SPAN_MAX = 1 << 30
 class Slice(NamedTuple):
     """A batch on its way into the log: at offset 0 until its place is known."""
 
-    batch: bytes
+    batch: bytearray
     records: int
     max_timestamp: int
 
@@ -71,22 +75,11 @@ class StoredBatch(NamedTuple):
 
 def slices(records: Sequence[OutgoingRecord]) -> Iterator[Slice]:
     """Batches of at most `SLICE_BYTES` (or one record) and `SLICE_RECORDS`."""
-    begin = size = 0
-    for at, (_, key, value, headers) in enumerate(records):
-        more = _RECORD_BYTES + len(key or b"") + len(value or b"")
-        if headers:
-            more += sum(len(name) * 4 + len(text or b"") + 10 for name, text in headers)
-        if at > begin and (size + more > SLICE_BYTES or at - begin == SLICE_RECORDS):
-            yield _slice(records[begin:at])
-            begin, size = at, 0
-        size += more
-    if begin < len(records):
-        yield _slice(records[begin:])
-
-
-def _slice(records: Sequence[OutgoingRecord]) -> Slice:
-    batch = build_batch(records)
-    return Slice(batch, len(records), headers_of(batch)[0].max_timestamp)
+    at = 0
+    while at < len(records):
+        batch, count = fill_batch(records[at : at + SLICE_RECORDS], bytes_max=SLICE_BYTES)
+        yield Slice(batch, count, headers_of(batch)[0].max_timestamp)
+        at += count
 
 
 def read(stored: StoredBatch, *, where: str) -> list[DefaultRecord]:
@@ -219,4 +212,6 @@ class _Run:
         )
         header = headers_of(data)[0]
         appended_at = max(stored.appended_at for stored in self.batches)
-        return [StoredBatch(base, header.next_offset, header.max_timestamp, appended_at, data)]
+        return [
+            StoredBatch(base, header.next_offset, header.max_timestamp, appended_at, bytes(data))
+        ]
