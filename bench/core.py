@@ -66,7 +66,7 @@ async def floor(app: ms.App, count: int) -> Measured:
         seen, wall, cpu = 0, time.perf_counter(), time.process_time()
         while seen < count:
             for fetched in await reader.fetch(positions, max_bytes=2 << 20, max_wait_s=1):
-                for batch in iterate_batches(fetched.data, where="floor"):
+                for batch in iterate_batches(fetched.data, where="floor", checked=fetched.checked):
                     for record in batch:
                         key = decode(record.value).key
                         counts[key] = counts.get(key, 0) + 1

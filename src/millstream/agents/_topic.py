@@ -18,6 +18,7 @@ from millstream.errors import (
     RecordTooLargeError,
 )
 from millstream.records import GivenHeaders, Headers, OutgoingRecord, Position, TopicPartition
+from millstream.serialization import dump_str
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -134,7 +135,9 @@ class Topic(Generic[V, K]):
         self._dump_key = key_codec.dumps
         self._record_bytes_max = sender.record_bytes_max
         self._placed: dict[bytes, TopicPartition] = {}
-        self._keyed: dict[str, tuple[TopicPartition, bytes]] = {}
+        self._text_keys = key_codec.dumps is dump_str
+        self._keyed: dict[str, TopicPartition] = {}
+        """By the keys themselves, where these are text: their bytes are quicker to make than to find."""
         self._alike: dict[tuple[int, int], TopicPartition] = {}
         """By a shard's count of partitions, which is the topic's own, and number."""
         self._next_keyless = 0
@@ -291,12 +294,11 @@ class Topic(Generic[V, K]):
                     return found
         return self.place(key)
 
-    def _place_str(self, key: str) -> tuple[TopicPartition, bytes]:
-        """The partition of a key, and its bytes; remembered by the key itself."""
-        data = self._dump_key(key)
+    def _place_str(self, key: str) -> TopicPartition:
+        """The partition of a key; remembered by the key itself."""
         if len(self._keyed) >= PARTITION_CACHE:
             self._keyed.clear()
-        found = self._keyed[key] = self.place(data), data
+        found = self._keyed[key] = self.place(key.encode())
         return found
 
     def forget_placement(self) -> None:
@@ -438,8 +440,9 @@ class Topic(Generic[V, K]):
                 # the common case, flat; whatever is wrong is met again, and said, by put()
                 try:
                     its_key = self._key_of(value)
-                    if type(its_key) is str:
-                        tp, key_data = self._keyed.get(its_key) or self._place_str(its_key)
+                    if type(its_key) is str and self._text_keys:
+                        tp = self._keyed.get(its_key) or self._place_str(its_key)
+                        key_data = its_key.encode()
                     else:
                         key_data = self._dump_key(its_key)
                         tp = self._placed.get(key_data) or self.place(key_data)
@@ -450,8 +453,8 @@ class Topic(Generic[V, K]):
                 if size <= self._record_bytes_max:
                     to = scope.subtopology
                     to.sent[tp].append((scope.timestamp, key_data, data, NO_HEADERS))
-                    to.epoch_bytes += size
-                    if to.epoch_bytes > to.epoch_bytes_watch:
+                    to.epoch_bytes = size = to.epoch_bytes + size
+                    if size > to.epoch_bytes_watch:
                         to.filling(scope)
                     return None
             self.put(

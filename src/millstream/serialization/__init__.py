@@ -1,5 +1,6 @@
 """Values to bytes and back: codecs, the layout of keys, and the partitions that they belong to."""
 
+from millstream.serialization._plain import dump_str
 from millstream.serialization.base import Codec, CodecFactory
 from millstream.serialization.immutable import is_immutable_type
 from millstream.serialization.keys import KeyLayout, key_layout
@@ -27,6 +28,7 @@ __all__ = [
     "any_partition",
     "codec_for",
     "codec_names",
+    "dump_str",
     "is_immutable_type",
     "key_codec_for",
     "key_layout",

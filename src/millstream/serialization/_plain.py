@@ -45,7 +45,7 @@ def raw_codec(value_type: Any) -> FunctionCodec:
 def str_codec(value_type: Any) -> FunctionCodec:
     """Text as UTF-8."""
     _check("str", value_type, str)
-    return FunctionCodec("str", "str", _dump_str, bytes.decode)
+    return FunctionCodec("str", "str", dump_str, bytes.decode)
 
 
 def number_codec(name: str) -> CodecFactory:
@@ -100,7 +100,8 @@ def _dump_raw(value: Any) -> bytes:
     raise TypeError(f"expected bytes, got {type(value).__name__}")
 
 
-def _dump_str(value: Any) -> bytes:
+def dump_str(value: Any) -> bytes:
+    """Text as UTF-8: the function of the codec ``str``."""
     if isinstance(value, str):
         return value.encode()
     raise TypeError(f"expected str, got {type(value).__name__}")
