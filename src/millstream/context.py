@@ -120,7 +120,11 @@ class Scope:
         """Send a record, which is encoded already and may be a plain tuple, as part of the event."""
         to = self.subtopology
         if self.journal is None:
-            to.sent[tp].append(record)
+            pack = to.sent[tp]
+            if pack.add(pack.count, *record) is None:
+                pack.append(record)
+            else:
+                pack.count += 1
         else:
             self.wrote = True
             to.output.append((tp, record, self))

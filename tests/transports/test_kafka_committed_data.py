@@ -9,7 +9,7 @@ from crc32c import crc32c
 
 from millstream.errors import ConfigurationError, LogDamagedError, TransportError
 from millstream.records import OutgoingRecord
-from millstream.transports.batch import Producer, fill_batch, iterate_records, rebase
+from millstream.transports.batch import Producer, RecordPack, iterate_records, rebase, sign
 from millstream.transports.kafka._committed_data import committed_data
 
 CONTROL = 0x20
@@ -28,10 +28,8 @@ def batch(offset: int, count: int = 1, *, producer: int = -1, size: int = 1) -> 
     records = [
         OutgoingRecord(1_000, b"k" * size, b"%d" % (offset + number), []) for number in range(count)
     ]
-    made, held = fill_batch(
-        records, producer=Producer(producer, 0, 0, producer >= 0), bytes_max=1 << 20
-    )
-    assert held == count
+    ((made, _),) = RecordPack(records).batches()
+    sign(made, Producer(producer, 0, 0, producer >= 0))
     rebase(made, offset)
     return bytes(made)
 

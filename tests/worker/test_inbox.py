@@ -10,7 +10,7 @@ import pytest
 from millstream.agents import Source
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import Fetched
-from millstream.transports.batch import fill_batch
+from millstream.transports.batch import RecordPack
 from millstream.worker._lane import Inbox
 
 TP = TopicPartition("t", 0)
@@ -19,7 +19,7 @@ TP = TopicPartition("t", 0)
 def batch_of(*times: int) -> bytes:
     """A batch at offset 0."""
     records = [OutgoingRecord(time, b"k", b"v", []) for time in times]
-    return bytes(fill_batch(records, bytes_max=1 << 20)[0])
+    return bytes(RecordPack(records).batches()[0][0])
 
 
 @pytest.mark.parametrize("look", ["take", "peek"])

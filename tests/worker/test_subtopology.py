@@ -16,6 +16,7 @@ import millstream as ms
 from millstream.errors import RecordTooLargeError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.testing import TestApp
+from millstream.transports.batch import RecordPack
 from millstream.worker import Shard, _subtopology
 from millstream.worker._metadata import decode_metadata
 
@@ -122,15 +123,15 @@ async def test_bytes_given_back() -> None:
         quick = shard.subtopology_of("quick")
         scope: Any = SimpleNamespace(journal=None)
         record = OutgoingRecord(T2013, b"k", b"v" * 999, [])
-        refused = [record] * 2 * _subtopology.EVENT_OUTPUT_EPOCHS
+        refused = RecordPack([record] * 2 * _subtopology.EVENT_OUTPUT_EPOCHS)
         tp = TopicPartition("clicks", 0)
         quick._full()
         before = quick.epoch_bytes
-        quick.give_back(_subtopology.Share(quick, {}, {tp: list(refused)}, [], T2013))
-        assert quick.epoch_bytes == before + 1_000 * len(refused)
+        quick.give_back(_subtopology.Share(quick, {}, {tp: refused}, [], T2013))
+        assert quick.epoch_bytes == before + refused.size
         assert quick.epoch_bytes < quick.epoch_bytes_watch
         quick.filling(scope)
-        quick.sent[tp] += refused
+        quick.sent[tp].extend(refused)
         with pytest.raises(RecordTooLargeError, match="the output of this event"):
             quick.filling(scope)
         quick.sent.clear()

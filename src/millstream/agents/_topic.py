@@ -452,7 +452,11 @@ class Topic(Generic[V, K]):
                     size = self._record_bytes_max + 1
                 if size <= self._record_bytes_max:
                     to = scope.subtopology
-                    to.sent[tp].append((scope.timestamp, key_data, data, NO_HEADERS))
+                    pack, moment = to.sent[tp], scope.timestamp
+                    if pack.add(pack.count, moment, key_data, data, NO_HEADERS) is None:
+                        pack.append((moment, key_data, data, NO_HEADERS))
+                    else:
+                        pack.count += 1
                     to.epoch_bytes = size = to.epoch_bytes + size
                     if size > to.epoch_bytes_watch:
                         to.filling(scope)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from millstream.records import OutgoingRecord, TopicPartition
+    from millstream.records import TopicPartition
+    from millstream.transports.batch import Outgoing
 
 __all__ = [
     "AssignFunction",
@@ -124,7 +125,7 @@ class Epoch:
     member_id: str
     generation: int
     offsets: Mapping[TopicPartition, OffsetAndMetadata]
-    records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+    records: Mapping[TopicPartition, Outgoing]
     atomic: bool = True
 
 
@@ -289,9 +290,7 @@ class Transport(Protocol):
         """A reader of its own, for one task at a time."""
         ...
 
-    async def append(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-    ) -> dict[TopicPartition, int]:
+    async def append(self, records: Mapping[TopicPartition, Outgoing]) -> dict[TopicPartition, int]:
         """Append outside any epoch, all of it or nothing; durable when it returns.
 
         Returns:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from aiokafka.record._crecords.cutil import crc32c_cython
 from aiokafka.record._crecords.default_records import DefaultRecordBatchBuilder
 from aiokafka.record._crecords.memory_records import MemoryRecords
 
@@ -18,19 +19,30 @@ if TYPE_CHECKING:
     from millstream.records import OutgoingRecord
 
 __all__ = [
+    "PACK_BYTES",
     "BatchHeader",
+    "Outgoing",
     "Producer",
+    "RecordPack",
     "build_batch",
-    "fill_batch",
     "headers_of",
     "iterate_batches",
     "iterate_records",
+    "packed",
     "rebase",
+    "sign",
 ]
 
 _HEADER = struct.Struct(">qiiBIhiqqqhii")
+_CRC, _PRODUCER = struct.Struct(">I"), struct.Struct(">qhi")
+_CRC_AT, _ATTRIBUTES_AT, _PRODUCER_AT = 17, 21, 43
+_TRANSACTIONAL = 0x10
 _FRAME_BYTES = 12
 """Base offset and length, which come before what the length counts."""
+
+
+PACK_BYTES = 1_000_000
+"""A batch is at most about this large, or one record: brokers take 1,048,588 where nothing else is set."""
 
 
 class BatchHeader(NamedTuple):
@@ -54,10 +66,6 @@ class Producer(NamedTuple):
     transactional: bool
 
 
-NO_PRODUCER = Producer(-1, -1, -1, False)
-"""That of the embedded log."""
-
-
 def build_batch(
     records: Sequence[OutgoingRecord], *, offsets: Sequence[int], base_offset: int
 ) -> bytearray:
@@ -68,7 +76,7 @@ def build_batch(
         offsets: ascending, relative to ``base_offset``.
         base_offset: the offset that the batch begins at.
     """
-    builder = _builder(NO_PRODUCER, 2**31 - 1)
+    builder = _builder(2**31 - 1)
     append = builder.append
     for offset, (timestamp, key, value, headers) in zip(offsets, records, strict=True):
         append(offset, timestamp, key, value, headers)
@@ -77,35 +85,100 @@ def build_batch(
     return batch
 
 
-def fill_batch(
-    records: Iterable[OutgoingRecord], *, producer: Producer = NO_PRODUCER, bytes_max: int
-) -> tuple[bytearray, int]:
-    """One uncompressed batch of the first records, at offset 0, and how many they are: at least one.
+class RecordPack:
+    """Records of one partition on their way into the log, encoded as they come: Kafka's batches at offset 0.
 
-    Args:
-        records: at least one; in memory they may be plain tuples.
-        producer: whose batch it is.
-        bytes_max: where it ends; a record that is larger has it for itself.
+    What is encoded while it is at hand need not be kept, and be looked for in memory once more at the commit.
     """
-    builder = _builder(producer, bytes_max)
-    append, count = builder.append, 0
-    for timestamp, key, value, headers in records:
-        if append(count, timestamp, key, value, headers) is None:
-            break
-        count += 1
-    return builder.build(), count
+
+    __slots__ = ("_batches", "_builder", "_bytes_max", "_counted", "_sized", "add", "count")
+
+    def __init__(
+        self, records: Iterable[OutgoingRecord] = (), *, bytes_max: int = PACK_BYTES
+    ) -> None:
+        """
+        Args:
+            records: the first ones; in memory they may be plain tuples.
+            bytes_max: where a batch ends; a record that is larger has one for itself.
+        """
+        self._bytes_max = bytes_max
+        self._batches: list[tuple[bytearray, int]] = []
+        """Whole ones, and how many records are in each."""
+        self._counted = self._sized = 0
+        """Records and bytes of those."""
+        self._begin()
+        for record in records:
+            self.append(record)
+
+    def _begin(self) -> None:
+        self._builder = _builder(self._bytes_max)
+        self.add = self._builder.append
+        """Encodes one record into the batch at hand, as its ``count``-th; None where it has to be `append` instead."""
+        self.count = 0
+        """Of the batch at hand. Whoever calls `add` counts."""
+
+    def __len__(self) -> int:
+        return self._counted + self.count
+
+    @property
+    def size(self) -> int:
+        """Bytes of the batches."""
+        return self._sized + (self._builder.size() if self.count else 0)
+
+    def append(self, record: OutgoingRecord) -> None:
+        """Encode one record."""
+        timestamp, key, value, headers = record
+        if self.add(self.count, timestamp, key, value, headers) is None:
+            self._close()
+            self.add(0, timestamp, key, value, headers)
+        self.count += 1
+
+    def batches(self) -> list[tuple[bytearray, int]]:
+        """All of it as whole batches, and how many records each has; more may be appended afterwards."""
+        self._close()
+        return self._batches
+
+    def extend(self, later: RecordPack) -> None:
+        """Have what is in another one, which stays as it is, come after what is here."""
+        self._batches = [*self.batches(), *later.batches()]
+        self._counted += later._counted
+        self._sized += later._sized
+
+    def _close(self) -> None:
+        if self.count:
+            self._batches.append((self._builder.build(), self.count))
+            self._counted += self.count
+            self._sized += len(self._batches[-1][0])
+            self._begin()
 
 
-def _builder(producer: Producer, bytes_max: int) -> DefaultRecordBatchBuilder:
+Outgoing: TypeAlias = "Sequence[OutgoingRecord] | RecordPack"
+"""Records of one partition, in order, as a transport takes them."""
+
+
+def packed(records: Outgoing) -> RecordPack:
+    """Records as a pack, if they are none already."""
+    return records if isinstance(records, RecordPack) else RecordPack(records)
+
+
+def _builder(bytes_max: int) -> DefaultRecordBatchBuilder:
     return DefaultRecordBatchBuilder(
         magic=2,
         compression_type=0,
-        is_transactional=producer.transactional,
-        producer_id=producer.producer_id,
-        producer_epoch=producer.epoch,
-        base_sequence=producer.sequence,
+        is_transactional=0,
+        producer_id=-1,
+        producer_epoch=-1,
+        base_sequence=-1,
         batch_size=bytes_max,
     )
+
+
+def sign(batch: bytearray, producer: Producer) -> None:
+    """Say who writes a batch, and as which of his."""
+    attributes = batch[_ATTRIBUTES_AT + 1] & ~_TRANSACTIONAL
+    batch[_ATTRIBUTES_AT + 1] = attributes | (_TRANSACTIONAL if producer.transactional else 0)
+    _PRODUCER.pack_into(batch, _PRODUCER_AT, *producer[:3])
+    _CRC.pack_into(batch, _CRC_AT, crc32c_cython(memoryview(batch)[_ATTRIBUTES_AT:]))
 
 
 def rebase(batch: bytearray, base_offset: int) -> None:

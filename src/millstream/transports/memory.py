@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from millstream.clock import Clock
-    from millstream.records import OutgoingRecord
     from millstream.transports.base import (
         AssignFunction,
         Epoch,
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
         Reader,
         TopicSpec,
     )
+    from millstream.transports.batch import Outgoing
 
 __all__ = ["MemoryLog", "MemoryTransport"]
 
@@ -227,9 +227,7 @@ class MemoryTransport:
         """A reader of its own, for one task at a time."""
         return _MemoryReader(self)
 
-    async def append(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-    ) -> dict[TopicPartition, int]:
+    async def append(self, records: Mapping[TopicPartition, Outgoing]) -> dict[TopicPartition, int]:
         """Append outside any epoch, all of it or nothing."""
         encoded = self._encoded(records)
         first = {tp: self._partition(tp).end_offset for tp in encoded}
@@ -348,7 +346,7 @@ class MemoryTransport:
             )
 
     def _encoded(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+        self, records: Mapping[TopicPartition, Outgoing]
     ) -> dict[TopicPartition, list[Slice]]:
         """Every partition's batches, and all of the partitions exist."""
         for tp in records:

@@ -27,6 +27,7 @@ from millstream.errors import (
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.tables import POSITION_KEY, StorePosition, encode_position
 from millstream.transports.base import CommitResult, Epoch, OffsetAndMetadata
+from millstream.transports.batch import RecordPack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -169,7 +170,7 @@ class Committer:
         began = self._began
         member_id, generation = self.member_id, self.generation
         now = self._clock.now()
-        records: dict[TopicPartition, list[OutgoingRecord]] = {}
+        records: dict[TopicPartition, RecordPack] = {}
         for cut in cuts.copy():
             try:
                 await self._encode(cut, records, now)
@@ -231,25 +232,35 @@ class Committer:
         return len(cuts)
 
     async def _encode(
-        self, cut: ShardCut, records: dict[TopicPartition, list[OutgoingRecord]], now: int
+        self, cut: ShardCut, records: dict[TopicPartition, RecordPack], now: int
     ) -> None:
-        changelogs: dict[TopicPartition, list[OutgoingRecord]] = {}
+        changelogs: dict[TopicPartition, RecordPack] = {}
         for part in cut.parts:
             slices = cut.changes[part.name] = []
             topic = cut.shard.changelog(part.name)
-            listed: list[OutgoingRecord] = []
+            pack = RecordPack()
             for slice_ in part.encode():
                 if not slice_:
                     continue
                 slices.append(slice_)
-                listed += [(now, key, data, NO_HEADERS) for key, data in slice_.items()]  # type: ignore[misc]
+                if topic is not None:
+                    for key, data in slice_.items():
+                        if pack.add(pack.count, now, key, data, NO_HEADERS) is None:
+                            pack.append(OutgoingRecord(now, key, data, NO_HEADERS))
+                        else:
+                            pack.count += 1
                 await asyncio.sleep(0)
-            if topic is not None and listed:
-                changelogs[TopicPartition(topic, cut.shard.number)] = listed
+            if topic is not None and pack:
+                changelogs[TopicPartition(topic, cut.shard.number)] = pack
         # only now, as a value that cannot be encoded keeps all of the cut out of the epoch
         for share in cut.shares:
             for tp, sent in share.outputs.items():
-                records[tp] = records[tp] + sent if tp in records else sent
+                if tp in records:
+                    earlier, records[tp] = records[tp], RecordPack()
+                    records[tp].extend(earlier)
+                    records[tp].extend(sent)
+                else:
+                    records[tp] = sent
         records.update(changelogs)
 
     async def _send(self, epoch: Epoch) -> CommitResult:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import RecordTooLargeError
+from millstream.transports.batch import RecordPack
 from millstream.worker._cut import before_excluded, choose_excluded
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ __all__ = ["Positions", "Share", "SubTopology"]
 Positions = dict[tuple[str, "TopicPartition"], int]
 """By agent and partition: the offset after what is finished, or committed."""
 
-Sent = defaultdict["TopicPartition", list["OutgoingRecord"]]
+Sent = defaultdict["TopicPartition", RecordPack]
 
 EVENT_OUTPUT_EPOCHS = 4
 """How many times ``epoch_bytes_max`` the output of one event may be."""
@@ -64,7 +65,7 @@ class Share:
     subtopology: SubTopology
     limits: Positions
     """Up to where its agents' inputs are in it."""
-    outputs: dict[TopicPartition, list[OutgoingRecord]]
+    outputs: dict[TopicPartition, RecordPack]
     """What its events have sent, in order."""
     parts: list[TablePart]
     time_before: int
@@ -83,7 +84,7 @@ class SubTopology:
         self.lanes: list[Lane] = []
         self.parts: dict[str, TablePart] = {}
         """Of the tables that it uses."""
-        self.sent: Sent = defaultdict(list)
+        self.sent: Sent = defaultdict(RecordPack)
         """What events without a journal have sent since the last cut."""
         self.output: list[Output] = []
         """What events with one have sent."""
@@ -92,7 +93,7 @@ class SubTopology:
         self.epoch_bytes_watch = epoch_bytes_max
         """Above it, an event that sends calls `filling`."""
         self._full_at: dict[TopicPartition, int] = {}
-        """How much had been sent when the next epoch was found full."""
+        """How many bytes had been sent when the next epoch was found full."""
         self.stream_time = -1
         self.cut_time = -1
         """The stream time that what was cut has brought: what stays out is processed again after a crash, in its own."""
@@ -138,7 +139,7 @@ class SubTopology:
         self.members |= other.members
         self.parts.update(other.parts)
         for tp, sent in other.sent.items():
-            self.sent[tp] += sent
+            self.sent[tp].extend(sent)
         self.output += other.output
         self.epoch_bytes += other.epoch_bytes
         self.stream_time = max(self.stream_time, other.stream_time)
@@ -204,7 +205,7 @@ class SubTopology:
         if "epoch full" in self._closed_by:
             return
         self.close_gate("epoch full")
-        self._full_at = {tp: len(sent) for tp, sent in self.sent.items()}
+        self._full_at = {tp: sent.size for tp, sent in self.sent.items()}
         self.epoch_bytes_watch = self.epoch_bytes + self._epoch_bytes_max
         self.interrupt()
 
@@ -218,7 +219,7 @@ class SubTopology:
         self.epoch_bytes_watch = self.epoch_bytes + self._epoch_bytes_max
         limit = self._epoch_bytes_max * EVENT_OUTPUT_EPOCHS
         if scope.journal is None:
-            size = sum(_size(sent[self._full_at.get(tp, 0) :]) for tp, sent in self.sent.items())
+            size = sum(sent.size - self._full_at.get(tp, 0) for tp, sent in self.sent.items())
         else:
             size = _size(record for _, record, event in self.output if event is scope)
         if size > limit:
@@ -271,7 +272,7 @@ class SubTopology:
         self.output[:] = [output for output in self.output if output[-1] is not scope]
         if self.epoch_bytes > self._epoch_bytes_max:
             kept = _size(record for _, record, _ in self.output)
-            self.epoch_bytes = kept + sum(map(_size, self.sent.values()))
+            self.epoch_bytes = kept + sum(sent.size for sent in self.sent.values())
         return True
 
     def _forget_toucher(self, scope: Scope, part: Any, key: Any) -> None:
@@ -347,7 +348,7 @@ class SubTopology:
             return None
         # only now, as it rewrites the events' journals for the cut
         before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
-        outputs, self.sent = self.sent, defaultdict(list)
+        outputs, self.sent = self.sent, defaultdict(RecordPack)
         kept = []
         for output in self.output:
             if output[2] in excluded:
@@ -453,11 +454,13 @@ class SubTopology:
         for part in share.parts:
             part.restore(self.events)
         for tp, sent in share.outputs.items():
-            self.sent[tp][:0] = sent
-            self._full_at[tp] = self._full_at.get(tp, 0) + len(sent)
-            size = _size(sent)
-            self.epoch_bytes += size
-            self.epoch_bytes_watch += size
+            whole = RecordPack()
+            whole.extend(sent)
+            whole.extend(self.sent[tp])
+            self.sent[tp] = whole
+            self._full_at[tp] = self._full_at.get(tp, 0) + sent.size
+            self.epoch_bytes += sent.size
+            self.epoch_bytes_watch += sent.size
 
 
 def _size(records: Iterable[OutgoingRecord]) -> int:

@@ -23,9 +23,9 @@ from millstream.transports.kafka._produce import Identity, TooLargeError, write
 from millstream.transports.kafka._transactions import Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping
 
-    from millstream.records import OutgoingRecord
+    from millstream.transports.batch import Outgoing
     from millstream.transports.kafka._cluster import Cluster
 
 __all__ = ["Appends"]
@@ -49,9 +49,7 @@ class Appends:
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[object]] = set()
 
-    async def append(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-    ) -> dict[TopicPartition, int]:
+    async def append(self, records: Mapping[TopicPartition, Outgoing]) -> dict[TopicPartition, int]:
         """Write all of it or nothing; the first offset in each partition. Cancelled, it is carried out.
 
         Raises:
@@ -67,7 +65,7 @@ class Appends:
         return await asyncio.shield(task)
 
     async def append_loosely(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+        self, records: Mapping[TopicPartition, Outgoing]
     ) -> dict[TopicPartition, int]:
         """Write without a transaction; the offset after the last record of each partition. Cancelled, it is carried out.
 
@@ -83,7 +81,7 @@ class Appends:
         return await asyncio.shield(task)
 
     async def _loosely(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+        self, records: Mapping[TopicPartition, Outgoing]
     ) -> dict[TopicPartition, int]:
         if not records:
             return {}
@@ -109,7 +107,7 @@ class Appends:
             task.exception()  # who waited for it may be gone
 
     async def _at_once(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
+        self, records: Mapping[TopicPartition, Outgoing]
     ) -> dict[TopicPartition, int]:
         try:
             async with self._counting(records):
@@ -143,9 +141,7 @@ class Appends:
                 self._identity.become(-1, -1)
                 raise
 
-    async def _whole(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-    ) -> dict[TopicPartition, int]:
+    async def _whole(self, records: Mapping[TopicPartition, Outgoing]) -> dict[TopicPartition, int]:
         written = await self._transactions.commit(records)
         return {tp: place.first for tp, place in written.items()}
 

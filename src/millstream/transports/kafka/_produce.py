@@ -8,6 +8,7 @@ a batch whose number follows on the last one, and answers a repeated batch with 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +20,15 @@ from kio.schema.types import TopicName, TransactionalId
 from kio.static.primitive import Records, i16, i32
 
 from millstream.errors import FencedError, LogUnavailableError
-from millstream.records import TopicPartition
-from millstream.transports.batch import Producer, fill_batch
+from millstream.records import OutgoingRecord, TopicPartition
+from millstream.transports.batch import (
+    PACK_BYTES,
+    Producer,
+    RecordPack,
+    iterate_records,
+    packed,
+    sign,
+)
 from millstream.transports.kafka._errors import (
     LEADER_MOVED,
     AnswerLostError,
@@ -30,16 +38,13 @@ from millstream.transports.kafka._errors import (
 from millstream.transports.kafka._messages import by_topic, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from millstream.records import OutgoingRecord
+    from millstream.transports.batch import Outgoing
     from millstream.transports.kafka._cluster import Cluster, Leader
 
 __all__ = ["FENCED", "Identity", "TakenError", "TooLargeError", "Written", "fenced", "write"]
 
-BATCH_BYTES = 1_000_000
-"""A batch is at most about this large, or one record: brokers take 1,048,588 where nothing else is set."""
-BATCH_RECORDS = 10_000
 REQUEST_BYTES = 8 << 20
 """Batches of several partitions in one request, together; brokers take 100 MB."""
 SLICE_BYTES = 100_000
@@ -121,39 +126,57 @@ class Identity:
 
 @dataclass(slots=True)
 class _Queue:
-    """What is left of one partition's records, and its batch that is on its way."""
+    """What is left of one partition's batches, and the one that is on its way."""
 
-    records: Sequence[OutgoingRecord]
-    begin: int = 0
-    end: int = 0
+    left: deque[tuple[bytearray, int]]
+    """Batches, and how many records are in each; the first one may be on its way."""
     batch: bytes = b""
-    bytes_max: int = BATCH_BYTES
+    """The one that is on its way."""
+    bytes_max: int = PACK_BYTES
     first: int = -1
     next: int = -1
 
+    @property
+    def count(self) -> int:
+        """Records of the batch that is on its way."""
+        return self.left[0][1]
+
     def load(self, producer: Producer) -> None:
-        """Make the next batch, if there is none on its way."""
+        """Make the next batch ready, if there is none on its way."""
         if not self.batch:
-            some = self.records[self.begin : self.begin + BATCH_RECORDS]
-            batch, count = fill_batch(some, producer=producer, bytes_max=self.bytes_max)
+            if len(self.left[0][0]) > self.bytes_max and self.count > 1:
+                self._split()
+            batch, _ = self.left[0]
+            sign(batch, producer)
             self.batch = bytes(batch)
-            self.end = self.begin + count
 
     def halve(self) -> bool:
         """Make the next batch smaller; False where it is one record already."""
-        if self.end - self.begin == 1:
+        if self.count == 1:
             return False
         self.bytes_max = max(1, min(self.bytes_max, len(self.batch)) // 2)
         self.batch = b""
         return True
 
+    def _split(self) -> None:
+        batch, _ = self.left.popleft()
+        records = iterate_records(bytes(batch), where="a batch on its way")
+        again = (OutgoingRecord(r.timestamp, r.key, r.value, list(r.headers)) for r in records)
+        self.left.extendleft(reversed(RecordPack(again, bytes_max=self.bytes_max).batches()))
+
+    def record(self) -> OutgoingRecord:
+        """The first one of the batch that is on its way."""
+        first = next(iter(iterate_records(self.batch, where="a batch on its way")))
+        return OutgoingRecord(first.timestamp, first.key, first.value, list(first.headers))
+
     def done(self, base_offset: int) -> bool:
         """The batch is in the log; whether that was all."""
         if self.first < 0:
             self.first = base_offset
-        self.next = base_offset + self.end - self.begin
-        self.begin, self.batch = self.end, b""
-        return self.begin == len(self.records)
+        self.next = base_offset + self.count
+        self.left.popleft()
+        self.batch = b""
+        return not self.left
 
 
 def fenced(identity: Identity, code: ErrorCode, *, where: str) -> TakenError:
@@ -168,7 +191,7 @@ def fenced(identity: Identity, code: ErrorCode, *, where: str) -> TakenError:
 async def write(
     cluster: Cluster,
     identity: Identity,
-    records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+    records: Mapping[TopicPartition, Outgoing],
     *,
     newer: bool,
     within_s: float,
@@ -189,7 +212,7 @@ async def write(
         UnknownTopicError, FencedError, ConfigurationError, TransportError: as their names say.
     """
     patience = Patience(within_s, first_s=0.002, longest_s=0.25)
-    queues = {tp: _Queue(some) for tp, some in records.items() if some}
+    queues = {tp: _Queue(deque(packed(some).batches())) for tp, some in records.items() if some}
     written: dict[TopicPartition, Written] = {}
     doubtful: set[TopicPartition] = set()
     while queues:
@@ -208,8 +231,8 @@ async def write(
                     identity.transactional_id is not None,
                 )
             )
-            if whole and queue.end < len(queue.records):
-                raise TooLargeError(tp, queue.records[0], len(queue.batch))
+            if whole and len(queue.left) > 1:
+                raise TooLargeError(tp, queue.record(), len(queue.batch))
             by_node.setdefault(node, []).append(tp)
             loaded[node] = loaded.get(node, 0) + len(queue.batch)
             if len(queue.batch) > SLICE_BYTES:
@@ -225,7 +248,7 @@ async def write(
             for tp, outcome in answer.items():
                 if not isinstance(outcome, (ErrorCode, Exception)):
                     doubtful.discard(tp)
-                    sent = queues[tp].end - queues[tp].begin
+                    sent = queues[tp].count
                     identity.sequences[tp] = (identity.sequences.get(tp, 0) + sent) & 0x7FFFFFFF
                     if queues[tp].done(outcome):
                         queue = queues.pop(tp)
@@ -265,7 +288,7 @@ def _judge(
     if outcome in _TOO_LARGE:
         if not whole and queue.halve():
             return None
-        raise TooLargeError(tp, queue.records[queue.begin], len(queue.batch) - BATCH_FRONT_BYTES)
+        raise TooLargeError(tp, queue.record(), len(queue.batch) - BATCH_FRONT_BYTES)
     if outcome in FENCED:
         raise fenced(identity, outcome, where=cluster.url)
     if outcome in (

@@ -84,8 +84,9 @@ if TYPE_CHECKING:
 
     from kio.static.protocol import Payload
 
-    from millstream.records import OutgoingRecord, TopicPartition
+    from millstream.records import TopicPartition
     from millstream.transports.base import OffsetAndMetadata
+    from millstream.transports.batch import Outgoing
     from millstream.transports.kafka._cluster import Cluster
 
 __all__ = ["Positions", "Transactions"]
@@ -157,7 +158,7 @@ class Transactions:
 
     async def commit(
         self,
-        records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+        records: Mapping[TopicPartition, Outgoing],
         positions: Positions | None = None,
     ) -> dict[TopicPartition, Written]:
         """Write records and positions, all of it or nothing. Cancelled, it is carried out all the same.
@@ -216,7 +217,7 @@ class Transactions:
 
     async def _commit(
         self,
-        records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+        records: Mapping[TopicPartition, Outgoing],
         positions: Positions | None,
     ) -> dict[TopicPartition, Written]:
         async with self._lock:
@@ -264,7 +265,7 @@ class Transactions:
 
     async def _fill(
         self,
-        records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+        records: Mapping[TopicPartition, Outgoing],
         positions: Positions | None,
         newer: bool,
     ) -> dict[TopicPartition, Written]:
@@ -281,7 +282,7 @@ class Transactions:
 
     async def _write(
         self,
-        records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+        records: Mapping[TopicPartition, Outgoing],
         positions: Positions | None,
         newer: bool,
     ) -> dict[TopicPartition, Written]:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    from millstream.records import OutgoingRecord
     from millstream.transports.base import (
         AssignFunction,
         Epoch,
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
         TopicInfo,
         TopicSpec,
     )
+    from millstream.transports.batch import Outgoing
 
 __all__ = ["KafkaTransport"]
 
@@ -180,9 +180,7 @@ class KafkaTransport:
         opened.readers.add(reader)
         return reader
 
-    async def append(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-    ) -> dict[TopicPartition, int]:
+    async def append(self, records: Mapping[TopicPartition, Outgoing]) -> dict[TopicPartition, int]:
         """Append outside any epoch, all of it or nothing; all replicas in sync have it when it returns.
 
         Raises:

@@ -19,16 +19,18 @@ from millstream.errors import LogDamagedError
 from millstream.records import OutgoingRecord
 from millstream.transports.batch import (
     build_batch,
-    fill_batch,
     headers_of,
     iterate_batches,
     iterate_records,
+    packed,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from aiokafka.record._crecords.default_records import DefaultRecord
+
+    from millstream.transports.batch import Outgoing
 
 __all__ = [
     "SLICE_BYTES",
@@ -73,13 +75,10 @@ class StoredBatch(NamedTuple):
     data: bytes
 
 
-def slices(records: Sequence[OutgoingRecord]) -> Iterator[Slice]:
-    """Batches of at most `SLICE_BYTES` (or one record) and `SLICE_RECORDS`."""
-    at = 0
-    while at < len(records):
-        batch, count = fill_batch(records[at : at + SLICE_RECORDS], bytes_max=SLICE_BYTES)
+def slices(records: Outgoing) -> Iterator[Slice]:
+    """The batches of what is on its way."""
+    for batch, count in packed(records).batches():
         yield Slice(batch, count, headers_of(batch)[0].max_timestamp)
-        at += count
 
 
 def read(stored: StoredBatch, *, where: str) -> list[DefaultRecord]:

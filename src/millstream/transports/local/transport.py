@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
     from millstream.clock import Clock
-    from millstream.records import OutgoingRecord
     from millstream.transports.base import (
         AssignFunction,
         Epoch,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
         TopicInfo,
         TopicSpec,
     )
+    from millstream.transports.batch import Outgoing
     from millstream.transports.local.segment import Slice
 
 __all__ = ["LocalTransport"]
@@ -142,9 +142,7 @@ class LocalTransport:
         """A reader of its own, for one task at a time."""
         return _LocalReader(self)
 
-    async def append(
-        self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
-    ) -> dict[TopicPartition, int]:
+    async def append(self, records: Mapping[TopicPartition, Outgoing]) -> dict[TopicPartition, int]:
         """Append outside any epoch, all of it or nothing; durable when it returns."""
         opened = self._opened()
         placed = await opened.writer.run(
@@ -347,7 +345,7 @@ def _offsets_at(
 
 
 def _encoded(
-    records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+    records: Mapping[TopicPartition, Outgoing],
 ) -> dict[TopicPartition, list[Slice]]:
     """Every partition's batches; built before the lock is taken."""
     return {TopicPartition(*tp): list(slices(some)) for tp, some in records.items() if some}
@@ -356,7 +354,7 @@ def _encoded(
 def _append(
     connection: sqlite3.Connection,
     file: LogFile,
-    records: Mapping[TopicPartition, Sequence[OutgoingRecord]],
+    records: Mapping[TopicPartition, Outgoing],
     *,
     now: int,
     where: str,
