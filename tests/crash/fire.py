@@ -184,6 +184,16 @@ class Fire:
             self._feeding.join()
         self._looking.close()
 
+    def clear(self) -> None:
+        """Delete its topics: brokers with those of many seeds take long to start again."""
+        names = self.admin.list_topics(timeout=30).topics
+        mine = [name for name in names if name.startswith(self.prefix)]
+        for name, deleted in self.admin.delete_topics(mine, operation_timeout=30).items():
+            try:
+                deleted.result(60)
+            except KafkaException as exc:
+                say(topic=name, kept=str(exc))
+
     def end_workers(self) -> None:
         """Ask all of them to leave, at one time."""
         for worker in self.living():
@@ -481,6 +491,8 @@ def run_seed(
         fire = Fire(seed, directory, cluster, through, heat)
         try:
             summary = fire.run()
+            if not keep:
+                fire.clear()
         except BaseException as exc:
             exc.add_note(f"seed {seed}, {dict(fire.happened)}, see {directory}")
             raise

@@ -70,7 +70,9 @@ def test_one_after_the_other(
 
 
 @given(RECORDS.filter(bool), st.integers(0, 2**60), st.integers(0, 99), st.booleans())
-def test_signed(records: list[OutgoingRecord], number: int, epoch: int, transactional: bool) -> None:
+def test_signed(
+    records: list[OutgoingRecord], number: int, epoch: int, transactional: bool
+) -> None:
     """It is what aiokafka makes for that producer from the start, also where it was signed before."""
     ((batch, _),) = RecordPack(records).batches()
     builder = DefaultRecordBatchBuilder(
