@@ -107,8 +107,7 @@ class RecordPack:
         self._counted = self._sized = 0
         """Records and bytes of those."""
         self._begin()
-        for record in records:
-            self.append(record)
+        self.fill(records)
 
     def _begin(self) -> None:
         self._builder = _builder(self._bytes_max)
@@ -127,11 +126,19 @@ class RecordPack:
 
     def append(self, record: OutgoingRecord) -> None:
         """Encode one record."""
-        timestamp, key, value, headers = record
-        if self.add(self.count, timestamp, key, value, headers) is None:
-            self._close()
-            self.add(0, timestamp, key, value, headers)
-        self.count += 1
+        self.fill((record,))
+
+    def fill(self, records: Iterable[OutgoingRecord]) -> None:
+        """Encode records."""
+        add, count = self.add, self.count
+        for timestamp, key, value, headers in records:
+            if add(count, timestamp, key, value, headers) is None:
+                self.count = count
+                self._close()
+                add, count = self.add, 0
+                add(0, timestamp, key, value, headers)
+            count += 1
+        self.count = count
 
     def batches(self) -> list[tuple[bytearray, int]]:
         """All of it as whole batches, and how many records each has; more may be appended afterwards."""

@@ -24,7 +24,7 @@ from millstream.errors import (
     RecordTooLargeError,
     UnknownMemberError,
 )
-from millstream.records import OutgoingRecord, TopicPartition
+from millstream.records import TopicPartition
 from millstream.tables import POSITION_KEY, StorePosition, encode_position
 from millstream.transports.base import CommitResult, Epoch, OffsetAndMetadata
 from millstream.transports.batch import RecordPack
@@ -244,11 +244,7 @@ class Committer:
                     continue
                 slices.append(slice_)
                 if topic is not None:
-                    for key, data in slice_.items():
-                        if pack.add(pack.count, now, key, data, NO_HEADERS) is None:
-                            pack.append(OutgoingRecord(now, key, data, NO_HEADERS))
-                        else:
-                            pack.count += 1
+                    pack.fill([(now, key, data, NO_HEADERS) for key, data in slice_.items()])  # type: ignore[misc]  # plain tuples
                 await asyncio.sleep(0)
             if topic is not None and pack:
                 changelogs[TopicPartition(topic, cut.shard.number)] = pack
