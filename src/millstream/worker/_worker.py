@@ -32,7 +32,7 @@ from millstream.worker._assign import (
     processes_of,
     urls_of,
 )
-from millstream.worker._assign_handover import assign_in_two_rounds, given_to_nobody
+from millstream.worker._assign_handover import assign_in_two_rounds
 from millstream.worker._commit import Committer
 from millstream.worker._copies import Copies
 from millstream.worker._fetch import Fetcher
@@ -453,7 +453,7 @@ class Worker:
         if not self.plan.atomic:
             if steady:
                 # the group did not know yet that the others were here: somebody may be at work on them already
-                left = given_to_nobody(lost, assignment.shares)
+                left = lost.intersection(share.withheld)
                 async with self.committer.lock:
                     await self._stop_shards(sorted(lost - left), kept=())
                 lost = left
@@ -478,7 +478,7 @@ class Worker:
         hooks.reached("group.assigned", generation=assignment.generation)
         self._lead()
         self._stir()
-        if not self.plan.atomic and given_to_nobody(lost, assignment.shares):
+        if share.withheld:
             await self._tell_again()
 
     async def _let_go(self, lost: set[ShardId], assignment: Assignment) -> bool:
