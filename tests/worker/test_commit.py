@@ -21,6 +21,7 @@ from millstream.errors import (
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.batch import iterate_records
+from millstream.worker._commit import APPLY_KEYS_MAX
 from tests.kit import Order, counting
 
 if TYPE_CHECKING:
@@ -85,6 +86,57 @@ async def test_the_last_value_of_a_key_reaches_the_changelog() -> None:
         assert len(found) < 50
         assert found[-1][1] == b"50.0"
         assert t.table(totals) == {"ada": 50.0}
+
+
+async def test_changelogs_go_by_the_wall_clock() -> None:
+    """Whatever the events' time: a log's retention would delete reprocessed history otherwise."""
+    app, orders, _ = counting(partitions=1)
+    async with TestApp(app) as t:
+        await orders.send(Order("ada", 1.0), timestamp=1_000)
+        await t.settle()
+        tp = TopicPartition("shop-totals-changelog", 0)
+        found = [
+            record.timestamp
+            for data in t._log.batches(tp)
+            for record in iterate_records(data, where=str(tp))
+        ]
+        assert found
+        assert set(found) == {t.clock.now()}
+
+
+async def test_the_loop_turns_during_a_large_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit of many keys is encoded, and written to the store, in slices, between which others have their turn."""
+    keys = 4 * APPLY_KEYS_MAX
+    app = ms.App("large", partitions=1)
+    go = app.topic("go", value=int)
+    table = app.table("t", key=int, value=int)
+
+    @app.agent(go)
+    async def fill(stream: ms.Stream[int]) -> None:
+        async for count in stream:
+            for key in range(count):
+                table[key] = key
+
+    turns = 0
+    at: dict[str, int] = {}
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def note(point: str, _: dict[str, object]) -> None:
+        at[point] = turns
+
+    async with TestApp(app) as t:
+        turning = asyncio.ensure_future(turn())
+        with hooks.observe(note):
+            await t.send(go, keys)
+        turning.cancel()
+        assert len(t.table(table)) == keys
+    assert at["commit.encoded"] - at["commit.cut"] >= 4
+    assert at["commit.applied"] - at["commit.committed"] >= 4
 
 
 async def test_deleted_keys_are_tombstones() -> None:

@@ -9,7 +9,7 @@ import pytest
 import millstream as ms
 from millstream.errors import AgentError, PlacementError, TopologyError
 from millstream.records import OutgoingRecord, TopicPartition
-from millstream.serialization import partitioner
+from millstream.serialization import PARTITIONERS, partitioner
 from millstream.testing import TestApp
 from millstream.worker import _placement
 
@@ -178,3 +178,32 @@ async def test_results_are_placed_as_their_topic_says(
         assert len(found) == 2 * len(KEYS)
         for record in found:
             assert record.partition == partitioner("murmur2")(record.key.encode(), PARTITIONS)
+
+
+async def test_a_keys_place_is_found_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event's own key is compared and not hashed; another one is hashed when an epoch uses it first."""
+    murmur2 = partitioner("murmur2")
+    hashed: list[bytes] = []
+
+    def counted(key: bytes, count: int) -> int:
+        hashed.append(key)
+        return murmur2(key, count)
+
+    monkeypatch.setitem(PARTITIONERS, "murmur2", counted)
+    own, other = [key for key in KEYS if murmur2(key.encode(), PARTITIONS) == 0][:2]
+    app = ms.App("once", partitions=PARTITIONS)
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(app.topic("words", key=str, value=str))
+    async def count(stream: ms.Stream[str]) -> None:
+        async for event in stream.events():
+            counts[event.key] += 1
+            counts[other] += 1
+
+    async with TestApp(app) as t:
+        await write(t, [own] * 200, murmur2)
+        found = hashed.copy()
+        assert t.table(counts) == {own: 200, other: 200}
+    assert 1 <= found.count(other.encode()) < 10
+    looked_at = _placement.FIRST_RECORDS + 200 // _placement.FIRST_RECORDS
+    assert found.count(own.encode()) <= looked_at
