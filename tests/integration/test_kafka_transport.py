@@ -220,11 +220,13 @@ async def test_one_of_two_in_a_slot_goes_on(either: Kafka) -> None:
         last = asyncio.ensure_future(commit(first))
         # in the lock's queue behind it, as a shard that recovers and finds the positions held by the other one
         settling = asyncio.ensure_future(first._opened().epochs.settle(take=True))
-        with pytest.raises(ConfigurationError, match="two workers share one slot"):
-            await last
-        await settling
-        go_on.set()
-        await open_one
+        try:
+            with pytest.raises(ConfigurationError, match="two workers share one slot"):
+                await last
+            await settling
+        finally:
+            go_on.set()
+            await open_one
         with pytest.raises(ConfigurationError, match="two workers share one slot"):
             await commit(first)
         await commit(second)
