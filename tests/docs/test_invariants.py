@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.docs.pages import DOCS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PAGE = DOCS / "why" / "invariants.md"
 ROOT = DOCS.parent

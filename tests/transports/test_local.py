@@ -23,6 +23,7 @@ from millstream.errors import (
     LogDamagedError,
     LogUnavailableError,
     MillstreamError,
+    UnknownMemberError,
 )
 from millstream.transports.base import TopicSpec
 from millstream.transports.local import LocalTransport, groups, upkeep
