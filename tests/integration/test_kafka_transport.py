@@ -28,7 +28,7 @@ from millstream.transports.kafka import KafkaTransport, _produce, _transactions
 from millstream.transports.kafka._cluster import TRANSACTION
 from tests.brokers import Record, proxies, unique
 from tests.brokers.messages import Action, Api
-from tests.integration.groups import member_of
+from tests.integration.groups import evict, member_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -349,6 +349,41 @@ async def test_a_transaction_of_another_worker_is_ended(kafka: Kafka) -> None:
                 await commit
         await taking.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
         assert await read(taking, tp) == ["2"]
+
+
+@pytest.mark.parametrize("slot", ["1", "2"], ids=["its own slot", "another slot"])
+async def test_what_was_left_open_when_it_is_at_least_once(kafka: Kafka, slot: str) -> None:
+    """A worker that uses no transactions ends those of the runs before it, for its group and for all readers."""
+    topic, app = kafka.topic(), unique("app")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(kafka.url, app)
+    hanging = KafkaTransport(kafka.url, transactional_id=lambda: f"{app}-1", client_id=app)
+    taking = KafkaTransport(kafka.url, former_id=lambda: f"{app}-{slot}", client_id=app)
+    async with hanging, taking:
+        stuck, positioned = asyncio.Event(), asyncio.Event()
+
+        async def never_end(*_: object) -> None:
+            positioned.set()
+            await stuck.wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 2 * DEADLINE_S)
+            patch.setattr(_transactions.Transactions, "_end", never_end)
+            commit = asyncio.ensure_future(hanging.commit(member.epoch({tp: 1}, {tp: [rec("1")]})))
+            await positioned.wait()
+        try:
+            assert await asyncio.to_thread(last_stable, kafka, topic) == 0
+            await evict(kafka.url, app, member.member_id)
+            await taking.join(
+                app, metadata=b"", assign=lambda members: members, session_timeout_s=10
+            )
+            if slot == "2":
+                async with asyncio.timeout(DEADLINE_S / 2):
+                    assert await taking.committed(app, [tp]) == {}
+            assert await asyncio.to_thread(last_stable, kafka, topic) > 0
+        finally:
+            stuck.set()
+            await commit
 
 
 async def test_an_epoch_larger_than_a_request(kafka: Kafka, transport: KafkaTransport) -> None:
