@@ -388,6 +388,34 @@ async def test_time_is_committed_with_what_has_brought_it(
         assert decode_metadata(found.metadata).time_of("tied") == T2013 + HOUR_MS
 
 
+async def test_an_epoch_has_the_time_of_its_own_events() -> None:
+    """Not of one that began after them and is in the middle: after a crash they would be late in its time."""
+    app = ms.App("timely", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(clicks)
+    async def rare(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+            if click.user == "wait":
+                await app.clock.sleep(300)
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        runtime: Any = t._runtime
+        tp = TopicPartition("clicks", 0)
+        async with t.worker.committer.lock:
+            await clicks.send_many([Click("ada", T2013), Click("wait", T2013 + HOUR_MS)])
+            while shard.stream_time < T2013 + HOUR_MS:  # noqa: ASYNC110 - for an agent, which tells nobody
+                await asyncio.sleep(0)
+        for offset, time in ((1, T2013), (2, T2013 + HOUR_MS)):
+            await t.settle()
+            found = (await runtime.transport.committed(app.id, [tp]))[tp]
+            assert (found.offset, decode_metadata(found.metadata).time_of("rare")) == (offset, time)
+            await t.advance("5m")
+
+
 @pytest.mark.parametrize("held", [False, True], ids=["between", "held by a batch"])
 async def test_journals_end_between_two_cuts(held: bool, monkeypatch: Patch) -> None:
     """While a commit takes its time, quiet events stop having journals, and what was sent stays in order.
