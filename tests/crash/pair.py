@@ -75,14 +75,16 @@ class _Transport(KafkaTransport):
     def __init__(self, url: str, awake: asyncio.Event, **settings: Any) -> None:
         super().__init__(url, **settings)
         self._awake = awake
-        self.positions_asked = 0
+        self.positions_asked = self.positions_known = 0
 
     async def committed(
         self, group: str, tps: Collection[TopicPartition], *, settled: bool = True
     ) -> dict[TopicPartition, OffsetAndMetadata]:
-        """As it is, and counted."""
-        self.positions_asked += 1
-        return await super().committed(group, tps, settled=settled)
+        """As it is; what is asked for the sake of going on from there is counted."""
+        self.positions_asked += settled
+        found = await super().committed(group, tps, settled=settled)
+        self.positions_known += settled
+        return found
 
     async def join(self, group: str, **terms: Any) -> Membership:
         """Join, as a worker that may hear nothing."""
@@ -118,11 +120,11 @@ class Side:
         return self._runtime.worker
 
     @property
-    def positions_asked(self) -> int:
-        """How often it has asked from where a shard goes on."""
+    def positions(self) -> tuple[int, int]:
+        """How often it has asked from where a shard goes on, and heard it."""
         found = self._runtime.transport
         assert isinstance(found, _Transport)
-        return found.positions_asked
+        return found.positions_asked, found.positions_known
 
     @property
     def transport(self) -> KafkaTransport:
