@@ -12,6 +12,7 @@ import pytest
 
 import millstream as ms
 from millstream import hooks
+from millstream.context import current
 from millstream.errors import (
     AgentError,
     IllegalGenerationError,
@@ -75,6 +76,39 @@ async def test_one_epoch() -> None:
     topics = {tp.topic for tp in epochs[0].records}
     assert topics == {"out", "shop-totals-changelog"}
     assert epochs[0].offsets[TopicPartition("orders", 0)].offset == 1
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_every_epoch_has_offsets(reads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By them alone a zombie is refused: also one of a timer, and in a shard that reads nothing."""
+    app = ms.App("ticking", partitions=2)
+    table = app.table("ticks", key=int, value=int, default=0)
+
+    @app.timer(10, scope="shard")
+    async def tick() -> None:
+        table[current.get().shard.number] += 1
+
+    if reads:
+
+        @app.agent(app.topic("words", value=str))
+        async def read(stream: ms.Stream[str]) -> None:
+            async for _ in stream:
+                pass
+
+    epochs: list[Epoch] = []
+
+    async def noted(commit: Callable[[Epoch], Any], epoch: Epoch) -> CommitResult:
+        epochs.append(epoch)
+        done: CommitResult = await commit(epoch)
+        return done
+
+    async with TestApp(app) as t:
+        intercept(t, monkeypatch, noted)
+        await t.advance("25s")
+    assert epochs
+    for epoch in epochs:
+        written = {tp.partition for tp, records in epoch.records.items() if records}
+        assert written <= {tp.partition for tp in epoch.offsets}
 
 
 async def test_the_last_value_of_a_key_reaches_the_changelog() -> None:
