@@ -137,8 +137,10 @@ async def a_fenced_epoch(pair: Pair, _: Proxy) -> None:
 async def an_end_that_comes_late(pair: Pair, proxy: Proxy) -> None:
     """A worker has sent what belongs into an epoch, and then its machine is silent; another one takes all it had."""
     one, two = pair.side("one", f"kafka://{proxy.bootstrap}"), pair.side("two")
-    await one.start()
-    await two.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 2 * DEADLINE_S)
+        await one.start()
+        await two.start()
     await one.until(lambda: len(one.worker.shards) == 1)
     await pair.write()
     await one.processed(1)
