@@ -227,6 +227,22 @@ async def test_event_above_its_bound_of_output() -> None:
             await t.send(go, 1_000)
 
 
+async def test_event_above_the_bound_of_an_epoch() -> None:
+    """What one event sends may be more than an epoch takes: nothing is held up inside of it, and all of it arrives."""
+    app = ms.App("flood", epoch_bytes_max=10_000, partitions=1)
+    go, out = app.topic("go", value=int), app.topic("out", value=str)
+
+    @app.agent(go)
+    async def flood(stream: ms.Stream[int]) -> None:
+        async for count in stream:
+            for _ in range(count):
+                await out.send("x" * 1_000)
+
+    async with TestApp(app) as t:
+        await t.send_many(go, [35, 35, 35])
+        assert len(t.sent(out)) == 105
+
+
 async def test_values_that_cannot_be_encoded() -> None:
     """A value or key that its codec cannot write is an error that names the topic and the type."""
     app = ms.App("enc")

@@ -23,9 +23,10 @@ from tests.brokers import Record, unique
 from tests.crash.program import Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
-    from millstream.transports.base import Assignment, Membership
+    from millstream.records import TopicPartition
+    from millstream.transports.base import Assignment, Membership, OffsetAndMetadata
     from millstream.worker import Shard, Worker
     from tests.brokers import Kafka
 
@@ -74,6 +75,16 @@ class _Transport(KafkaTransport):
     def __init__(self, url: str, awake: asyncio.Event, **settings: Any) -> None:
         super().__init__(url, **settings)
         self._awake = awake
+        self.positions_asked = self.positions_known = 0
+
+    async def committed(
+        self, group: str, tps: Collection[TopicPartition], *, settled: bool = True
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """As it is; what is asked for the sake of going on from there is counted."""
+        self.positions_asked += settled
+        found = await super().committed(group, tps, settled=settled)
+        self.positions_known += settled
+        return found
 
     async def join(self, group: str, **terms: Any) -> Membership:
         """Join, as a worker that may hear nothing."""
@@ -107,6 +118,13 @@ class Side:
         """The worker, once it has been started."""
         assert self._runtime.worker is not None
         return self._runtime.worker
+
+    @property
+    def positions(self) -> tuple[int, int]:
+        """How often it has asked from where a shard goes on, and heard it."""
+        found = self._runtime.transport
+        assert isinstance(found, _Transport)
+        return found.positions_asked, found.positions_known
 
     @property
     def transport(self) -> KafkaTransport:

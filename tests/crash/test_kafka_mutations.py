@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from tests.brokers import Action, Api
 from tests.crash.pair import DEADLINE_S, Pair
 from tests.crash.program import Violation
 from tests.crash.test_mutations import rewind_keeps_the_overlay, timers_without_offsets
+from tests.integration.groups import evict
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from tests.brokers import Cluster, Proxy
 
 Patch = pytest.MonkeyPatch
+
+HELD_S = 0.8
+"""How long positions are held: less than the new owner of a shard takes to end the transaction that holds them."""
 
 
 # schedules
@@ -130,6 +134,36 @@ async def a_fenced_epoch(pair: Pair, _: Proxy) -> None:
     await pair.check()
 
 
+async def an_end_that_comes_late(pair: Pair, proxy: Proxy) -> None:
+    """A worker has sent what belongs into an epoch, and then its machine is silent; another one takes all it had."""
+    one, two = pair.side("one", f"kafka://{proxy.bootstrap}"), pair.side("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 2 * DEADLINE_S)
+        await one.start()
+        await two.start()
+    await one.until(lambda: len(one.worker.shards) == 1)
+    await pair.write()
+    await one.processed(1)
+    await two.processed(1)
+    await two.commit()
+    ending = proxy.on_request(Api.END_TXN, Action.HOLD)
+    committing = asyncio.ensure_future(one.commit())
+    await asyncio.to_thread(ending.wait)
+    asked, known = two.positions
+    proxy.silence()
+    assert one.worker.assignment is not None
+    await evict(pair.kafka.url, pair.app, one.worker.assignment.member_id)
+    await two.until(lambda: two.positions[0] > asked)
+    with suppress(TimeoutError):  # nobody hears them before the end has come, or two has made one
+        async with asyncio.timeout(HELD_S):
+            await two.until(lambda: two.positions[1] > known)
+    proxy.reset()
+    await two.processed(1)
+    await two.commit()
+    await committing
+    await pair.check()
+
+
 async def an_epoch_of_a_timer_of_which_nobody_tells(pair: Pair, proxy: Proxy) -> None:
     """It repeats the positions before it, its end never arrives, and the worker gives up asking."""
     one = pair.side("one", f"kafka://{proxy.bootstrap}")
@@ -209,10 +243,21 @@ def positions_taken_for_the_outcome(patch: Patch) -> None:
     patch.setattr(Committer, "_send", guess)
 
 
+def positions_that_are_not_settled(patch: Patch) -> None:
+    """Who takes a shard over does not wait for transactions that are open over its positions."""
+    committed = KafkaTransport.committed
+
+    async def at_once(self: KafkaTransport, group: str, tps: Any, *, settled: bool = True) -> Any:
+        return await committed(self, group, tps, settled=False)
+
+    patch.setattr(KafkaTransport, "committed", at_once)
+
+
 SCHEDULES: dict[Callable[[Pair, Proxy], Awaitable[None]], list[Callable[[Patch], None]]] = {
     a_shard_moves: [no_generation, generation_of_the_commit],
     a_timer_of_a_shard_that_moves: [timers_without_offsets],
     a_gap_between_generations: [work_kept_across_a_gap],
+    an_end_that_comes_late: [positions_that_are_not_settled],
     a_fenced_epoch: [rewind_keeps_the_overlay],
     an_epoch_of_a_timer_of_which_nobody_tells: [positions_taken_for_the_outcome],
 }

@@ -22,6 +22,7 @@ from millstream.worker import _worker
 from tests.brokers import Record, unique
 from tests.brokers.security import PASSWORDS
 from tests.cli.terminal import Terminal, poll
+from tests.docs.pages import DOCS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,6 +143,21 @@ import millstream as ms
 
 app = build("{app_id}", "{orders}", "{report}", session_timeout="30s", standby_replicas=1)
 """
+
+
+def test_what_is_listed() -> None:
+    """The docs list the rules that these tests are about, and no others."""
+    page = (DOCS / "how-to" / "kafka.md").read_text()
+    rows = re.findall(
+        r"^\| [^|]+ \| ((?:\w+, )*\w+) \|$",
+        page.split("## What a worker has to be allowed")[1],
+        re.M,
+    )
+    wanted: dict[tuple[On, str], set[str]] = {}
+    for right in [*RIGHTS, PURGE]:
+        name = right.operation.name.title().replace("_", "")
+        wanted.setdefault((right.on, right.of), set()).add(name)
+    assert [set(row.split(", ")) for row in rows[1:]] == list(wanted.values())
 
 
 def test_what_is_listed_is_enough(secured_kafka: Secured, tmp_path: Path) -> None:

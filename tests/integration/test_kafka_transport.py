@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +28,7 @@ from millstream.transports.kafka import KafkaTransport, _produce, _transactions
 from millstream.transports.kafka._cluster import TRANSACTION
 from tests.brokers import Record, proxies, unique
 from tests.brokers.messages import Action, Api
-from tests.integration.groups import member_of
+from tests.integration.groups import evict, member_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -182,6 +183,92 @@ async def test_two_transports_of_one_transactional_id(kafka: Kafka) -> None:
         assert await read(second, tp) == ["1", "2", "4"]
 
 
+async def test_one_of_two_in_a_slot_goes_on(either: Kafka) -> None:
+    """Who has begun last: the other one ends, and its end is in nobody's way, whatever the one has open then."""
+    topic, group, name = either.topic(), unique("group"), unique("slot")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(either.url, group)
+    first = KafkaTransport(either.url, transactional_id=lambda: name)
+    second = KafkaTransport(either.url, transactional_id=lambda: name)
+    async with first, second:
+        sent: list[str] = []
+
+        async def commit(transport: KafkaTransport) -> None:
+            key = f"{len(sent)}"
+            await transport.commit(member.epoch({tp: len(sent) + 1}, {tp: [rec(key)]}))
+            sent.append(key)
+
+        await commit(first)
+        await commit(second)
+        for _ in range(_transactions.TAKEN_TIMES - 1):
+            for transport in (first, second):
+                with pytest.raises(FencedError, match="slot"):
+                    await commit(transport)
+                await commit(transport)
+        positioned, go_on = asyncio.Event(), asyncio.Event()
+        end = _transactions.Transactions._end
+
+        async def end_late(self: _transactions.Transactions, newer: bool) -> None:
+            positioned.set()
+            await go_on.wait()
+            await end(self, newer)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions.Transactions, "_end", end_late)
+            open_one = asyncio.ensure_future(commit(second))
+            await positioned.wait()
+        last = asyncio.ensure_future(commit(first))
+        # in the lock's queue behind it, as a shard that recovers and finds the positions held by the other one
+        settling = asyncio.ensure_future(first._opened().epochs.settle(take=True))
+        try:
+            with pytest.raises(ConfigurationError, match="two workers share one slot"):
+                await last
+            await settling
+        finally:
+            go_on.set()
+            await open_one
+        with pytest.raises(ConfigurationError, match="two workers share one slot"):
+            await commit(first)
+        await commit(second)
+        assert await read(second, tp) == sent
+
+
+async def test_several_that_start_in_one_slot_at_once(kafka: Kafka) -> None:
+    """None of them is refused, also where there is a transaction to be ended first; the last one has it."""
+    topic, group, name = kafka.topic(), unique("group"), unique("slot")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(kafka.url, group)
+    async with AsyncExitStack() as stack:
+        several = [
+            await stack.enter_async_context(
+                KafkaTransport(kafka.url, transactional_id=lambda: name)
+            )
+            for _ in range(5)
+        ]
+        former = several.pop()
+        stuck, positioned = asyncio.Event(), asyncio.Event()
+
+        async def never_end(*_: object) -> None:
+            positioned.set()
+            await stuck.wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions.Transactions, "_end", never_end)
+            commit = asyncio.ensure_future(former.commit(member.epoch({tp: 1}, {tp: [rec("1")]})))
+            await positioned.wait()
+        await asyncio.gather(*(transport._opened().epochs.claim() for transport in several))
+        stuck.set()
+        await commit
+        done = await asyncio.gather(
+            *(each.commit(member.epoch({tp: 2}, {tp: [rec("2")]})) for each in several),
+            return_exceptions=True,
+        )
+        refused = [found for found in done if isinstance(found, BaseException)]
+        assert len(refused) == len(several) - 1
+        assert all(isinstance(error, FencedError) for error in refused)
+        assert await read(former, tp) == ["2"]
+
+
 async def test_a_transaction_of_ours_from_before_is_ended(kafka: Kafka) -> None:
     """A worker that comes back in its slot does not wait for what it had open when it was killed."""
     topic, group, name = kafka.topic(), unique("group"), unique("slot")
@@ -262,6 +349,41 @@ async def test_a_transaction_of_another_worker_is_ended(kafka: Kafka) -> None:
                 await commit
         await taking.commit(member.epoch({tp: 2}, {tp: [rec("2")]}))
         assert await read(taking, tp) == ["2"]
+
+
+@pytest.mark.parametrize("slot", ["1", "2"], ids=["its own slot", "another slot"])
+async def test_what_was_left_open_when_it_is_at_least_once(kafka: Kafka, slot: str) -> None:
+    """A worker that uses no transactions ends those of the runs before it, for its group and for all readers."""
+    topic, app = kafka.topic(), unique("app")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(kafka.url, app)
+    hanging = KafkaTransport(kafka.url, transactional_id=lambda: f"{app}-1", client_id=app)
+    taking = KafkaTransport(kafka.url, former_id=lambda: f"{app}-{slot}", client_id=app)
+    async with hanging, taking:
+        stuck, positioned = asyncio.Event(), asyncio.Event()
+
+        async def never_end(*_: object) -> None:
+            positioned.set()
+            await stuck.wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_transactions, "TRANSACTION_TIMEOUT_S", 2 * DEADLINE_S)
+            patch.setattr(_transactions.Transactions, "_end", never_end)
+            commit = asyncio.ensure_future(hanging.commit(member.epoch({tp: 1}, {tp: [rec("1")]})))
+            await positioned.wait()
+        try:
+            assert await asyncio.to_thread(last_stable, kafka, topic) == 0
+            await evict(kafka.url, app, member.member_id)
+            await taking.join(
+                app, metadata=b"", assign=lambda members: members, session_timeout_s=10
+            )
+            if slot == "2":
+                async with asyncio.timeout(DEADLINE_S / 2):
+                    assert await taking.committed(app, [tp]) == {}
+            assert await asyncio.to_thread(last_stable, kafka, topic) > 0
+        finally:
+            stuck.set()
+            await commit
 
 
 async def test_an_epoch_larger_than_a_request(kafka: Kafka, transport: KafkaTransport) -> None:

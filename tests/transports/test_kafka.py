@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from kio.schema.errors import ErrorCode
+from kio.schema.produce import v12
 
-from millstream.errors import MillstreamError
+from millstream.errors import LogUnavailableError, MillstreamError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import Epoch, OffsetAndMetadata
-from millstream.transports.kafka import _transactions
+from millstream.transports.kafka import _cluster, _produce, _transactions
 from millstream.transports.kafka.transport import KafkaTransport
 from tests.brokers import Cluster, unique
 from tests.integration.groups import evict
@@ -69,7 +71,7 @@ def lab(request: pytest.FixtureRequest) -> KafkaLab:
     return KafkaLab(request.getfixturevalue(request.param))
 
 
-# the order of requests of a transaction before KIP-890
+# the order of requests of a transaction, and what is sent again: before KIP-890, and since
 
 EPOCHS = 30
 """So many one after the other meet the markers of the one before."""
@@ -130,3 +132,103 @@ async def test_another_order_is_found(
     mutate(monkeypatch)
     with pytest.raises(MillstreamError):
         await _commit_some(classic_kafka)
+
+
+async def test_what_is_refused_for_a_moment(own_kafka: Cluster) -> None:
+    """Since KIP-890 nothing is announced, and what comes before the last epoch's markers are written is sent again."""
+    await _commit_some(own_kafka)
+
+
+async def test_no_is_taken_for_an_answer(
+    own_kafka: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker says CONCURRENT_TRANSACTIONS here as well."""
+    _take_no_for_an_answer(monkeypatch)
+    with pytest.raises(MillstreamError, match="concurrent_transactions"):
+        await _commit_some(own_kafka)
+
+
+def _refuse_to_produce(patch: pytest.MonkeyPatch, code: ErrorCode, *, times: int) -> list[int]:
+    """Answer the next Produce requests with a code; they do not arrive. How many there were, in all."""
+    send, seen = _cluster.Cluster.send, [0]
+
+    async def refuse(
+        self: _cluster.Cluster, node: int, request: Any, response: Any, **how: Any
+    ) -> Any:
+        if not isinstance(request, v12.ProduceRequest):
+            return await send(self, node, request, response, **how)
+        seen[0] += 1
+        if seen[0] > times:
+            return await send(self, node, request, response, **how)
+        return SimpleNamespace(
+            responses=[
+                SimpleNamespace(
+                    name=topic.name,
+                    partition_responses=[
+                        SimpleNamespace(index=part.index, error_code=code, base_offset=-1)
+                        for part in topic.partition_data
+                    ],
+                )
+                for topic in request.topic_data
+            ]
+        )
+
+    patch.setattr(_cluster.Cluster, "send", refuse)
+    return seen
+
+
+MOMENTARY = [ErrorCode.not_enough_replicas, ErrorCode.concurrent_transactions]
+"""How brokers from 4.0 on say that the markers of the last transaction are not written: 4.0 the first, 4.1 either."""
+
+
+@pytest.mark.parametrize("code", MOMENTARY, ids=lambda code: code.name)
+async def test_a_partition_that_cannot_join_yet(
+    own_kafka: Cluster, code: ErrorCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its records are sent again under the same sequence, and are there once."""
+    seen = _refuse_to_produce(monkeypatch, code, times=5)
+    await _commit_some(own_kafka)
+    assert seen[0] >= EPOCHS + 5
+
+
+async def test_a_partition_that_never_may_join(
+    own_kafka: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That ends as well, with nothing written: too few replicas are said with the same code."""
+    monkeypatch.setattr(_transactions, "FILL_TIMEOUT_S", 0.3)
+    seen = _refuse_to_produce(monkeypatch, ErrorCode.not_enough_replicas, times=10_000)
+    with pytest.raises(LogUnavailableError, match=r"not_enough_replicas \(19\)"):
+        await _commit_some(own_kafka)
+    assert 1 < seen[0] < 200
+
+
+def _refusals_end_it(code: ErrorCode, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_produce, "_AGAIN", _produce._AGAIN - {code})
+
+
+def _another_sequence(_: ErrorCode, patch: pytest.MonkeyPatch) -> None:
+    judge = _produce._judge
+
+    def moving(
+        cluster: Any, identity: Any, tp: TopicPartition, queue: Any, *facts: Any, **more: Any
+    ) -> Any:
+        identity.sequences[tp] = identity.sequences.get(tp, 0) + 1
+        queue.batch = b""
+        return judge(cluster, identity, tp, queue, *facts, **more)
+
+    patch.setattr(_produce, "_judge", moving)
+
+
+@pytest.mark.parametrize("mutate", [_refusals_end_it, _another_sequence])
+@pytest.mark.parametrize("code", MOMENTARY, ids=lambda code: code.name)
+async def test_not_sent_again_is_found(
+    own_kafka: Cluster,
+    code: ErrorCode,
+    mutate: Callable[[ErrorCode, pytest.MonkeyPatch], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor is another sequence taken."""
+    mutate(code, monkeypatch)
+    _refuse_to_produce(monkeypatch, code, times=1)
+    with pytest.raises(MillstreamError):
+        await _commit_some(own_kafka)

@@ -23,6 +23,7 @@ from millstream.transports.kafka import _member
 from millstream.transports.kafka._address import parse_url
 from millstream.transports.kafka._cluster import Access
 from millstream.transports.kafka._errors import AnswerLostError
+from millstream.transports.kafka._group_words import Share, write_share
 from millstream.transports.kafka._member import Member, Terms
 from millstream.transports.kafka._messages import duration
 
@@ -42,8 +43,12 @@ class Coordinator:
     ``said`` is what the member asked, as words: ``join a`` with its member id, ``sync 2`` with the generation.
     """
 
-    def __init__(self, script: Mapping[str, list[ErrorCode | str]]) -> None:
+    def __init__(
+        self, script: Mapping[str, list[ErrorCode | str]], *, others: Mapping[str, bytes] = {}
+    ) -> None:
         self.said: list[str] = []
+        self._others = others
+        """Members that there are besides, by what they were given; the first one leads."""
         self.over = asyncio.Event()
         """The script is at its end, and two friendly heartbeats later it may be looked at."""
         self._script = {word: deque(answers) for word, answers in script.items()}
@@ -98,13 +103,16 @@ class Coordinator:
             error_code=code,
             generation_id=i32(self._generation if not code else -1),
             protocol_name="millstream",
-            leader=member_id,
+            leader=next(iter(self._others), member_id),
             member_id=member_id,
             members=(JoinGroupResponseMember(member_id=member_id, metadata=self._metadata),),
         )
 
     def _sync(self, request: Any, code: ErrorCode) -> SyncGroupResponse:
-        self._assignment = request.assignments[0].assignment
+        share = Share(self._generation, b"some")
+        self._assignment = (
+            write_share(share, ()) if self._others else request.assignments[0].assignment
+        )
         return SyncGroupResponse(
             throttle_time=NOTHING, error_code=code, assignment=b"" if code else self._assignment
         )
@@ -120,20 +128,28 @@ class Coordinator:
         return LeaveGroupResponse(throttle_time=NOTHING, error_code=code, members=())
 
     def _describe(self, request: Any, code: ErrorCode) -> DescribeGroupsResponse:
-        member = DescribedGroupMember(
-            member_id="a",
-            client_id="c",
-            client_host="h",
-            member_metadata=self._metadata,
-            member_assignment=self._assignment,
+        preparing = code is ErrorCode.rebalance_in_progress
+        shares = {"a": self._assignment} | {
+            name: write_share(Share(self._generation, given), ())
+            for name, given in self._others.items()
+        }
+        members = tuple(
+            DescribedGroupMember(
+                member_id=name,
+                client_id="c",
+                client_host="h",
+                member_metadata=b"" if preparing else self._metadata,
+                member_assignment=b"" if preparing else share,
+            )
+            for name, share in shares.items()
         )
         group = DescribedGroup(
-            error_code=code,
+            error_code=ErrorCode.none if preparing else code,
             group_id=GroupId("g"),
-            group_state="Stable",
+            group_state="PreparingRebalance" if preparing else "Stable",
             protocol_type="consumer",
             protocol_data="millstream",
-            members=(member,),
+            members=members if preparing or not code else (),
         )
         return DescribeGroupsResponse(throttle_time=NOTHING, groups=(group,))
 
@@ -143,6 +159,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.told: list[str] = []
+        self.shares: list[Mapping[str, bytes]] = []
         self.turns = True
 
     def loop_turns(self) -> bool:
@@ -150,6 +167,7 @@ class Loop:
 
     def assigned(self, assignment: Assignment) -> None:
         self.told.append(f"{assignment.member_id} {assignment.generation}")
+        self.shares.append(assignment.shares)
 
     def expelled(self) -> None:
         self.told.append("expelled")
@@ -160,6 +178,13 @@ async def live(
 ) -> tuple[list[str], list[str]]:
     """A member's life through a script, to its leaving: what it said, and what its loop was told."""
     coordinator, loop = Coordinator(script), Loop()
+    return await live_with(monkeypatch, coordinator, loop, **more), loop.told
+
+
+async def live_with(
+    monkeypatch: pytest.MonkeyPatch, coordinator: Coordinator, loop: Loop, **more: Any
+) -> list[str]:
+    """The same, with this coordinator: what it said."""
     monkeypatch.setattr(_member, "Cluster", lambda access: coordinator)
     for pause in ("HEARTBEAT_S", "PAUSE_FIRST_S", "PAUSE_LONGEST_S"):
         monkeypatch.setattr(_member, pause, 0.0)
@@ -186,7 +211,7 @@ async def live(
         if not word.startswith("heartbeat") or coordinator.said[at - 1] != word
     ]
     assert heartbeats
-    return said, loop.told
+    return said
 
 
 JOINED = ["join", "join a", "sync 1", "heartbeat a 1"]
@@ -290,6 +315,34 @@ async def test_what_ends_a_membership(
     """There is no use in trying again, and the error says why."""
     with pytest.raises(error, match=says):
         await live(monkeypatch, script, instance_id="p")
+
+
+@pytest.mark.parametrize(
+    ("describe", "heard"),
+    [
+        # the answer is lost, the group has moved: it is asked again
+        ([LOST, ErrorCode.not_coordinator], [{"a": b"some", "z": b"rest"}]),
+        # the next rebalance has begun: what there is to know comes with its outcome
+        (
+            [ErrorCode.rebalance_in_progress],
+            [{"a": b"some"}, {"a": b"some", "z": b"rest"}],
+        ),
+        # it may not ask
+        ([ErrorCode.group_authorization_failed], [{"a": b"some"}]),
+    ],
+)
+async def test_what_the_others_have(
+    monkeypatch: pytest.MonkeyPatch,
+    describe: list[ErrorCode | str],
+    heard: list[Mapping[str, bytes]],
+) -> None:
+    """A member that does not lead asks for it; its own share never waits for that."""
+    script: dict[str, list[ErrorCode | str]] = {"describe": describe}
+    if len(heard) > 1:
+        script["heartbeat"] = [ErrorCode.rebalance_in_progress]
+    loop = Loop()
+    await live_with(monkeypatch, Coordinator(script, others={"z": b"rest"}), loop)
+    assert loop.shares == heard
 
 
 @pytest.mark.parametrize(("place", "leaves"), [(None, ["leave a", "hung up"]), ("p", ["hung up"])])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,25 @@ from millstream.errors import (
     LogDamagedError,
     LogUnavailableError,
     MillstreamError,
+    UnknownMemberError,
 )
 from millstream.transports.base import TopicSpec
 from millstream.transports.local import LocalTransport, groups, upkeep
 from millstream.transports.local import file as log_file
 from millstream.transports.local.file import LogFile
 from tests.transports.conformance import *  # noqa: F403
-from tests.transports.conformance import A0, A1, assign, fetch_now, maintain, read, rec
+from tests.transports.conformance import (
+    A0,
+    A1,
+    assign,
+    assigned,
+    epoch,
+    fetch_now,
+    join,
+    maintain,
+    read,
+    rec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +79,28 @@ class LocalLab:
 
     def advance(self, milliseconds: int) -> None:
         self._clock.shift += milliseconds
+
+
+async def test_the_fence_is_inside_the_transaction(
+    lab: LocalLab, transport: LocalTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A member that is removed just before the epoch's transaction begins is fenced by it (invariant 25)."""
+    assignment = await assigned(await join(transport))
+    writing, armed = LogFile.writing, True
+
+    @contextmanager
+    def late(self: LogFile, connection: sqlite3.Connection) -> Iterator[float]:
+        nonlocal armed
+        if armed:
+            armed = False
+            asyncio.run(lab.evict("g", assignment.member_id))
+        with writing(self, connection) as waited:
+            yield waited
+
+    monkeypatch.setattr(LogFile, "writing", late)
+    with pytest.raises(UnknownMemberError):
+        await transport.commit(epoch(assignment, {A0: 1}, {A1: [rec("x")]}))
+    assert await transport.end_offsets([A1]) == {A1: 0}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from millstream.transports.base import OffsetAndMetadata, TopicSpec
 from millstream.transports.local import LocalTransport, processes
 from millstream.transports.local.file import LogFile
 from millstream.transports.local.groups import lease_is_over
-from millstream.transports.local.processes import is_gone, is_stopped, this_process
+from millstream.transports.local.processes import is_gone, is_stopped, kill_if_stopped, this_process
 from tests.transports.conformance import A0, A1, A2, DEADLINE_S, assigned, epoch, eventually, rec
 
 if TYPE_CHECKING:
@@ -364,6 +365,25 @@ def test_when_a_process_is_gone() -> None:
     assert is_gone(me._replace(pid=free))
     assert not is_gone(me._replace(pid=free, place="elsewhere"))
     assert not is_gone(me._replace(started=""))  # not known when it started
+
+
+@LINUX
+def test_only_who_is_stopped_is_ended() -> None:
+    """Whoever holds the lock for long and works goes on; so does another process that has the pid by now."""
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        try:
+            process = this_process()._replace(
+                pid=sleeper.pid, started=processes._stat(sleeper.pid)[1]
+            )
+            assert not kill_if_stopped(process)
+            sleeper.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, sleeper.pid, os.WSTOPPED | os.WNOWAIT)
+            assert not kill_if_stopped(process._replace(started="1"))
+            assert sleeper.poll() is None
+            assert kill_if_stopped(process)
+            assert sleeper.wait() == -signal.SIGKILL
+        finally:
+            sleeper.kill()
 
 
 def test_without_proc_only_what_is_certain_is_said(

@@ -12,6 +12,7 @@ import pytest
 
 import millstream as ms
 from millstream import hooks
+from millstream.context import current
 from millstream.errors import (
     AgentError,
     IllegalGenerationError,
@@ -21,6 +22,7 @@ from millstream.errors import (
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.batch import iterate_records
+from millstream.worker._commit import APPLY_KEYS_MAX
 from tests.kit import Order, counting
 
 if TYPE_CHECKING:
@@ -76,6 +78,39 @@ async def test_one_epoch() -> None:
     assert epochs[0].offsets[TopicPartition("orders", 0)].offset == 1
 
 
+@pytest.mark.parametrize("reads", [True, False])
+async def test_every_epoch_has_offsets(reads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By them alone a zombie is refused: also one of a timer, and in a shard that reads nothing."""
+    app = ms.App("ticking", partitions=2)
+    table = app.table("ticks", key=int, value=int, default=0)
+
+    @app.timer(10, scope="shard")
+    async def tick() -> None:
+        table[current.get().shard.number] += 1
+
+    if reads:
+
+        @app.agent(app.topic("words", value=str))
+        async def read(stream: ms.Stream[str]) -> None:
+            async for _ in stream:
+                pass
+
+    epochs: list[Epoch] = []
+
+    async def noted(commit: Callable[[Epoch], Any], epoch: Epoch) -> CommitResult:
+        epochs.append(epoch)
+        done: CommitResult = await commit(epoch)
+        return done
+
+    async with TestApp(app) as t:
+        intercept(t, monkeypatch, noted)
+        await t.advance("25s")
+    assert epochs
+    for epoch in epochs:
+        written = {tp.partition for tp, records in epoch.records.items() if records}
+        assert written <= {tp.partition for tp in epoch.offsets}
+
+
 async def test_the_last_value_of_a_key_reaches_the_changelog() -> None:
     """Many writes to one key in an epoch become one record of its changelog."""
     app, orders, totals = counting(partitions=1)
@@ -85,6 +120,57 @@ async def test_the_last_value_of_a_key_reaches_the_changelog() -> None:
         assert len(found) < 50
         assert found[-1][1] == b"50.0"
         assert t.table(totals) == {"ada": 50.0}
+
+
+async def test_changelogs_go_by_the_wall_clock() -> None:
+    """Whatever the events' time: a log's retention would delete reprocessed history otherwise."""
+    app, orders, _ = counting(partitions=1)
+    async with TestApp(app) as t:
+        await orders.send(Order("ada", 1.0), timestamp=1_000)
+        await t.settle()
+        tp = TopicPartition("shop-totals-changelog", 0)
+        found = [
+            record.timestamp
+            for data in t._log.batches(tp)
+            for record in iterate_records(data, where=str(tp))
+        ]
+        assert found
+        assert set(found) == {t.clock.now()}
+
+
+async def test_the_loop_turns_during_a_large_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit of many keys is encoded, and written to the store, in slices, between which others have their turn."""
+    keys = 4 * APPLY_KEYS_MAX
+    app = ms.App("large", partitions=1)
+    go = app.topic("go", value=int)
+    table = app.table("t", key=int, value=int)
+
+    @app.agent(go)
+    async def fill(stream: ms.Stream[int]) -> None:
+        async for count in stream:
+            for key in range(count):
+                table[key] = key
+
+    turns = 0
+    at: dict[str, int] = {}
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def note(point: str, _: dict[str, object]) -> None:
+        at[point] = turns
+
+    async with TestApp(app) as t:
+        turning = asyncio.ensure_future(turn())
+        with hooks.observe(note):
+            await t.send(go, keys)
+        turning.cancel()
+        assert len(t.table(table)) == keys
+    assert at["commit.encoded"] - at["commit.cut"] >= 4
+    assert at["commit.applied"] - at["commit.committed"] >= 4
 
 
 async def test_deleted_keys_are_tombstones() -> None:

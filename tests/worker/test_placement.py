@@ -9,7 +9,7 @@ import pytest
 import millstream as ms
 from millstream.errors import AgentError, PlacementError, TopologyError
 from millstream.records import OutgoingRecord, TopicPartition
-from millstream.serialization import partitioner
+from millstream.serialization import PARTITIONERS, partitioner
 from millstream.testing import TestApp
 from millstream.worker import _placement
 
@@ -178,3 +178,34 @@ async def test_results_are_placed_as_their_topic_says(
         assert len(found) == 2 * len(KEYS)
         for record in found:
             assert record.partition == partitioner("murmur2")(record.key.encode(), PARTITIONS)
+
+
+async def test_what_is_hashed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event's own key is compared, whatever it is; another one is hashed when an epoch uses it first."""
+    murmur2 = partitioner("murmur2")
+    hashed: list[bytes] = []
+
+    def counted(key: bytes, count: int) -> int:
+        hashed.append(key)
+        return murmur2(key, count)
+
+    monkeypatch.setitem(PARTITIONERS, "murmur2", counted)
+    names = [f"key-{number}" for number in range(800)]
+    other, *own = [key for key in names if murmur2(key.encode(), PARTITIONS) == 0]
+    app = ms.App("hashed", partitions=PARTITIONS)
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(app.topic("words", key=str, value=str))
+    async def count(stream: ms.Stream[str]) -> None:
+        async for event in stream.events():
+            counts[event.key] += 1
+            counts[other] += 1
+
+    async with TestApp(app) as t:
+        await write(t, own, murmur2)
+        found = hashed.copy()
+        assert t.table(counts) == {**dict.fromkeys(own, 1), other: len(own)}
+    sampled = _placement.FIRST_RECORDS + len(own) // _placement.FIRST_RECORDS
+    assert len(own) > 2 * sampled
+    assert len(found) - found.count(other.encode()) <= sampled
+    assert 1 <= found.count(other.encode()) < 20

@@ -11,6 +11,7 @@ import pytest
 from millstream.app._app import App
 from millstream.app._runtime import Runtime
 from millstream.errors import BadQueryError, NotHereError, UnavailableError, UnknownTableError
+from millstream.hooks import observe
 from millstream.records import TopicPartition
 from millstream.state.memory import MemoryBackend
 from millstream.tables._query import (
@@ -127,6 +128,33 @@ async def test_only_what_is_committed(shop: Running) -> None:
     page = await shop.queries.read(shop.read(None))
     assert len(page.entries) == 1
     assert set(page.position) == {f"orders/{number}" for number in range(4)}
+
+
+async def test_a_commit_that_is_half_written(shop: Running) -> None:
+    """Who asks while the store takes a large commit, slice by slice, gets all of it or nothing."""
+    asked: list[asyncio.Task[Page]] = []
+    number = shop.read("ada").shards[0]
+    names = [f"key-{n}" for n in range(8_000)]
+    keys = [name for name in names if shop.read(name).shards == (number,)]
+    everything = Read(table="totals", shards=(number,), limit=len(keys) + 1)
+    (shard,) = [shard for (_, at), shard in shop.worker.shards.items() if at == number]
+    (lane,) = shard.lanes.values()
+
+    def ask(point: str, _: dict[str, object]) -> None:
+        if point == "commit.applying":
+            asked.append(asyncio.create_task(shop.queries.read(everything)))
+
+    with observe(ask):
+        async with shop.worker.committer.lock:  # one cut takes all of them
+            for key in keys:
+                await shop.orders.send(1, key=key)
+            tp = TopicPartition("orders", number)
+            while lane.position(tp) < len(keys):  # noqa: ASYNC110 - for an agent, which tells nobody
+                await asyncio.sleep(0.001)
+        while not asked or not all(task.done() for task in asked):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert len(asked) >= 3, "the commit was in one slice"
+    assert {len(task.result().entries) for task in asked} <= {0, len(keys)}
 
 
 async def test_records_that_do_not_come(shop: Running, monkeypatch: pytest.MonkeyPatch) -> None:

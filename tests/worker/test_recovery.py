@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 import millstream as ms
@@ -12,7 +13,7 @@ from millstream import hooks
 from millstream.clock import ManualClock
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.state.memory import MemoryBackend, MemoryStore
-from millstream.tables import POSITION_KEY, StorePosition, decode_position
+from millstream.tables import POSITION_KEY, StorePosition, decode_position, encode_position
 from millstream.tables._position import plan_recovery
 from millstream.testing import TestApp
 from millstream.transports.base import TopicSpec
@@ -206,6 +207,19 @@ async def test_positions_on_the_way_that_are_young(
 
     monkeypatch.setattr(_recovery, "_position", young)
     assert b"dead" in await deleted_while_away(shard)
+
+
+@pytest.mark.parametrize("other", [{"topic_id": "of before"}, {"app": "of others"}])
+async def test_state_of_another_log(shard: Shard, other: dict[str, str]) -> None:
+    """State of a topic of the same name that was made again, of another cluster or app, is thrown away (invariant 18)."""
+    for number in range(3):
+        await shard.write("a", (b"x%d" % number, b"1"))
+    await shard.recover()
+    foreign = msgspec.structs.replace(shard.position("a"), **other)
+    shard.store.write({"a": {b"of others": b"1", POSITION_KEY: encode_position(foreign)}})
+    progress = await shard.recover()
+    assert shard.entries("a") == {b"x%d" % number: b"1" for number in range(3)}
+    assert progress.rebuilt == {"a/1-0": "other log"}
 
 
 async def test_data_without_a_position(shard: Shard) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import millstream as ms
-from millstream.errors import RecordTooLargeError
+from millstream.errors import IllegalGenerationError, RecordTooLargeError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.batch import RecordPack
@@ -22,6 +22,8 @@ from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from millstream.transports.base import CommitResult, Epoch
 
 T2013 = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1_000)
 HOUR_MS = 3_600_000
@@ -387,6 +389,34 @@ async def test_time_is_committed_with_what_has_brought_it(
         assert decode_metadata(found.metadata).time_of("tied") == T2013 + HOUR_MS
 
 
+async def test_an_epoch_has_the_time_of_its_own_events() -> None:
+    """Not of one that began after them and is in the middle: after a crash they would be late in its time."""
+    app = ms.App("timely", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(clicks)
+    async def rare(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+            if click.user == "wait":
+                await app.clock.sleep(300)
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        runtime: Any = t._runtime
+        tp = TopicPartition("clicks", 0)
+        async with t.worker.committer.lock:
+            await clicks.send_many([Click("ada", T2013), Click("wait", T2013 + HOUR_MS)])
+            while shard.stream_time < T2013 + HOUR_MS:  # noqa: ASYNC110 - for an agent, which tells nobody
+                await asyncio.sleep(0)
+        for offset, time in ((1, T2013), (2, T2013 + HOUR_MS)):
+            await t.settle()
+            found = (await runtime.transport.committed(app.id, [tp]))[tp]
+            assert (found.offset, decode_metadata(found.metadata).time_of("rare")) == (offset, time)
+            await t.advance("5m")
+
+
 @pytest.mark.parametrize("held", [False, True], ids=["between", "held by a batch"])
 async def test_journals_end_between_two_cuts(held: bool, monkeypatch: Patch) -> None:
     """While a commit takes its time, quiet events stop having journals, and what was sent stays in order.
@@ -432,3 +462,109 @@ async def test_journals_end_between_two_cuts(held: bool, monkeypatch: Patch) -> 
         assert t.table(counts) == {"ada": 60}
         if not held:
             assert t.sent(passed) == listed
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["taken", "refused"])
+async def test_journals_end_while_a_commit_is_on_its_way(refused: bool, monkeypatch: Patch) -> None:
+    """What the group refuses then goes with the next one, before what came without journals, and under the same values."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", 20)
+    app = ms.App("late-cut", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user", timestamp="at")
+    passed = app.topic("passed", value=Click, key_from="user")
+    counts = app.table("counts", key=str, value=int, default=0)
+    last = app.table("last", key=str, value=list[int])
+
+    @app.agent(clicks)
+    async def count(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts[click.user] += 1
+            if click.at % 4 == 3:
+                last.pop(
+                    click.user, None
+                )  # before the cut, after it, and after journals have ended
+            else:
+                last.setdefault(click.user, []).append(click.at)
+            await passed.send(click)
+
+    listed = [Click("ada" if n % 3 else "bob", T2013 + n) for n in range(60)]
+    wanted: dict[str, list[int]] = {}
+    for click in listed:
+        if click.at % 4 == 3:
+            wanted.pop(click.user, None)
+        else:
+            wanted.setdefault(click.user, []).append(click.at)
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        found = shard.subtopology_of("count")
+        transport: Any = shard._options.transport
+        commit, sent, go_on = transport.commit, asyncio.Event(), asyncio.Event()
+
+        async def held(epoch: Epoch) -> CommitResult:
+            if not sent.is_set():
+                sent.set()
+                await go_on.wait()
+                if refused:
+                    raise IllegalGenerationError("the group has moved on")
+            result: CommitResult = await commit(epoch)
+            return result
+
+        async def send(some: list[Click]) -> None:
+            (lane,) = found.lanes
+            at = lane.inboxes[TopicPartition("clicks", 0)].position + len(some)
+            await clicks.send_many(some)
+            for _ in range(10_000):
+                if (
+                    lane.position(TopicPartition("clicks", 0)) == at
+                    and lane.instances[0].idle.is_set()
+                ):
+                    break
+                await asyncio.sleep(0)
+
+        monkeypatch.setattr(transport, "commit", held)
+        async with t.worker.committer.lock:
+            await send(listed[:10])
+        committing = asyncio.ensure_future(t.worker.committer.commit())
+        await sent.wait()
+        await send(listed[10:20])
+        assert found.journaled
+        await send(listed[20:50])
+        assert not found.journaled
+        assert not found.events
+        await send(listed[50:])
+        go_on.set()
+        await committing
+        await t.advance("2s")  # for the group's next assignment, which does not come
+        assert t.sent(passed) == listed
+        assert t.table(counts) == {"ada": 40, "bob": 20}
+        assert t.table(last) == wanted
+        await t.crash()
+        assert t.table(counts) == {"ada": 40, "bob": 20}
+        assert t.table(last) == wanted
+
+
+async def test_events_that_overlap_for_ever() -> None:
+    """Each is tied to the next one: intake stops now and then, or nothing would ever be committed."""
+    events = 40
+    app = ms.App("chain", partitions=1)
+    ticks = app.topic("ticks", value=int)
+    links = app.table("links", key=int, value=int, default=0)
+
+    @app.agent(ticks, concurrency=4)
+    async def link(stream: ms.Stream[int]) -> None:
+        async for number in stream:
+            links[number] += 1
+            await app.clock.sleep(0.050)
+            links[number + 1] += 1  # which the next one has written, and has not finished
+
+    async with TestApp(app) as t:
+        (shard,) = t.worker.shards.values()
+        tp = TopicPartition("ticks", 0)
+        behind: list[int] = []
+        for number in range(events):
+            await ticks.send(number, key=f"{number}")
+            await t.advance("30ms")
+            behind.append(number + 1 - shard.committed[tp])
+        assert max(behind) < 20, "what comes in a quarter of a second waits, and no more"
+        await t.advance("1s")
+        assert t.table(links) == {0: 1, **dict.fromkeys(range(1, events), 2), events: 1}

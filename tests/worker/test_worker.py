@@ -231,6 +231,28 @@ async def test_back_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 4_000 <= largest < 4_000 + 4_000, "a fetch brings one batch, where that is larger"
 
 
+async def test_inputs_share_what_a_shard_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has much leaves room for the others."""
+    monkeypatch.setattr(_fetch, "FETCH_BYTES_MAX", 500)
+    app = ms.App("two", partitions=1, inbox_bytes_max=4_000)
+    topics = [app.topic(name, value=str) for name in ("much", "little")]
+
+    @app.agent(*topics)
+    async def stand(stream: ms.Stream[str]) -> None:
+        async for _ in stream:
+            await app.clock.sleep(1_000_000)
+
+    async with TestApp(app) as t:
+        for topic in topics:
+            for _ in range(50):
+                await topic.send_many(["x" * 50] * 5)
+        (shard,) = t.worker.shards.values()
+        inboxes = [inbox for lane in shard.lanes.values() for inbox in lane.inboxes.values()]
+        for _ in range(2_000):
+            await asyncio.sleep(0)
+        assert [2_000 <= inbox.size < 2_600 for inbox in inboxes] == [True, True]
+
+
 async def test_unrelated_agents_do_not_wait_for_each_other() -> None:
     """An agent that stands still holds up nobody else in its shard."""
     app, orders, totals = counting(partitions=1)

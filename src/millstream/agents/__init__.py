@@ -12,7 +12,8 @@ from millstream.agents._agent import (
 )
 from millstream.agents._declared import AgentSource, Step
 from millstream.agents._event import Event, current_event
-from millstream.agents._instance import Failure, Instance, InstanceHost, Run, Source, user_line
+from millstream.agents._instance import Failure, Instance, InstanceHost, Run, Source
+from millstream.agents._lines import user_line, waiting_line
 from millstream.agents._policy import Dlq, OnError, Policy, Retry, policy_of
 from millstream.agents._stream import SKIP, Stream
 from millstream.agents._topic import Sender, Topic, field_getter
@@ -48,4 +49,5 @@ __all__ = [
     "policy_of",
     "reply_headers",
     "user_line",
+    "waiting_line",
 ]

@@ -6,12 +6,10 @@ import asyncio
 import inspect
 import itertools
 import logging
-import os
-import traceback
 from collections import deque
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from millstream.agents._lines import user_line
 from millstream.agents._stream import SKIP, Stream
 from millstream.context import Scope, current
 from millstream.errors import AgentError, ConfigurationError, DecodeError, ProgramError
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.context import IncomingRecord
 
-__all__ = ["Failure", "Instance", "InstanceHost", "Run", "Source", "user_line"]
+__all__ = ["Failure", "Instance", "InstanceHost", "Run", "Source"]
 
 logger = logging.getLogger("millstream.agents")
 
@@ -175,6 +173,8 @@ class Instance:
         self._wanted: asyncio.Future[Run] | None = None
         self.idle = asyncio.Event()
         """Set while the instance waits for a run."""
+        self.running: Any = None
+        """What the agent function gave when it was called last: a coroutine, or an async generator."""
         self.run_began = 0.0
         """When the instance was last given a run, on the monotonic clock."""
         self.run_s = 0.0
@@ -246,7 +246,7 @@ class Instance:
             stream: Stream[Any] = Stream(self)
             self.scope.stream = stream
             try:
-                result = self.agent.function(stream)
+                result = self.running = self.agent.function(stream)
                 if inspect.isasyncgen(result):
                     async for output in result:
                         await self._emit(self.scope, output)
@@ -498,22 +498,3 @@ def _run_of(taken: list[tuple[Run, IncomingRecord]]) -> Run:
 def _before(record: IncomingRecord, rest: Iterator[IncomingRecord]) -> Iterator[IncomingRecord]:
     yield record
     yield from rest
-
-
-def user_line(error: BaseException) -> str | None:
-    """``file:line`` of the innermost frame that is neither ours nor the standard library's."""
-    found = None
-    for frame in traceback.extract_tb(error.__traceback__):
-        path = os.path.normcase(frame.filename)
-        if not path.startswith((*_NOT_THE_USERS, "<")) and "site-packages" not in path:
-            found = f"{frame.filename}:{frame.lineno}"
-    if found is None and error.__cause__ is not None:
-        return user_line(error.__cause__)
-    return found
-
-
-_NOT_THE_USERS = (
-    os.path.normcase(f"{Path(__file__).parents[1]}{os.sep}"),
-    os.path.normcase(f"{Path(asyncio.__file__).parents[1]}{os.sep}"),
-)
-"""Folders of Millstream and of the standard library."""

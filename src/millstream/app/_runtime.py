@@ -71,6 +71,8 @@ class Place:
 
     transactional_id: Callable[[], str]
     """What its epochs are committed under."""
+    former_id: Callable[[], str]
+    """What they were committed under, if they ever were; else empty."""
     id_file: Callable[[], Path | None]
     """Where its member id is kept."""
 
@@ -138,12 +140,12 @@ def _kafka(
         )
     if place is None or settings is None:
         return KafkaTransport(broker, security=security, client_id=app)
+    atomic = settings.processing_guarantee == "exactly_once"
     return KafkaTransport(
         broker,
         security=security,
-        transactional_id=(
-            place.transactional_id if settings.processing_guarantee == "exactly_once" else None
-        ),
+        transactional_id=place.transactional_id if atomic else None,
+        former_id=str if atomic else place.former_id,
         client_id=app,
         instance_id=settings.instance_id or None,
         evict_static=settings.evict_instances,
@@ -216,7 +218,9 @@ class Runtime:
                 app.clock,
                 app.settings,
                 app=app.id,
-                place=Place(self._transactional_id, self._id_file) if worker else None,
+                place=Place(self._transactional_id, self._known_id, self._id_file)
+                if worker
+                else None,
             )
             if transport is None
             else transport
@@ -407,23 +411,28 @@ class Runtime:
         return self.state_dir / self.app.id / self.slot / "member-id" if self.slot else None
 
     def _transactional_id(self) -> str:
-        """The name of this worker's epochs: the same one after a restart in the same slot.
+        """The name of this worker's epochs: the same one after a restart in the same slot."""
+        found = self._known_id()
+        if not found:
+            found = f"{self.app.id}-{uuid.uuid4().hex}"
+            if self.slot:
+                self._transactional_id_file().write_text(found + "\n")
+        return found
+
+    def _known_id(self) -> str:
+        """What it is, or was when a worker in this slot had one; empty where there never was any.
 
         A slot that was found is one of this disk, and so its name is not enough.
         """
         if self.settings.slot:
             return f"{self.app.id}-{self.settings.slot}"
-        if not self.slot:
-            return f"{self.app.id}-{uuid.uuid4().hex}"
-        file = self.state_dir / self.app.id / self.slot / "transactional-id"
-        try:
-            found = file.read_text().strip()
-        except FileNotFoundError:
-            found = ""
-        if not found:
-            found = f"{self.app.id}-{uuid.uuid4().hex}"
-            file.write_text(found + "\n")
-        return found
+        if self.slot:
+            with contextlib.suppress(FileNotFoundError):
+                return self._transactional_id_file().read_text().strip()
+        return ""
+
+    def _transactional_id_file(self) -> Path:
+        return self.state_dir / self.app.id / self.slot / "transactional-id"
 
     async def replies(self) -> Replies:
         """What `ask` waits at; opened when it is first needed."""

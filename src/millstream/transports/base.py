@@ -141,8 +141,8 @@ class Assignment:
     """One outcome of a rebalance, as a member receives it.
 
     ``assigned`` is what the assign function gave this member; ``members`` is every member's metadata, and
-    ``shares`` what the function gave each of them. Both may lack members for a moment, where the next rebalance
-    has begun already: its outcome follows.
+    ``shares`` what the function gave each of them. Both may lack members, and have what was true before, where the
+    next rebalance has begun already: its outcome follows. So only ``assigned`` is to be relied upon.
     """
 
     generation: int

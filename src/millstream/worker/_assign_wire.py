@@ -79,6 +79,8 @@ class ShardAssignment(msgspec.Struct, frozen=True, kw_only=True):
     """Shards of which it makes a copy in order to own them: it tells the group when the copy is warm."""
     refused: str = ""
     """Why it is given nothing, as a sentence; empty as a rule."""
+    withheld: tuple[ShardId, ...] = ()
+    """Shards that nobody is given because it owned them last: it lets go of them, and joins again."""
 
 
 _Packed = list[tuple[int, list[int] | bytes]]
@@ -111,6 +113,7 @@ class _Assignment(msgspec.Struct, array_like=True):
     standby: _Packed
     warming: _Packed
     refused: str
+    withheld: _Packed = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -187,6 +190,7 @@ def encode_assignment(assignment: ShardAssignment) -> bytes:
             standby=_pack(assignment.standby),
             warming=_pack(assignment.warming),
             refused=assignment.refused,
+            withheld=_pack(assignment.withheld),
         )
     )
 
@@ -206,6 +210,7 @@ def decode_assignment(data: bytes) -> ShardAssignment:
         standby=_shards(wire.standby),
         warming=_shards(wire.warming),
         refused=wire.refused,
+        withheld=_shards(wire.withheld),
     )
 
 

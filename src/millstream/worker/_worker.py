@@ -32,10 +32,11 @@ from millstream.worker._assign import (
     processes_of,
     urls_of,
 )
-from millstream.worker._assign_handover import assign_in_two_rounds, given_to_nobody
+from millstream.worker._assign_handover import assign_in_two_rounds
 from millstream.worker._commit import Committer
 from millstream.worker._copies import Copies
 from millstream.worker._fetch import Fetcher
+from millstream.worker._open_events import OpenEvents
 from millstream.worker._purge import PURGE_INTERVAL_S, Purge
 from millstream.worker._shard import Shard
 from millstream.worker._specs import AgentSpec, ShardOptions, TableSpec
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         TopicInfo,
         Transport,
     )
+    from millstream.worker._lane import Lane
 
 __all__ = ["Worker", "WorkerPlan"]
 
@@ -225,6 +227,9 @@ class Worker:
             if shard.ready.is_set() and agent in shard.lanes
         ]
 
+    def _lanes(self) -> list[Lane]:
+        return [lane for shard in self.shards.values() for lane in shard.lanes.values()]
+
     def _stir(self) -> None:
         self.committer.stirred.set()
         for fetcher in self.fetchers.values():
@@ -285,6 +290,7 @@ class Worker:
                         tasks.create_task(self._maintain(), name="maintenance"),
                         tasks.create_task(self._follow_topics(), name="topics"),
                         tasks.create_task(self._forget_processed(), name="purge"),
+                        tasks.create_task(OpenEvents(self._lanes).run(), name="open events"),
                         tasks.create_task(self.copies.run(), name="copies"),
                         tasks.create_task(self._upkeep.run(), name="stores"),
                         *(
@@ -453,7 +459,7 @@ class Worker:
         if not self.plan.atomic:
             if steady:
                 # the group did not know yet that the others were here: somebody may be at work on them already
-                left = given_to_nobody(lost, assignment.shares)
+                left = lost.intersection(share.withheld)
                 async with self.committer.lock:
                     await self._stop_shards(sorted(lost - left), kept=())
                 lost = left
@@ -478,7 +484,7 @@ class Worker:
         hooks.reached("group.assigned", generation=assignment.generation)
         self._lead()
         self._stir()
-        if not self.plan.atomic and given_to_nobody(lost, assignment.shares):
+        if share.withheld:
             await self._tell_again()
 
     async def _let_go(self, lost: set[ShardId], assignment: Assignment) -> bool:

@@ -352,13 +352,25 @@ class Member:
         return write_share(Share(generation, assigned), partitions)
 
     async def _learn(self, generation: int, assigned: bytes) -> None:
-        """Who else is in the group, and what everybody was given."""
-        with suppress(_AgainError, ConfigurationError):
-            # if the next rebalance has begun, nothing is told now, and then soon
-            found = describe(await self._describe())
+        """Who else is in the group, and what everybody was given.
+
+        If the next rebalance has begun, nobody tells any more, and will soon; until then the last answer stands.
+        Nothing that a worker may or may not do depends on it: see `Assignment`.
+        """
+        until = time.monotonic() + self._session_s / 4  # no heartbeat is sent meanwhile
+        while True:
+            try:
+                found = describe(await self._describe())
+            except ConfigurationError:
+                break
+            except _AgainError:
+                if time.monotonic() >= until:
+                    break
+                continue
             if found.generation == generation and self.member_id in found.assigned:
                 self._members, self._shares = found.members, found.assigned
                 return
+            break
         self._members = {**self._members, self.member_id: self.metadata}
         self._shares = {**self._shares, self.member_id: assigned}
 

@@ -59,11 +59,13 @@ class Relief:
     Args:
         cluster: where.
         group: whose positions.
-        own: our transactions.
+        own: our transactions; None where we write without any, and others may have left some open before.
         prefix: what the transactional ids of the group's workers begin with.
     """
 
-    def __init__(self, cluster: Cluster, group: str, *, own: Transactions, prefix: str) -> None:
+    def __init__(
+        self, cluster: Cluster, group: str, *, own: Transactions | None, prefix: str
+    ) -> None:
         self._cluster = cluster
         self._group = group
         self._own = own
@@ -74,7 +76,7 @@ class Relief:
 
     async def __call__(self, held_s: float) -> None:
         """Do what is due after so many seconds."""
-        if not self._asked_ourselves and held_s >= OWN_S:
+        if self._own is not None and not self._asked_ourselves and held_s >= OWN_S:
             self._asked_ourselves = True
             await self._own.settle(take=True)
         elif held_s >= self._look_at_s:

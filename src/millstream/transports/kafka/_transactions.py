@@ -155,6 +155,8 @@ class Transactions:
         """Whether we have an epoch, and no transaction of it is open."""
         self._taken: deque[float] = deque(maxlen=TAKEN_TIMES)
         """When somebody else was seen to use our transactional id, the last few times."""
+        self._left: ConfigurationError | None = None
+        """Why it is the other one's from now on. Who has begun last lives: so we never begin again."""
 
     async def commit(
         self,
@@ -193,7 +195,7 @@ class Transactions:
             take: also that of whoever had the transactional id before us.
         """
         async with self._lock:
-            if not self._clean and (take or self._id.producer_id >= 0):
+            if self._left is None and not self._clean and (take or self._id.producer_id >= 0):
                 with contextlib.suppress(FencedError):
                     await self._begin(ABORT_TIMEOUT_S)
 
@@ -230,27 +232,33 @@ class Transactions:
                 written = await self._fill(records, positions, newer)
                 await self._end(newer)
             except TakenError as exc:
-                self._check_taken(exc, began)
+                self._taken_over(exc, began)
                 raise
             self._clean = True
             return written
 
-    def _check_taken(self, error: TakenError, began: float) -> None:
-        """Somebody has ended the transaction that began then.
+    def _taken_over(self, error: TakenError, began: float) -> None:
+        """Somebody has ended the transaction that began then; the next time we take the id, and fence the other.
+
+        Nothing is asked under the old epoch any more. While the other has a transaction open, an
+        InitProducerId with the right producer id and an epoch that is long gone ends it all the same: the
+        coordinator compares epochs only where none is open.
 
         Raises:
             ConfigurationError: it uses our transactional id, and not for the first time.
         """
+        self._id.become(-1, -1)
         now = time.monotonic()
         if now - began >= TAKEN_S:
             return
         self._taken.append(now)
         if len(self._taken) == TAKEN_TIMES and now - self._taken[0] < TAKEN_WITHIN_S:
-            raise ConfigurationError(
+            self._left = ConfigurationError(
                 f"two workers share one slot: {TAKEN_TIMES} times in {now - self._taken[0]:.0f} s somebody else"
                 f" has used {self._name!r} for transactions at {self._cluster.url}. This worker ends here, and"
                 f" the other one goes on. Give each a slot of its own (slot=)"
-            ) from error
+            )
+            raise self._left from error
 
     async def _newer(self) -> bool:
         """Whether the cluster has the newer protocol, as the coordinator's connection has it."""
@@ -272,6 +280,8 @@ class Transactions:
         """Write what belongs into a transaction; ends it where that does not work."""
         try:
             return await self._write(records, positions, newer)
+        except TakenError:
+            raise  # there is nothing to end: see `_taken_over`
         except Exception as exc:
             await self._abort()
             if isinstance(exc, AnswerLostError):
@@ -321,6 +331,8 @@ class Transactions:
 
     async def _begin(self, within_s: float) -> None:
         """Get an epoch; ends what is open under the one before."""
+        if self._left is not None:
+            raise self._left
         doing = f"begin with transactional id {self._name!r}"
         try:
             answer = await self._ask(
@@ -346,7 +358,7 @@ class Transactions:
             return
         if code in FENCED:
             error = fenced(self._id, code, where=self._cluster.url)
-            self._id.become(-1, -1)  # the next time we take it, and fence the other
+            self._id.become(-1, -1)
             raise error
         if code is ErrorCode.invalid_transaction_timeout:
             raise ConfigurationError(
@@ -519,6 +531,11 @@ class Transactions:
                         self._id.become(answer.producer_id, answer.producer_epoch)
                     return
                 why = code.name
+                if code in FENCED:
+                    if not doubtful:
+                        self._refused(code, "end a transaction")
+                    self._id.become(-1, -1)
+                    raise self._unknown(why)
                 if code not in _AGAIN:
                     if not doubtful:
                         await self._abort()
@@ -535,7 +552,10 @@ class Transactions:
             raise LogUnavailableError(
                 f"a commit could not be ended, nothing of it is visible: {why}"
             )
-        raise OutcomeUnknownError(
+        raise self._unknown(why)
+
+    def _unknown(self, why: str) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
             f"{self._cluster.url} did not say whether a commit is done ({why}): it is, or never will be"
         )
 

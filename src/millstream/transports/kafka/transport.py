@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from millstream.errors import (
+    ConfigurationError,
+    FencedError,
     IllegalGenerationError,
     InternalError,
     LogUnavailableError,
@@ -69,6 +71,8 @@ class KafkaTransport:
         transactional_id: what the epochs are committed under; asked for when it is first needed. A
             transport of the same one that commits later ends what this one has open, and fences it.
             Random where None.
+        former_id: where nothing is committed under any: the one of the worker that was here before, which may
+            have left something open. It is ended with joining. Empty where there was none.
         client_id: how brokers name us in their logs, and what all our transactional ids begin with that
             are not given.
         instance_id: the place in its groups under which a worker comes back after a restart without a
@@ -85,6 +89,7 @@ class KafkaTransport:
         *,
         security: Security | None = None,
         transactional_id: Callable[[], str] | None = None,
+        former_id: Callable[[], str] = str,
         client_id: str = "millstream",
         instance_id: str | None = None,
         evict_static: bool = False,
@@ -95,6 +100,7 @@ class KafkaTransport:
             addresses=parse_url(url), security=security or Security(), client_id=client_id
         )
         self._transactional_id = transactional_id
+        self._former_id = former_id
         self._instance_id = instance_id
         self._evict_static = evict_static
         self._id_file = id_file
@@ -298,6 +304,10 @@ class KafkaTransport:
         if opened.named:
             with suppress(LogUnavailableError):  # then the first commit finds out
                 await opened.epochs.claim()
+        elif former := self._former_id():
+            # else the broker ends it after its time-out; whoever has no right to the id had none before
+            with suppress(LogUnavailableError, ConfigurationError, FencedError):
+                await Transactions(opened.cluster, lambda: former).claim()
         membership = KafkaMembership(
             self._access,
             Terms(
@@ -374,9 +384,10 @@ class _Open:
 
     def relief(self, group: str) -> Relief | None:
         """What a worker does about transactions that hold its group's positions; others just wait."""
-        if not self.named:
+        if not self.named and not self.memberships:
             return None
-        return Relief(self.cluster, group, own=self.epochs, prefix=f"{self.client_id}-")
+        own = self.epochs if self.named else None
+        return Relief(self.cluster, group, own=own, prefix=f"{self.client_id}-")
 
     async def close(self) -> None:
         """Leave, finish, hang up; in this order, whatever fails."""
