@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scripts._setup import ROOT
-from tests.cli.terminal import Terminal, children_of, poll
+from scripts._setup import ROOT, prepare
+from tests.cli.terminal import Terminal, children_of, cpu_s, poll
 from tests.requirements import missing
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ DEMO = [sys.executable, str(ROOT / "scripts" / "demo")]
 
 @pytest.fixture
 def root() -> Iterator[Terminal]:
-    """A terminal in the checkout, which has an environment."""
+    """A terminal in the checkout, whose environment is as ``pyproject.toml`` wants it."""
     if Path(sys.prefix) != ROOT / ".venv":
         missing("the environment in .venv: run scripts/test")
+    prepare()
     terminal = Terminal(ROOT)
     yield terminal
     terminal.close()
@@ -80,10 +81,3 @@ def test_the_whole_year(root: Terminal) -> None:
     names = ("departed", "cancelled", "landed")
     sums = [sum(totals[name] for totals in carriers.values()) for name in names]
     assert sums == [328_521, 8_255, 327_346]
-
-
-def cpu_s(pid: int) -> float:
-    """CPU time of a process, of those that it runs, and of those that have ended."""
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
-    own = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
-    return own + sum(cpu_s(child) for child in children_of(pid))
