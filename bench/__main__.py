@@ -18,6 +18,7 @@ def main() -> int:
     one = suites.add_parser("core", help="CPU per event against a bare loop, recovery, latency")
     one.add_argument("--events", type=int, default=1_000_000)
     one.add_argument("--only", choices=list(WORKLOADS), action="append")
+    one.add_argument("--seconds", type=float, default=5.0, help="how long latency is measured")
     one.add_argument("--json", metavar="FILE")
     streams = suites.add_parser("dsl", help="streams against agents, joins, many keys and windows")
     streams.add_argument("--only", choices=dsl.GROUPS, action="append")
@@ -59,7 +60,12 @@ def main() -> int:
         suite.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     if options.suite == "core":
-        return core.main(options.events, options.only or list(WORKLOADS), options.json)
+        return core.main(
+            options.events,
+            options.only or list(WORKLOADS),
+            options.json,
+            seconds=options.seconds,
+        )
     if options.suite == "dsl":
         sizes = dsl.Sizes(
             events=options.events,

@@ -146,7 +146,7 @@ def _in(directory: Path, workload: str) -> tuple[ms.App, Any, Any]:
     return make_app(workload, broker=f"local://{directory / 'bench.db'}", web=False)
 
 
-def main(count: int, workloads: list[str], output: str | None) -> int:
+def main(count: int, workloads: list[str], output: str | None, *, seconds: float = 5.0) -> int:
     """Measure, print a table, and write JSON."""
     found: list[Measured] = []
     with tempfile.TemporaryDirectory(prefix="millstream-bench-") as name:
@@ -179,7 +179,7 @@ def main(count: int, workloads: list[str], output: str | None) -> int:
         _print(measured)
         directory = Path(name) / "latency"
         app, topic, _ = _in(directory, "count")
-        p50, p99 = asyncio.run(latency(app, topic, 100, 5))
+        p50, p99 = asyncio.run(latency(app, topic, 100, seconds))
         print(f"send to visible: p50 {p50:.1f} ms, p99 {p99:.1f} ms, at 100 events a second")
     if output:
         result = {

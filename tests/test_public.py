@@ -8,6 +8,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import millstream
+from tests.requirements import wheel
 
 HEAVY = [
     "aiokafka",
@@ -111,6 +113,20 @@ def test_version() -> None:
     from importlib.metadata import version
 
     assert millstream.__version__ == version("millstream")
+
+
+def test_the_wheel_is_whole() -> None:
+    """It has each file of the package, the templates, scripts and ``py.typed`` among them, and nothing else."""
+    with zipfile.ZipFile(wheel()) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        [entry_points] = [name for name in archive.namelist() if name.endswith("/entry_points.txt")]
+        declared = archive.read(entry_points).decode()
+    files = [path for path in OURS.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    ours = {f"millstream/{path.relative_to(OURS).as_posix()}" for path in files}
+    assert {"millstream/py.typed", "millstream/web/static/live.js"} <= ours
+    assert names == {*ours, "pytest_millstream.py"}
+    assert "millstream = millstream.cli:main" in declared
+    assert "millstream = pytest_millstream" in declared
 
 
 def test_what_an_install_brings() -> None:

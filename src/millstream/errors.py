@@ -44,7 +44,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-import shlex
 
 __all__ = [
     "AddressInUseError",
@@ -120,6 +119,8 @@ class AgentError(ProgramError):
         code = f" at {line}" if line else ""
         onward = " Nothing of it was committed. Mend the program and start the worker again."
         if self.position is not None:
+            import shlex
+
             kept = "Nothing after it was" if record else "Nothing of it was"
             onward = (
                 f" {kept} committed. Mend the program and start the worker again, or go past"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kafka", "Record", "unique"]
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 PARTITIONER = -1
 
 

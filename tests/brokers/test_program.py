@@ -30,7 +30,8 @@ folder, program = sys.argv[1:]
 keep(folder=Path(folder))
 Process([sys.executable, "-c", program], log=Path(folder) / "log", ready="up").start()
 print("running", flush=True)
-time.sleep(600)
+for _ in range(6000):
+    time.sleep(0.1)  # a signal that comes just before a sleep is noticed after it
 """
 
 

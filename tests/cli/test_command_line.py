@@ -88,6 +88,7 @@ def test_commands_of_the_app(project: Path, call: Callable[..., Result]) -> None
     assert "greet" in output
     assert call("greet", "ada").output == "hello ada\n"
     assert call("pay", "ada").output == "orders/1@0\n"
+    assert "No such command 'great'. Did you mean 'greet'?" in call("great", "ada").output
 
 
 def test_app_main(project: Path, terminal: Terminal) -> None:
@@ -109,7 +110,9 @@ def test_app_main(project: Path, terminal: Terminal) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nothing"], 2, "No such command 'nothing'"),
+        (["nothing"], 2, "No such command 'nothing'.\n"),
+        (["tabel"], 2, "No such command 'tabel'. Did you mean 'table'?\n"),
+        (["-A", "nowhere", "wroker"], 2, "Did you mean 'worker'? The app could not be asked"),
         (["-A", "nowhere", "topics"], 2, "Error: there is no module 'nowhere'"),
         (["topics", "-A", "nowhere"], 2, "Error: there is no module 'nowhere'"),  # after it as well
         (["skip", "nonsense"], 2, "'nonsense' is not a record: write topic/partition@offset"),

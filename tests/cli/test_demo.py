@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -17,16 +16,14 @@ if TYPE_CHECKING:
 
 def test_demo(terminal: Terminal) -> None:
     """It needs no program of one's own; what it says to try works; Ctrl-C ends it within 2 s."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    demo = terminal.start("demo", "--web-port", str(port))
+    demo = terminal.start("demo")
     demo.until("ready in")
+    pages = demo.until(r"Look at +(\S+)/tables")[1]
     folder = Path(demo.until(r"Try +cd (\S+)")[1])
 
     def rows(table: str) -> list[dict[str, Any]]:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"http://127.0.0.1:{port}/tables/{table}", timeout=30) as answer:
+        with direct.open(f"{pages}/tables/{table}", timeout=30) as answer:
             found: list[dict[str, Any]] = json.load(answer)["rows"]
             return found
 

@@ -88,7 +88,6 @@ def test_first_ten_minutes(shell: Terminal) -> None:
 
 def test_the_tests_of_a_new_project(shell: Terminal, millstream: list[str]) -> None:
     """``pytest`` in the new project passes."""
-    pytest.importorskip("millstream.testing.plugin")
     assert shell.run("new", "shop").returncode == 0
     python = str(Path(millstream[0]).with_name("python")) if len(millstream) == 1 else millstream[0]
     result = subprocess.run(

@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from millstream.app._runtime import Runtime
+from millstream.records import TopicPartition
+from millstream.tables import POSITION_KEY, decode_position
 from tests.conformance.programs import build
 from tests.conformance.run import Output, outputs
 
@@ -83,5 +85,20 @@ async def _at_the_end(worker: Worker, runtime: Runtime) -> bool:
             return False
         if shard.is_closing or shard.has_work():
             return False
+    if not await _global_tables_at_the_end(worker, runtime):
+        return False
     # what a shard has committed since may be for another one
     return await runtime.transport.end_offsets(inputs) == ends
+
+
+async def _global_tables_at_the_end(worker: Worker, runtime: Runtime) -> bool:
+    """They follow their topics by themselves, and shards do not wait for them."""
+    for name, part in worker.options.everywhere.items():
+        topic = runtime.app.tables[name].topic
+        assert topic is not None
+        tps = [TopicPartition(topic.name, n) for n in range(runtime.partitions[topic.name])]
+        for tp, end in (await runtime.transport.end_offsets(tps)).items():
+            position = decode_position(part.store.get(POSITION_KEY + b"/%d" % tp.partition))
+            if (0 if position is None else position.offset) < end:
+                return False
+    return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import millstream as ms
-from millstream.errors import PlacementError
+from millstream.errors import PlacementError, UnavailableError
 from tests.brokers import Record, unique
 from tests.integration.peer import Peer
 
@@ -60,11 +60,14 @@ async def until(read: Callable[[], Awaitable[Any]], wanted: Any) -> None:
 
 
 def reading(questions: Questions, table: str) -> Callable[[], Awaitable[dict[Any, Any]]]:
-    """What a table holds, by key."""
+    """What a table holds, by key; nothing as long as it is being recovered."""
     view = questions.view(table, None)
 
     async def read() -> dict[Any, Any]:
-        return {key: value async for key, value in view.items()}
+        try:
+            return {key: value async for key, value in view.items()}
+        except UnavailableError:
+            return {}
 
     return read
 

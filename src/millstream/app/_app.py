@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import pkgutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
@@ -622,6 +621,8 @@ class App:
 
     def discover(self) -> None:
         """Import the modules of ``autodiscover``, packages with everything in them; once."""
+        import pkgutil
+
         if self._discovered:
             return
         self._discovered = True

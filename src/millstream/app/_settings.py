@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -323,6 +322,8 @@ def _close(name: str, names: Mapping[str, Any]) -> str:
 
 
 def _tool_table(directory: Path) -> dict[str, Any]:
+    import tomllib
+
     path = directory / "pyproject.toml"
     try:
         with path.open("rb") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import tempfile
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 import click
 
 from millstream.cli._session import Session, command
-from millstream.cli._worker import FIRST_PORT, is_free
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _PROGRAM = Path(__file__).with_name("_demo_shop.py")
-_PORTS = 1_000
 
 
 @command("demo")
@@ -35,25 +34,24 @@ def demo(session: Session, web_port: int | None) -> int:
     from millstream.cli._find import find_app
     from millstream.cli._serve import serve
 
-    port = web_port or next(
-        port for port in range(FIRST_PORT, FIRST_PORT + _PORTS) if is_free("127.0.0.1", port)
-    )
     with _folder() as folder:
-        url = f"http://127.0.0.1:{port}"
-        click.echo(
-            f"The program   {folder / 'app.py'}\n"
-            f"Look at       {url}/tables/accounts\n"
-            f"              {url}/tables/sold-per-minute\n"
-            f"Try           cd {folder}\n"
-            "              millstream table accounts ada\n"
-            "              millstream tail large-orders\n"
-            f"              curl {url}/tables/accounts/keys/ada\n"
-        )
         app = find_app("app", folder)
         app.settings = dataclasses.replace(
-            app.settings, broker=f"local://{folder / 'demo.db'}", web_port=port
+            app.settings, broker=f"local://{folder / 'demo.db'}", web_port=web_port
         )
-        return serve(app, web=True, number=None, several=False)
+        return serve(app, web=True, welcome=functools.partial(_welcome, folder))
+
+
+def _welcome(folder: Path, url: str) -> str:
+    return (
+        f"\nThe program   {folder / 'app.py'}\n"
+        f"Look at       {url}/tables/accounts\n"
+        f"              {url}/tables/sold-per-minute\n"
+        f"Try           cd {folder}\n"
+        "              millstream table accounts ada\n"
+        "              millstream tail large-orders\n"
+        f"              curl {url}/tables/accounts/keys/ada\n"
+    )
 
 
 @contextlib.contextmanager

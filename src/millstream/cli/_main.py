@@ -19,7 +19,7 @@ from millstream.cli._session import Session, session_of, shared_options
 from millstream.errors import ConfigurationError, MillstreamError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from millstream.app import App
 
@@ -54,7 +54,7 @@ class CommandLine(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands; the app's only as far as there is an app that loads."""
-        return [*_OWN, *sorted(_commands_of_app(ctx, quiet=True))]
+        return [*_OWN, *sorted(_commands_of_app(ctx))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of that name, or None."""
@@ -63,13 +63,21 @@ class CommandLine(click.Group):
             found = importlib.import_module(f"millstream.cli.{module}")
             command: click.Command = getattr(found, attribute)
             return command
-        return _commands_of_app(ctx).get(cmd_name)
+        return _commands_of_app(ctx, asked=cmd_name).get(cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is called; a mistyped one is answered with the closest that there is."""
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            raise click.UsageError(_no_such_command(args[0], self.list_commands(ctx)), ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Our commands, and the app's below."""
         for title, names in (
             ("Commands", list(_OWN)),
-            ("Commands of this app", sorted(_commands_of_app(ctx, quiet=True))),
+            ("Commands of this app", sorted(_commands_of_app(ctx))),
         ):
             rows = []
             for name in names:
@@ -107,21 +115,30 @@ class CommandLine(click.Group):
         sys.exit(code)
 
 
-def _commands_of_app(ctx: click.Context, *, quiet: bool = False) -> dict[str, click.Command]:
+def _commands_of_app(ctx: click.Context, *, asked: str | None = None) -> dict[str, click.Command]:
     """The app's commands by name.
 
     Args:
-        quiet: have none, instead of an error, where there is no app or it does not load.
+        asked: the one that was called, for the error where there is no app or it does not load; None has none of its
+            commands then.
     """
     try:
         app = session_of(ctx).app()
     except MillstreamError as exc:
-        if quiet:
+        if asked is None:
             return {}
         raise click.UsageError(
-            f"Millstream has no such command, and the app could not be asked for its own: {exc}"
+            f"{_no_such_command(asked, _OWN)} The app could not be asked for its own: {exc}", ctx
         ) from exc
     return {command.name or "": _runnable(command, app) for command in app.commands}
+
+
+def _no_such_command(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"No such command {name!r}.{meant}"
 
 
 def _runnable(command: click.Command, app: App) -> click.Command:

@@ -23,7 +23,7 @@ from millstream.cli._progress import Bar
 from millstream.worker import tune_garbage_collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from millstream.agents import Topic
     from millstream.app import App
@@ -43,25 +43,42 @@ SIGNALS: list[signal.Signals] = [
 _STARTED = time.monotonic()
 
 
-def serve(app: App, *, web: bool, number: int | None, several: bool) -> int:
+def serve(
+    app: App,
+    *,
+    web: bool,
+    number: int | None = None,
+    several: bool = False,
+    welcome: Callable[[str], str] | None = None,
+) -> int:
     """Run a worker until it is told to stop.
 
     Args:
         number: which one it is of those that a supervisor has started; None where it is alone.
         several: whether there are others beside it.
+        welcome: gives what is said once it is ready, from the address of its pages.
     """
     tune_garbage_collector()
+    serving = _Serving(app, number=number, several=several, welcome=welcome)
     with asyncio.Runner() as runner:
-        return runner.run(_Serving(app, number=number, several=several).run(web=web))
+        return runner.run(serving.run(web=web))
 
 
 class _Serving:
     """A running worker, and what it says on the terminal."""
 
-    def __init__(self, app: App, *, number: int | None, several: bool) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        number: int | None,
+        several: bool,
+        welcome: Callable[[str], str] | None,
+    ) -> None:
         self._app = app
         self._number = number
         self._several = several
+        self._welcome = welcome
         self._stop = asyncio.Event()
         self._asked = False
         """Whether somebody has asked for the end; set at once, from any thread."""
@@ -92,6 +109,8 @@ class _Serving:
             await self._until_ready(worker)
         if not self._stop.is_set():
             self._say_ready(runtime.web_url)
+            if self._welcome is not None:
+                click.echo(self._welcome(runtime.web_url))
             await self._hint(worker)
         await self._stop.wait()
         if self._number is None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["worker"]
 
-FIRST_PORT = 6066
 _LEVELS = ["debug", "info", "warning", "error", "critical"]
 
 

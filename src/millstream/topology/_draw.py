@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +61,8 @@ def draw_mermaid(topology: Topology) -> str:
 
 def draw_svg(topology: Topology) -> str:
     """An SVG drawing with one column for each step away from the sources."""
+    from html import escape
+
     edges = _edges(topology)
     nodes = list(dict.fromkeys([name for edge in edges for name in edge]))
     nodes += [f"table:{t}" for t in topology.tables if f"table:{t}" not in nodes]

@@ -17,7 +17,6 @@ and a window is worked out only when an event leaves the window of the event bef
 
 from __future__ import annotations
 
-import difflib
 import zoneinfo
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -221,7 +220,9 @@ def _zone(name: str) -> zoneinfo.ZoneInfo:
                 f"calendar windows: this machine has no time zones, so {name!r} is unknown;"
                 f" install them with: pip install tzdata"
             ) from exc
-        near = difflib.get_close_matches(str(name), sorted(known), n=1)
+        from difflib import get_close_matches
+
+        near = get_close_matches(str(name), sorted(known), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ' such as "Europe/Berlin"'
         raise ConfigurationError(
             f"calendar windows: {name!r} is not a time zone of the IANA database{hint}"

@@ -48,11 +48,11 @@ class PeerWatch:
     """Watches some workers at a time, by member id and address.
 
     Args:
-        suspect: is told of a member whose process is gone, with its address, again and again until `follow`
-            says that it is not to be watched any more.
+        suspect: is told of a member whose process is gone, again and again until `follow` says that it is not to be
+            watched any more. Returns whether the group has let go of it.
     """
 
-    def __init__(self, suspect: Callable[[str, str], Awaitable[object]]) -> None:
+    def __init__(self, suspect: Callable[[str], Awaitable[bool]]) -> None:
         self._suspect = suspect
         self._wanted: dict[str, str] = {}
         self._changed = asyncio.Event()
@@ -90,7 +90,7 @@ class PeerWatch:
                 await _until_it_ends(reader, writer)
             if known and refusals >= REFUSALS:
                 with contextlib.suppress(LogUnavailableError):
-                    if await self._suspect(member_id, url):
+                    if await self._suspect(member_id):
                         logger.warning(
                             "worker %s at %s is gone: the group has let go of it", member_id, url
                         )

@@ -543,7 +543,7 @@ class Worker:
                 self._metadata(share, generation=self.assignment.generation)
             )
 
-    async def _suspect(self, member_id: str, _: str) -> bool:
+    async def _suspect(self, member_id: str) -> bool:
         """A worker's process is gone, as far as this one can see."""
         if self.membership is None or self.assignment is None:
             return False
