@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, assert_type
+from typing import Any, Literal, TypeAlias, assert_type
 
 import msgspec
 
@@ -102,3 +102,121 @@ def checks(app: ms.App) -> None:
     assert_type(windowed, ms.WindowedTable[str, Stats])
     assert_type(windowed.changes(), DeclaredStream[Stats, Any])
     assert_type(by_key.tumbling("10s").count(), ms.WindowedTable[str, int])
+
+
+class Paid(msgspec.Struct):
+    user: str
+    cents: int
+
+
+def checks_of_joins(app: ms.App) -> None:
+    """What the joiner is given, and what the results are, by kind of join."""
+    clicks = app.stream(app.topic("clicks", value=Click))
+    paid = app.stream(app.topic("paid", value=Paid))
+    users = app.table("users", topic=app.topic("users", value=User))
+    then = app.table("users-then", topic=app.topic("users", value=User), versioned="1d")
+    everyone = app.global_table("everyone", topic=app.topic("users", value=User))
+
+    def pair(click: Click, other: Paid) -> int:
+        return other.cents
+
+    def left(click: Click, other: Paid | None) -> int:
+        return 0 if other is None else other.cents
+
+    def outer(click: Click | None, other: Paid | None) -> str:
+        return ""
+
+    async def later(click: Click, other: Paid) -> int:
+        return other.cents
+
+    assert_type(clicks.join(paid, pair, within="1m"), DeclaredStream[int, str])
+    assert_type(clicks.join(paid, later, within="1m"), DeclaredStream[int, str])
+    assert_type(clicks.join(paid, lambda c, p: (c, p), within="1m").map(sides), SIDES)
+    assert_type(clicks.join(paid, left, how="left", within=("-1m", "2m")), DeclaredStream[int, str])
+    assert_type(clicks.join(paid, outer, how="outer", within="1m"), DeclaredStream[str, str])
+    clicks.join(paid, pair, how="left", within="1m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    clicks.join(paid, left, how="outer", within="1m")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    selves = clicks.join(clicks, lambda a, b: (a.ms, b.ms), within="1m")
+    assert_type(selves, DeclaredStream[tuple[int, int], str])
+    three = clicks.join(paid, pair, within="1m").join(paid, lambda n, p: n + p.cents, within="1m")
+    assert_type(three, DeclaredStream[int, str])
+
+    def name_of(click: Click, user: User | None) -> str:
+        return "" if user is None else user.name
+
+    assert_type(clicks.join(users, lambda c, u: u.name), DeclaredStream[str, str])
+    assert_type(clicks.join(users, name_of, how="left"), DeclaredStream[str, str])
+    assert_type(clicks.join(then, lambda c, u: u.name, grace="1m"), DeclaredStream[str, str])
+    assert_type(clicks.join(everyone, lambda c, u: u.name, on="user"), DeclaredStream[str, str])
+    counts = clicks.group_by().tumbling("1m").count(emit="final", name="per-minute")
+    per_user = counts.changes().map_keys(lambda windowed: str(windowed.key))
+    assert_type(
+        per_user.join(users, lambda n, u: (u.name, n)), DeclaredStream[tuple[str, int], str]
+    )
+
+    totals = clicks.group_by().count(name="totals")
+    for how in HOW:
+        assert_type(totals.join(users, total_of, how=how, name="rows"), ms.Table[str, str])
+        assert_type(totals.join(users, total_of, how=how), TableStream[str, str])
+    last = clicks.to_table("last")
+    assert_type(last.join(users, name_of, on="user", name="named"), ms.Table[str, str])
+
+
+def checks_of_aggregates(app: ms.App) -> None:
+    """The results of each aggregate: of groups of a stream, of windows, of groups of a table."""
+    clicks = app.stream(app.topic("clicks", value=Click))
+    paid = app.stream(app.topic("paid", value=Paid))
+    groups = clicks.group_by()
+    assert_type(groups.sum("ms"), ms.Table[str, Any])
+    assert_type(groups.min("ms"), ms.Table[str, Any])
+    assert_type(groups.max("ms"), ms.Table[str, Any])
+    assert_type(groups.reduce(lambda a, b: b), ms.Table[str, Click])
+    cogroup = groups.cogroup(with_click).cogroup(paid.group_by(), with_paid)
+    assert_type(cogroup.aggregate(default=0), ms.Table[str, int])
+    assert_type(cogroup.tumbling("1m").aggregate(default=0), ms.WindowedTable[str, int])
+    for windows in (
+        groups.tumbling("1m"),
+        groups.hopping("1m", "10s"),
+        groups.sliding("1m"),
+        groups.session("1m"),
+        groups.calendar("day", timezone="Europe/Berlin"),
+    ):
+        assert_type(windows.count(emit=ms.Suppress("10s")), ms.WindowedTable[str, int])
+        assert_type(windows.mean("ms"), ms.WindowedTable[str, float])
+        assert_type(windows.top_k(2, "ms"), ms.WindowedTable[str, list[Click]])
+        assert_type(windows.reduce(lambda a, b: b), ms.WindowedTable[str, Click])
+
+    last = clicks.to_table("last")
+    by_page = last.group_by(lambda c: c.page, name="by-page")
+    assert_type(by_page.count(), ms.Table[str, int])
+    assert_type(by_page.sum("ms"), ms.Table[str, Any])
+    assert_type(by_page.min("ms"), ms.Table[str, Any])
+    assert_type(by_page.max("ms"), ms.Table[str, Any])
+    assert_type(by_page.mean("ms"), ms.Table[str, float])
+    assert_type(by_page.reduce(lambda a, b: b, lambda a, b: a), ms.Table[str, Click])
+    spent = by_page.aggregate(default=0, add=with_click, subtract=with_click, emit="every")
+    assert_type(spent, ms.Table[str, int])
+
+
+SIDES: TypeAlias = DeclaredStream[int, str]
+HOW: tuple[Literal["inner", "left", "outer"], ...] = ("inner", "left", "outer")
+
+
+def sides(both: tuple[Click, Paid]) -> int:
+    """A pair, and nothing else."""
+    return both[0].ms + both[1].cents
+
+
+def total_of(total: int | None, user: User | None) -> str:
+    """Of a join of tables."""
+    return f"{total} {user}"
+
+
+def with_click(total: int, click: Click) -> int:
+    """One more."""
+    return total + click.ms
+
+
+def with_paid(total: int, paid: Paid) -> int:
+    """One more."""
+    return total + paid.cents

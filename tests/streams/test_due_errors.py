@@ -132,6 +132,34 @@ async def test_a_row_is_let_pass(
         assert letter.headers["__streams.errors.message"] == b"it is bad"
 
 
+@pytest.mark.parametrize("how", ["record", "time"])
+@pytest.mark.parametrize("build", [held, unmatched, as_of, timers])  # windows go to a topic next
+async def test_a_row_whose_value_is_refused_at_the_commit(build: Any, how: str) -> None:
+    """A table's value is encoded only there: the row that it came from is set aside, and the error says whose it was."""
+    app = ms.App("shop", partitions=1, on_error="dlq")
+    source, out = app.topic("source", value=str), app.topic("out", value=str)
+    dead = app.topic("shop-dlq", value=bytes, codec="raw")
+
+    def value_of(value: str) -> Any:
+        return object() if value == "bad" else value
+
+    rows = build(app, source).map(value_of, value=str)
+    kept = rows.to_table("kept")
+    rows.filter(lambda value: value in KEYS).to(out)
+    async with TestApp(app) as t:
+        await fill(t, source)
+        await bring(t, source, how)
+        if how == "time":  # which nobody brings again after the new start
+            await bring(t, source, how)
+        assert {k: v for k, v in t.table(kept).items() if k != "z"} == {k: k for k in "acd"}
+        (letter,) = read(t, dead, raw_keys=True)
+        assert letter.key == b"bad"
+        assert letter.headers["ms-table"] == TABLES[build].encode()
+        told = letter.headers["__streams.errors.message"].decode()
+        assert "table 'kept', key 'bad': a value of type object cannot be encoded" in told
+        assert sorted(t.sent(out)) == ["a", "c", "d"]
+
+
 @pytest.mark.parametrize("build", BUILDS)
 async def test_a_row_stops_the_worker(build: Any) -> None:
     """The error names what has held it back, its key, and the command that takes it out; the rest goes on then."""

@@ -104,6 +104,8 @@ class Program:
             "count": groups.count(name="count"),
             "sum": groups.sum(number_of, name="sum"),
             "mean": groups.mean(number_of, name="mean"),
+            "min": groups.min(number_of, name="min"),
+            "max": groups.max(number_of, name="max"),
             "list": groups.aggregate(default=list[int], add=added, subtract=removed, name="list"),
             "even": left.filter(is_even, name="even"),
             "slow": left.map_values(slowly, name="slow"),
@@ -129,6 +131,8 @@ class Program:
             "count": {group: len(found) for group, found in members.items()},
             "sum": {group: sum(found) for group, found in members.items()},
             "mean": {group: sum(found) / len(found) for group, found in members.items()},
+            "min": {group: min(found) for group, found in members.items()},
+            "max": {group: max(found) for group, found in members.items()},
             "list": {group: sorted(found) for group, found in members.items()},
             "even": even,
             "slow": {key: value.swapcase() for key, value in left.items()},
@@ -214,6 +218,20 @@ async def test_counts_of_a_table() -> None:
         assert [f"{record.key}={record.value}" for record in read(t, out)] == wanted
 
 
+async def test_groups_in_a_limit() -> None:
+    """What is made of a table's groups follows ``emit`` as what is made of a stream's does."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=str), app.topic("out", value=int)
+    groups = app.table("t", topic=source).group_by(group_of, name="groups")
+    groups.max(number_of, name="most", emit=ms.Suppress("10s")).to(out)
+    async with TestApp(app) as t:
+        for at, value in enumerate(["a:1", "a:7", "a:3"]):
+            await feed(t, source, [(value, value, at)])
+        assert t.sent(out) == []
+        await feed(t, source, [("a:7", None, 5_000), ("later", "b:1", 20_000)])
+        assert t.sent(out) == [3]
+
+
 @pytest.mark.parametrize("how", ["inner", "outer"])
 async def test_joins_of_tables(how: Any) -> None:
     """Rows 10 and 11: the timestamp is the higher one; a tombstone only where there may have been a result."""
@@ -292,6 +310,11 @@ def test_what_tables_refuse() -> None:
         table.join(table, pair, how="right")  # type: ignore[call-overload]
     with pytest.raises(TopologyError, match="give it a name, for example group_by"):
         table.group_by(group_of)
+    groups = table.group_by(group_of, name="groups")
+    with pytest.raises(ConfigurationError, match="'final' goes with windows"):
+        groups.count(emit="final")
+    with pytest.raises(ConfigurationError, match="none of update, every, final"):
+        groups.max(number_of, emit="sometimes")  # type: ignore[arg-type]
     with pytest.raises(TopologyError, match="written by agents"):
         app.table("own", key=str, value=int).changes()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from millstream.clock import SystemClock
+from millstream.clock import ManualClock, SystemClock
 from millstream.errors import (
     ConfigurationError,
     InternalError,
@@ -411,6 +411,22 @@ async def test_small_batches_are_merged(path: Path) -> None:
         await maintain(transport)
         assert rows(path) <= 3
         assert [key for _, key, _ in await read(transport, A0)] == [str(n) for n in range(100)]
+
+
+async def test_a_tombstone_goes_although_little_else_has_changed(path: Path) -> None:
+    """A day after it was appended, a pass begins for its sake."""
+    clock = ManualClock(0)
+    async with LocalTransport(path, clock=clock) as transport:
+        await transport.create_topics([TopicSpec(name="a", partitions=1, compacted=True)])
+        await transport.append({A0: [rec(str(number), "x" * 100) for number in range(100)]})
+        await transport.append({A0: [rec("7", None)]})
+        await transport.append({A0: [rec("100", "x")]})
+        await maintain(transport)
+        assert [key for _, key, value in await read(transport, A0) if value is None] == ["7"]
+        clock.advance(25 * 3_600)
+        await transport.append({A0: [rec("101", "x")]})
+        await maintain(transport)
+        assert "7" not in [key for _, key, _ in await read(transport, A0)]
 
 
 @pytest.mark.parametrize("seed", range(6))

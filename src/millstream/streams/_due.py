@@ -1,5 +1,8 @@
 """Handing on what was held back and is due, so that a failure blames the row, and not the record that brought the time.
 
+A value that a row's functions write may be refused only at the commit. The shard then goes through its events again and
+looks for the one that wrote it: here, it looks before a row and behind it.
+
 A row whose failure the policy lets pass comes again with the next attempt, like the record at hand, and is passed over
 then: `millstream.worker` remembers it until that is committed.
 """
@@ -34,6 +37,8 @@ def each_due(
         row_of: how failures know one of them.
     """
     iterator = iter(items)
+    if scope.shard.failures.is_searching:
+        return _rest(_nothing(), scope, iterator, go, row_of)
     shard_due = scope.shard.due
     for item in iterator:
         # `hand_on_due`, without a call for each
@@ -73,11 +78,32 @@ def hand_on_due(
     due = scope.shard.due
     if due.passing and due.pass_by(scope, row_of(item)):
         return None
+    if scope.shard.failures.is_searching:
+        return _looked(scope, item, go, row_of)
     try:
         done = go(item)
     except Exception as exc:
         raise _blamed(exc, item, row_of) from exc
     return None if done is None else _watched(done, item, row_of)
+
+
+async def _looked(
+    scope: Scope, item: T, go: Callable[[T], Done], row_of: Callable[[T], DueRow]
+) -> None:
+    """Hand on a row, and see whether what follows from it can be committed; what went before it is not its own."""
+    failures = scope.shard.failures
+    failures.look(scope)
+    try:
+        done = go(item)
+        if done is not None:
+            await done
+        failures.look(scope)
+    except Exception as exc:
+        raise _blamed(exc, item, row_of) from exc
+
+
+async def _nothing() -> None:
+    return None
 
 
 async def _watched(done: Awaitable[None], item: T, row_of: Callable[[T], DueRow]) -> None:

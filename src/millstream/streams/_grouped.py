@@ -33,6 +33,9 @@ __all__ = [
     "GroupedStream",
     "WindowedCogroup",
     "WindowedStream",
+    "check_emit",
+    "hand_on",
+    "mean_of",
     "number_of",
     "with_number",
 ]
@@ -81,14 +84,7 @@ class _Shape:
         stem = parents[0].name.removeprefix(f"{home.id}-").removesuffix("-repartition")
         name = name or f"{stem}-{self.what}"
         final = emit == "final"
-        if final and windows is None:
-            raise ConfigurationError(
-                f"{name}: emit='final' goes with windows: without them no value is ever final"
-            )
-        if not (isinstance(emit, Suppress) or emit in ("update", "every", "final")):
-            raise ConfigurationError(
-                f"{name}: emit={emit!r} is none of update, every, final, or an ms.Suppress(...)"
-            )
+        check_emit(name, emit, windows)
         operator: Operator
         if windows is None:
             operator = Aggregate(parents, self.folds, name=name, value_type=self.value)
@@ -130,16 +126,51 @@ class _Shape:
                 checked=False,
                 help="Event time.",
             )
-        flow: Operator = operator
-        if self.shown is not None:
-            flow = MapTable(flow, self.shown, name=name, value_type=result_type(self.shown))
-            home.plan.add(flow)
-        if isinstance(emit, Suppress):
-            flow = suppressed(home, flow, emit, f"{name}-suppress", windows)
-        if emit_every is not None:
-            flow = emitted_every(home, flow, emit_every, f"{name}-emit")
-        home.hand_on(name, flow)
+        hand_on(home, operator, self.shown, emit=emit, windows=windows, emit_every=emit_every)
         return table
+
+
+def check_emit(name: str, emit: Emit, windows: AnyWindows | None) -> None:
+    """See that a table can put its results out like that.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if emit == "final" and windows is None:
+        raise ConfigurationError(
+            f"{name}: emit='final' goes with windows: without them no value is ever final"
+        )
+    if not (isinstance(emit, Suppress) or emit in ("update", "every", "final")):
+        raise ConfigurationError(
+            f"{name}: emit={emit!r} is none of update, every, final, or an ms.Suppress(...)"
+        )
+
+
+def hand_on(
+    home: StreamHome,
+    operator: Operator,
+    shown: Callable[[Any], Any] | None,
+    *,
+    emit: Emit,
+    windows: AnyWindows | None = None,
+    emit_every: Duration | None = None,
+    value_type: Any = None,
+) -> None:
+    """Declare what becomes of the changes of an aggregate's table.
+
+    Args:
+        shown: makes what programs see of what is kept.
+        value_type: of that; read from ``shown`` where it is left out.
+    """
+    name, flow = operator.name, operator
+    if shown is not None:
+        value_type = result_type(shown) if value_type is None else value_type
+        flow = home.plan.add(MapTable(flow, shown, name=name, value_type=value_type))
+    if isinstance(emit, Suppress):
+        flow = suppressed(home, flow, emit, f"{name}-suppress", windows)
+    if emit_every is not None:
+        flow = emitted_every(home, flow, emit_every, f"{name}-emit")
+    home.hand_on(name, flow)
 
 
 def make_time_part(name: str, **arguments: Any) -> TimedPart:

@@ -11,7 +11,7 @@ from millstream.agents import field_getter
 from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._codec import PairCodec
-from millstream.streams._grouped import mean_of, number_of, with_number
+from millstream.streams._grouped_table import GroupedTable
 from millstream.streams._operator import is_async
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
@@ -23,18 +23,15 @@ from millstream.streams._table_ops import (
     JoinTables,
     Keep,
     MapTable,
-    TableAggregate,
-    TableFold,
 )
-from millstream.streams._types import default_type, make_default, result_type, without_none
+from millstream.streams._types import result_type, without_none
 from millstream.tables import MISSING, require_scope
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from millstream.agents import Topic
     from millstream.clock import Duration
-    from millstream.streams._grouped import Emit
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
     from millstream.streams._suppress import Suppress
@@ -256,133 +253,6 @@ class TableStream(Generic[K, V]):
         """The same changes, held back as `Suppress` says."""
         name = name or f"{self.operator.name}-suppress"
         return TableStream(suppressed(self.home, self.operator, suppress, name), self.home)
-
-
-class GroupedTable(Generic[V, K]):
-    """Groups of a table's entries. What is made of them follows every change: the old value leaves, the new one comes."""
-
-    def __init__(self, operator: Operator, members: Operator, home: StreamHome) -> None:
-        self._operator = operator
-        self._members = members
-        self._home = home
-
-    def _table(
-        self, fold: TableFold, what: str, *, value: Any, name: str | None, shown: Any = None
-    ) -> Any:
-        home, parent = self._home, self._operator
-        stem = parent.name.removeprefix(f"{home.id}-").removesuffix("-repartition")
-        operator = TableAggregate(parent, fold, name=name or f"{stem}-{what}", value_type=value)
-        home.plan.add(operator)
-        table = home.kept_table(
-            operator.name,
-            key=parent.key_type,
-            value=value,
-            like=parent.topics[0],
-            operator=operator,
-            shown=shown,
-        )
-        if shown is not None:
-            flow = MapTable(operator, shown, name=operator.name, value_type=result_type(shown))
-            home.hand_on(operator.name, home.plan.add(flow))
-        return table
-
-    def count(self, *, name: str | None = None, emit: Emit = "update") -> Table[K, int]:
-        """How many entries. A group that has lost its last one counts 0."""
-        fold = TableFold(lambda: 0, lambda n, _: n + 1, lambda n, _: n - 1)
-        return self._table(fold, "count", value=int, name=name)  # type: ignore[no-any-return]
-
-    def sum(
-        self,
-        of: str | Callable[[V], Any] | None = None,
-        *,
-        name: str | None = None,
-        emit: Emit = "update",
-    ) -> Table[K, Any]:
-        """The sum of a field, of what a function gives, or of the values themselves."""
-        get, value = number_of(self._members.value_type, of)
-        fold = TableFold(
-            lambda: 0,
-            with_number(get, lambda total, number: total + number),
-            with_number(get, lambda total, number: total - number),
-        )
-        return self._table(fold, "sum", value=value, name=name)  # type: ignore[no-any-return]
-
-    def mean(
-        self,
-        of: str | Callable[[V], Any] | None = None,
-        *,
-        name: str | None = None,
-        emit: Emit = "update",
-    ) -> Table[K, float]:
-        """The mean of a field, of what a function gives, or of the values themselves."""
-        get, _ = number_of(self._members.value_type, of)
-
-        def subtract(so_far: tuple[float, int], number: float) -> tuple[float, int] | None:
-            total, count = so_far[0] - number, so_far[1] - 1
-            return (total, count) if count else None
-
-        fold = TableFold(
-            lambda: (0.0, 0),
-            with_number(get, lambda so_far, number: (so_far[0] + number, so_far[1] + 1)),
-            with_number(get, subtract),
-        )
-        value = tuple[float, int]
-        return self._table(fold, "mean", value=value, name=name, shown=mean_of)  # type: ignore[no-any-return]
-
-    def reduce(
-        self,
-        add: Callable[[V, V], V | Awaitable[V]],
-        subtract: Callable[[V, V], V | Awaitable[V]],
-        *,
-        name: str | None = None,
-        emit: Emit = "update",
-    ) -> Table[K, V]:
-        """What ``add(so far, value)`` makes of them, and ``subtract`` undoes; the first one stands as it is."""
-        fold = TableFold(None, add, subtract)
-        return self._table(fold, "reduce", value=self._members.value_type, name=name)  # type: ignore[no-any-return]
-
-    @overload
-    def aggregate(
-        self,
-        *,
-        default: Callable[[], A],
-        add: Callable[[A, V], object],
-        subtract: Callable[[A, V], object],
-        value: Any = None,
-        name: str | None = None,
-        emit: Emit = "update",
-    ) -> Table[K, A]: ...
-    @overload
-    def aggregate(
-        self,
-        *,
-        default: A,
-        add: Callable[[A, V], A | Awaitable[A]],
-        subtract: Callable[[A, V], A | Awaitable[A]],
-        value: Any = None,
-        name: str | None = None,
-        emit: Emit = "update",
-    ) -> Table[K, A]: ...
-    def aggregate(
-        self,
-        *,
-        default: Any,
-        add: Callable[[Any, V], Any],
-        subtract: Callable[[Any, V], Any],
-        value: Any = None,
-        name: str | None = None,
-        emit: Emit = "update",
-    ) -> Table[K, Any]:
-        """What ``add(so far, value)`` makes of them, and ``subtract(so far, value)`` undoes.
-
-        Args:
-            default: what a group begins with, or a function that makes it.
-            value: the type of what is kept, where ``default`` does not tell.
-            name: of the table and its changelog; from the sources where it is left out.
-        """
-        fold = TableFold(make_default(default, "aggregate"), add, subtract)
-        value = default_type(default) if value is None else value
-        return self._table(fold, "aggregate", value=value, name=name)  # type: ignore[no-any-return]
 
 
 class Table(tables.Table[K, V]):

@@ -37,12 +37,12 @@ from millstream.transports.local.groups import METADATA_BYTES_MAX
 from millstream.transports.local.log import check_specs
 from millstream.transports.local.segment import (
     TOMBSTONE_MS,
+    Latest,
     Slice,
     StoredBatch,
     check,
     compact,
     first_offset_at,
-    note_latest,
     slices,
 )
 
@@ -556,10 +556,12 @@ def _retain(partition: _Partition, horizon: int) -> None:
 def _compact(partition: _Partition, now: int, *, where: str) -> None:
     """Keep the last record of each key; the newest batch stays as it is."""
     older, newest = partition.batches[:-1], partition.batches[-1:]
-    latest: dict[bytes, int] = {}
+    if not older:
+        return
+    latest = Latest(older[0].base_offset, older[-1].next_offset)
     for batch in older:
-        note_latest(batch, latest, where=where)
-    kept = compact(older, latest, tombstones_before=now - TOMBSTONE_MS, where=where)
+        latest.note(batch, where=where)
+    kept, _ = compact(older, latest, tombstones_before=now - TOMBSTONE_MS, where=where)
     partition.batches = kept + newest
 
 

@@ -68,6 +68,11 @@ class Failures:
         if self._search is not None:
             self._search.check(scope)
 
+    def look(self, scope: Scope) -> None:
+        """In the middle of an event: the same, so that a row that it hands on is told from the rest of it."""
+        if self._search is not None:
+            self._search.look(scope)
+
     def settled(self, committed: Mapping[TopicPartition, int], positions: Positions) -> None:
         """Everything before these positions is committed."""
         if self._search is not None and self._search.is_over(positions):

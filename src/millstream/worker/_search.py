@@ -58,6 +58,10 @@ class BlameSearch:
             EncodeError, RecordTooLargeError: it cannot.
         """
         self._quiet += 1
+        self.look(scope)
+
+    def look(self, scope: Scope) -> None:
+        """The same, in the middle of the event."""
         for part, key in scope.journal or ():
             part.check_value(key)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from millstream.errors import LogUnavailableError
@@ -24,10 +24,9 @@ from millstream.transports.local.log import read_batch
 from millstream.transports.local.processes import boottime
 from millstream.transports.local.segment import (
     TOMBSTONE_MS,
+    Latest,
     StoredBatch,
     compact,
-    has_tombstone,
-    note_latest,
 )
 
 if TYPE_CHECKING:
@@ -61,8 +60,8 @@ class _Pass:
     """Where the newest batch began when the pass did; later, where learning has stopped."""
     at: int
     """Where the phase that is running goes on."""
+    latest: Latest
     learning: bool = True
-    latest: dict[bytes, int] = field(default_factory=dict)
     tombstone_at: int | None = None
 
 
@@ -198,12 +197,14 @@ class Upkeep:
                 (partition_id, now - TOMBSTONE_MS),
             ).fetchone()
             if bound is not None and (bound > max(start, clean) or due):
-                return _Pass(partition_id, f"{topic}/{partition}", bound, max(start, clean))
+                first = max(start, clean)
+                where = f"{topic}/{partition}"
+                return _Pass(partition_id, where, bound, first, Latest(first, bound))
         return None
 
     def _learn(self, connection: sqlite3.Connection, work: _Pass) -> None:
         for _, stored in self._piece(connection, work):
-            note_latest(stored, work.latest, where=work.where)
+            work.latest.note(stored, where=work.where)
             work.at = stored.next_offset
             if len(work.latest) >= KEYS_MAX:
                 work.bound = work.at
@@ -216,10 +217,11 @@ class Upkeep:
     def _clean(self, connection: sqlite3.Connection, work: _Pass, now: int) -> None:
         piece = self._piece(connection, work)
         old = [stored for _, stored in piece]
-        new = compact(old, work.latest, tombstones_before=now - TOMBSTONE_MS, where=work.where)
-        for stored in new:
-            if has_tombstone(stored, where=work.where):
-                work.tombstone_at = min(work.tombstone_at or now, stored.appended_at)
+        new, tombstone_at = compact(
+            old, work.latest, tombstones_before=now - TOMBSTONE_MS, where=work.where
+        )
+        if tombstone_at is not None:
+            work.tombstone_at = min(work.tombstone_at or now, tombstone_at)
         kept = {id(stored) for stored in new}
         taken = {id(stored) for stored in old}
         gone = [(row_id, len(stored.data)) for row_id, stored in piece if id(stored) not in kept]
