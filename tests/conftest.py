@@ -1,23 +1,14 @@
-"""The option ``--long``, how processes share the tests, and the last lines, which say what could not run."""
+"""The option ``--long``, and the last lines, which say what could not run."""
 
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from tests.requirements import MISSING
 
 pytest_plugins = ["tests.brokers.fixtures"]
-BROKERS = (
-    "tests/brokers/",
-    "tests/integration/",
-    "tests/transports/test_kafka.py",
-    "tests/crash/test_kafka_",
-    "tests/bench/",
-)
-"""Where tests need a broker. One process has them all, so that each broker is started once."""
 
 
 def pytest_configure() -> None:
@@ -39,18 +30,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(slow)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n``, a file's tests stay together; the files with most tests come first, and the brokers' are as one."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            return "brokers" if nodeid.startswith(BROKERS) else nodeid.split("::", 1)[0]
-
-    return ByFile(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
