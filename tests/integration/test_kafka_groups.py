@@ -139,7 +139,17 @@ async def test_what_a_removed_member_had_not_taken_is_void(kafka: Kafka, group: 
             await of(second, 2)
             await evict(kafka.url, group, old.member_id)
             await assigned(second, lambda a: len(a.members) == 2 and old.member_id not in a.members)
+            inside: Any = first
+
+            async def confirmed() -> bool:
+                return bool(inside._member.confirmed_at > float("-inf"))
+
+            await eventually(confirmed)
+            assert not first.current(), (
+                "the group has confirmed an id that its worker has not heard of"
+            )
             new = await first.next_assignment()
+            assert first.current()
             assert new.member_id != old.member_id
             assert len(new.members) == 2
 

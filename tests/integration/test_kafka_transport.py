@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from kio.schema.end_txn import v3 as end_v3
+from kio.schema.errors import ErrorCode
 from kio.schema.types import ProducerId, TransactionalId
 from kio.static.primitive import i16
 
@@ -24,7 +26,7 @@ from millstream.hooks import observe
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import OffsetAndMetadata, TopicSpec
 from millstream.transports.batch import iterate_records
-from millstream.transports.kafka import KafkaTransport, _produce, _transactions
+from millstream.transports.kafka import KafkaTransport, _cluster, _produce, _transactions
 from millstream.transports.kafka._cluster import TRANSACTION
 from tests.brokers import Record, proxies, unique
 from tests.brokers.messages import Action, Api
@@ -513,6 +515,37 @@ async def test_an_answer_that_is_lost(
         found = await read(transport, tp)
         assert found == (["2", "3"] if api is Api.INIT_PRODUCER_ID else ["1", "2", "3"])
         assert await transport.committed(group, [tp]) == {tp: OffsetAndMetadata(3)}
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])
+async def test_a_coordinator_that_does_not_know(
+    either: Kafka, done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error of the broker's own says neither yes nor no: the end is sent again, and the answer to that counts."""
+    topic, group = either.topic(), unique("group")
+    tp = TopicPartition(topic, 0)
+    member = await member_of(either.url, group)
+    send, ends = _cluster.Cluster.send, 0
+
+    async def fail_once(
+        self: _cluster.Cluster, node: int, request: Any, response: Any, **how: Any
+    ) -> Any:
+        nonlocal ends
+        ending = type(request).__name__ == "EndTxnRequest"
+        ends += ending
+        if not ending or ends > 1:
+            return await send(self, node, request, response, **how)
+        if done:
+            await send(self, node, request, response, **how)
+        return SimpleNamespace(error_code=ErrorCode.unknown_server_error)
+
+    monkeypatch.setattr(_cluster.Cluster, "send", fail_once)
+    async with KafkaTransport(either.url) as transport:
+        for number in range(2):
+            await transport.commit(member.epoch({tp: number + 1}, {tp: [rec(f"{number}")]}))
+        assert await read(transport, tp) == ["0", "1"]
+        assert await transport.committed(group, [tp]) == {tp: OffsetAndMetadata(2)}
+    assert ends >= 3
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["done", "not done"])

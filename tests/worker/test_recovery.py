@@ -209,9 +209,18 @@ async def test_positions_on_the_way_that_are_young(
     assert b"dead" in await deleted_while_away(shard)
 
 
-@pytest.mark.parametrize("other", [{"topic_id": "of before"}, {"app": "of others"}])
-async def test_state_of_another_log(shard: Shard, other: dict[str, str]) -> None:
-    """State of a topic of the same name that was made again, of another cluster or app, is thrown away (invariant 18)."""
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        # made again under its name, or that of another cluster
+        ({"topic_id": "of before"}, "other log"),
+        ({"app": "of others"}, "other log"),
+        # the log has lost what the store still has
+        ({"offset": 1_000}, "ahead of the log"),
+    ],
+)
+async def test_state_of_another_log(shard: Shard, other: dict[str, Any], reason: str) -> None:
+    """It is thrown away, and what the log says takes its place (invariant 18)."""
     for number in range(3):
         await shard.write("a", (b"x%d" % number, b"1"))
     await shard.recover()
@@ -219,7 +228,7 @@ async def test_state_of_another_log(shard: Shard, other: dict[str, str]) -> None
     shard.store.write({"a": {b"of others": b"1", POSITION_KEY: encode_position(foreign)}})
     progress = await shard.recover()
     assert shard.entries("a") == {b"x%d" % number: b"1" for number in range(3)}
-    assert progress.rebuilt == {"a/1-0": "other log"}
+    assert progress.rebuilt == {"a/1-0": reason}
 
 
 async def test_data_without_a_position(shard: Shard) -> None:

@@ -114,11 +114,15 @@ TAKEN_TIMES = 3
 TAKEN_WITHIN_S = 60.0
 """So often in so long is no restart of a worker any more."""
 
-_AGAIN = COORDINATOR_MOVED | {
-    ErrorCode.concurrent_transactions,
-    ErrorCode.request_timed_out,
-    ErrorCode.not_enough_replicas,
-}
+_AGAIN = (
+    COORDINATOR_MOVED
+    | {
+        ErrorCode.concurrent_transactions,
+        ErrorCode.request_timed_out,
+        ErrorCode.not_enough_replicas,
+        ErrorCode.unknown_server_error,  # a coordinator in the middle of fencing us (4.1): the next answer is definite
+    }
+)
 _OFFSETS: dict[bool, tuple[Any, Any]] = {
     False: (offsets_v3, offsets_v3_parts),
     True: (offsets_v5, offsets_v5_parts),
@@ -531,6 +535,7 @@ class Transactions:
                         self._id.become(answer.producer_id, answer.producer_epoch)
                     return
                 why = code.name
+                doubtful = doubtful or code is ErrorCode.unknown_server_error
                 if code in FENCED:
                     if not doubtful:
                         self._refused(code, "end a transaction")
