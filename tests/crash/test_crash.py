@@ -53,7 +53,7 @@ EVENTS = 1_500
 BATCH = 50
 STOPPED_S = 1.6
 """Longer than a lease, which is 1 s."""
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 logger = logging.getLogger(__name__)
 
