@@ -92,6 +92,22 @@ async def test_timers_of_the_wall_clock() -> None:
         assert t.sent(out) == ["ada!"]
 
 
+async def test_the_wall_clock_beside_another_number_of_partitions() -> None:
+    """Timers and ``emit_every`` run in the shards of their operator, and in no others that the app has."""
+    app = ms.App("remind", partitions=1)
+    notes, out = app.topic("notes", value=str), app.topic("out", value=str)
+    stream = app.stream(notes)
+    stream.process(Remind(), name="remind", wall_timers="1m").to(out)
+    counts = stream.group_by().count(name="counts", emit_every="1m")
+    seen = app.topic("seen", value=int)
+    counts.to(seen)
+    spread = stream.repartition(partitions=3, name="spread").to_table("spread")
+    async with TestApp(app) as t:
+        await t.send(notes, "call", key="ada", timestamp=5)
+        await t.advance(wall="61m")
+        assert (t.sent(out), t.sent(seen), t.table(spread)) == (["ada!"], [1], {"ada": "call"})
+
+
 async def test_wall_timers_have_to_be_asked_for() -> None:
     """Without an interval nobody would look at them: the error says so."""
     app = ms.App("remind", partitions=1)

@@ -492,7 +492,7 @@ class Runtime:
             rack=settings.rack,
             inbox_bytes_max=settings.inbox_bytes_max,
             epoch_bytes_max=settings.epoch_bytes_max,
-            shard_tasks={count: self._shard_timers() for count in groups},
+            shard_tasks={count: self._shard_timers(count) for count in groups},
             worker_tasks=[
                 *(_task(function, self.app) for function in self.app.tasks),
                 *(self._timer(t) for t in self.app.timers if t.scope == "worker"),
@@ -529,7 +529,7 @@ class Runtime:
         if self._questions is not None:
             self._questions.report.topology = self.topology
 
-    def _shard_timers(self) -> list[Callable[[Shard], Coroutine[Any, Any, None]]]:
+    def _shard_timers(self, count: int) -> list[Callable[[Shard], Coroutine[Any, Any, None]]]:
         def set_aside(scope: Scope, timer: Timer, moment: int, error: Exception) -> None:
             tp = TopicPartition(self._dead_letter_topic(self._timer_policy(timer)), 0)
             now = self.app.clock.now()
@@ -540,6 +540,9 @@ class Runtime:
             run_shard_timer(timer, self.app.clock, self._timer_policy(timer), set_aside)
             for timer in self.app.timers
             if timer.scope == "shard"
+            and (
+                timer.table is None or self.topology.tables[timer.table].partitions in (None, count)
+            )
         ]
 
     def _passing(self, timer: Timer) -> Passing:

@@ -35,11 +35,13 @@ class Schedule:
         on_error: Any = None,
         name: str | None,
         missed: Literal["once", "skip"] = "skip",
+        table: str | None = None,
     ) -> Callable[[F], F]:
         """See `App.timer`.
 
         Args:
             missed: whether moments at which no worker was there are made up for, by one run.
+            table: what it is about; see `Timer`.
         """
         interval_ms = duration_ms(interval, what="timer")
         if interval_ms < 1:
@@ -61,6 +63,7 @@ class Schedule:
                     time=time,
                     missed=missed,
                     policy=None if on_error is None else policy_of(on_error),
+                    table=table,
                 )
             )
             return function

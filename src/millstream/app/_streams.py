@@ -144,13 +144,16 @@ class Streams:
         """Have ``async function(key, window, value)`` called when something in a table's parts is due."""
         self._app.tables[table].on_due = function
 
-    def shard_timer(self, interval: Duration, name: str, function: Callable[..., Any]) -> None:
-        """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock.
+    def shard_timer(self, interval: Duration, table: str, function: Callable[..., Any]) -> None:
+        """Have ``async function()`` called in an event of each shard of a table, every ``interval`` of the wall clock.
 
         A moment at which no worker was there is made up for: a restart does not put off what is due.
         """
         schedule = self._app._schedule
-        schedule.timer(interval, scope="shard", time="wall", name=name, missed="once")(function)
+        timer = schedule.timer(
+            interval, scope="shard", time="wall", name=table, missed="once", table=table
+        )
+        timer(function)
 
     def flow(self, table: DeclaredTable[Any, Any]) -> TableStream[Any, Any]:
         """A table's changes.

@@ -101,6 +101,8 @@ class Timer:
     missed: Missed = "skip"
     """What becomes of moments at which nobody was there to run it."""
     policy: Policy | None = None
+    table: str | None = None
+    """With scope ``shard``: the table that it is about. It runs in the shards that have a part of it."""
 
     @property
     def schedule(self) -> str:

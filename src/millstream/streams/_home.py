@@ -109,6 +109,6 @@ class StreamHome(Protocol):
         """
         ...
 
-    def shard_timer(self, interval: Duration, name: str, function: Callable[..., Any]) -> None:
-        """Have ``async function()`` called in an event of each shard, every ``interval`` of the wall clock."""
+    def shard_timer(self, interval: Duration, table: str, function: Callable[..., Any]) -> None:
+        """Have ``async function()`` called in an event of each shard of a table, every ``interval`` of the wall clock."""
         ...
