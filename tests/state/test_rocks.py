@@ -90,11 +90,14 @@ def test_a_killed_process_leaves_position_and_data_together(
 def test_a_kill_at_any_moment_leaves_a_prefix(tmp_path: Path) -> None:
     """With a write buffer so small that flushes happen all the time, no table is torn."""
     steps = """
-print("go", flush=True)
-number = 0
+from pathlib import Path
+number, said = 0, False
 while True:
     number += 1
     epoch(number)
+    if not said and next(Path(sys.argv[1]).rglob("*.sst"), None):  # something is on the disk
+        print("go", flush=True)
+        said = True
 """
     small = _WORKER.replace("(sys.argv[1])", "(sys.argv[1]), write_buffer_bytes=1 << 20")
     process = subprocess.Popen(
