@@ -53,6 +53,8 @@ CASES: list[tuple[Any, Any, str]] = [
     (tumbling("1m"), tumbling("5m"), r"tumbling\(1m\), .* keeps .* tumbling\(5m\)"),
     (tumbling("1m"), session("1m"), r"tumbling\(1m\), .* keeps .* session\(1m\)"),
     (tumbling("1m"), plain, r"tumbling\(1m\), .* values with the time of each"),
+    (plain, tumbling("1m"), r"values with the time of each, .* keeps .* tumbling\(1m\)"),
+    (plain, session("1m"), r"values with the time of each, .* keeps .* session\(1m\)"),
     (session("1m"), session("2m"), r"session\(1m\), .* session\(2m\)"),
     (plain, of_agents, "values with the time of each, .* keeps values, by keys"),
     (join("1m"), join("2m"), "in stretches of 240002 ms, .* in stretches of 480002 ms"),

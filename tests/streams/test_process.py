@@ -105,7 +105,8 @@ async def test_the_wall_clock_beside_another_number_of_partitions() -> None:
     async with TestApp(app) as t:
         await t.send(notes, "call", key="ada", timestamp=5)
         await t.advance(wall="61m")
-        assert (t.sent(out), t.sent(seen), t.table(spread)) == (["ada!"], [1], {"ada": "call"})
+        assert (t.sent(out), t.sent(seen)) == (["ada!"], [1])
+        assert t.table(spread) == {"ada": "call"}
 
 
 async def test_wall_timers_have_to_be_asked_for() -> None:
