@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import OffsetAndMetadata
     from tests.brokers import Proxy
 
-__all__ = ["LARGE", "USUAL", "Fire", "Heat", "heat_of", "run_seed"]
+__all__ = ["AHEAD_MAX", "LARGE", "USUAL", "Fire", "Heat", "heat_of", "run_seed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

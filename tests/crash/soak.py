@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.brokers import Cluster, proxies, say
-from tests.crash.fire import LARGE, Fire, Heat
+from tests.crash.fire import AHEAD_MAX, LARGE, Fire, Heat
 from tests.crash.program import Violation
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Sample", "Soak", "complaints"]
 
 LOAD = 0.6
-MEASURED_EVENTS = 6_000
-"""Fed at once in the beginning, to see what the workers can take."""
+MEASURED_EVENTS = 60_000
+"""Fed at once in the beginning, to see what the workers can take: for so long that the brokers' own work is in it."""
 SAMPLE_S = 2.0
 FAULT_S = 60.0
 MEMORY_GROWTH = 1.1
@@ -69,6 +69,9 @@ def complaints(samples: Sequence[Sample], rate: float) -> list[str]:
     lag = [statistics.median(each.lag for each in some) for some in (early, late)]
     if lag[1] > max(2 * lag[0], LAG_S * rate):
         found.append(f"the lag has grown from {lag[0]:,.0f} to {lag[1]:,.0f} events")
+    waits = sum(each.lag >= AHEAD_MAX for some in (early, late) for each in some)
+    if waits:
+        found.append(f"the feed had to wait for the workers, {waits} times of {2 * quarter}")
     return found
 
 

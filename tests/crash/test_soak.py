@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.crash.fire import AHEAD_MAX
 from tests.crash.soak import Sample, complaints
 
 MB = 1_000_000
@@ -19,6 +20,8 @@ MB = 1_000_000
         ([Sample((100 + at) * MB, 60, 0) for at in range(100)], ["memory"]),
         ([Sample(100 * MB, 60 + at, 0) for at in range(40)], ["file handles"]),
         ([Sample(100 * MB, 60, 100 * at) for at in range(40)], ["lag"]),
+        # a lag that is as large as it may be does not grow
+        ([Sample(100 * MB, 60, AHEAD_MAX)] * 40, ["feed"]),
         ([Sample(100 * MB, 60, 0)] * 3, ["too short"]),
     ],
 )
