@@ -143,13 +143,12 @@ class Soak(Fire):
         return summary
 
     def _measure(self) -> float:
-        """Events a second that the workers take, where everything is well."""
+        """Events a second that the workers take while they are fed, as the feed has its share of the machine."""
+        began = time.monotonic()
         self._feeding.start()
         self._feeding.join()
-        began, first = time.monotonic(), self.processed()
         self.until_complete()
-        took_s = time.monotonic() - began
-        return (self.processed() - first) / took_s
+        return self.processed() / (time.monotonic() - began)
 
     def _soak(self, rate: float) -> None:
         events = int(self._terms.minutes * 60 * rate)
