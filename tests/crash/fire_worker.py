@@ -49,6 +49,7 @@ class Worker:
         self.mark = folder / f"mark-{uuid.uuid4().hex}"
         self._errors = (folder / f"worker-{slot}.log").open("ab")
         self.errors = Path(self._errors.name)
+        self.state_dir = folder / "state"
         more = [slot, "web" if web else "no-web"]
         if point:
             more += [point, str(count), str(self.mark)]
@@ -60,7 +61,7 @@ class Worker:
             env={
                 **os.environ,
                 "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "src")]),
-                "MILLSTREAM_STATE_DIR": str(folder / "state"),
+                "MILLSTREAM_STATE_DIR": str(self.state_dir),
             },
         )
 

@@ -4,6 +4,9 @@
 these can take, feeds a share of that, and has something fail each minute as `tests.crash.fire` does. One worker is
 never killed or stopped. In the end every result has to be there once and in order, and over the time that worker's
 memory and file handles have to be flat, and the lag may not grow; no worker may have logged an error.
+
+A shard that comes brings its store's files, and a store opens more of them while it fills its levels: they are counted
+apart, for each store. Cache and write buffers are so small here that they are full before the second quarter begins.
 """
 
 from __future__ import annotations
@@ -40,7 +43,11 @@ SAMPLE_S = 2.0
 FAULT_S = 60.0
 MEMORY_GROWTH = 1.1
 HANDLES_GROWTH = 8
-"""File handles that may come and go, above those of the second quarter."""
+"""File handles that may come and go, above those of the second quarter; without those of the stores' files."""
+FILES_GROWTH = 2.0
+"""Of a store's open files: its levels are full at some moments, and nearly empty at others."""
+STATE_BYTES = 8 << 20
+"""Of cache, and of write buffers."""
 LAG_S = 5.0
 """Lag that means nothing, in seconds of the feed."""
 
@@ -50,6 +57,8 @@ class Sample(NamedTuple):
 
     memory: int
     handles: int
+    files: float
+    """Open ones of each store's."""
     lag: int
 
 
@@ -66,6 +75,9 @@ def complaints(samples: Sequence[Sample], rate: float) -> list[str]:
     handles = [statistics.median(each.handles for each in some) for some in (early, late)]
     if handles[1] > handles[0] + HANDLES_GROWTH:
         found.append(f"file handles have grown from {handles[0]:.0f} to {handles[1]:.0f}")
+    files = [statistics.median(each.files for each in some) for some in (early, late)]
+    if files[1] > files[0] * FILES_GROWTH:
+        found.append(f"files of each store have grown from {files[0]:.0f} to {files[1]:.0f}")
     lag = [statistics.median(each.lag for each in some) for some in (early, late)]
     if lag[1] > max(2 * lag[0], LAG_S * rate):
         found.append(f"the lag has grown from {lag[0]:,.0f} to {lag[1]:,.0f} events")
@@ -79,8 +91,19 @@ def sample(worker: Worker, lag: int) -> Sample:
     """How a worker is now, as Linux tells."""
     folder = Path("/proc") / str(worker.child.pid)
     pages = int((folder / "statm").read_text().split()[1])
-    handles = len(list((folder / "fd").iterdir()))
-    return Sample(pages * os.sysconf("SC_PAGE_SIZE"), handles, lag)
+    handles = files = stores = 0
+    for handle in (folder / "fd").iterdir():
+        try:
+            target = handle.readlink()
+        except FileNotFoundError:
+            continue  # closed meanwhile
+        if worker.state_dir not in target.parents:
+            handles += 1
+        else:
+            files += 1
+            stores += target.name == "LOCK"
+    memory = pages * os.sysconf("SC_PAGE_SIZE")
+    return Sample(memory, handles, files / max(1, stores), lag)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +157,7 @@ class Soak(Fire):
             "stores": stores,
             "memory_mb": [round(each.memory / 1e6) for each in self._quarters()],
             "handles": [each.handles for each in self._quarters()],
+            "files_of_a_store": [each.files for each in self._quarters()],
             "lag": [each.lag for each in self._quarters()],
             "errors": errors[:10],
             **dict(sorted(self.happened.items())),
@@ -212,6 +236,8 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # not before everything is ended
     directory = Path(tempfile.mkdtemp(prefix="millstream-soak-"))
+    for name in ("CACHE", "WRITE_BUFFER"):
+        os.environ[f"MILLSTREAM_STATE_{name}_BYTES"] = str(STATE_BYTES)
     with Cluster(3) as cluster, proxies(cluster) as through:
         terms = Terms(minutes=given.minutes, load=given.load)
         try:
