@@ -11,7 +11,7 @@ from millstream.agents import Source
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import Fetched
 from millstream.transports.batch import RecordPack
-from millstream.worker._lane import Inbox
+from millstream.worker._lane import PIECE_RECORDS, Inbox
 
 TP = TopicPartition("t", 0)
 
@@ -45,11 +45,37 @@ def test_the_end_is_reached(brought: list[Fetched], look: str) -> None:
     for fetched in brought:
         inbox.add(fetched)
     if look == "take":
-        while inbox.take(1):
-            pass
+        while found := inbox.take(1):
+            list(found[1])
     else:
         while inbox.peek() is not None:
             inbox.pop()
     assert inbox.position == inbox.end == 5
     assert inbox.is_empty()
     assert inbox.size == 0
+
+
+def test_records_are_read_as_they_are_asked_for() -> None:
+    """What is not asked for yet is not read, is not passed by the position, and comes in its order."""
+    lane: Any = SimpleNamespace(
+        subtopology=SimpleNamespace(epoch_bytes=0), time_reached=lambda time: None
+    )
+    inbox = Inbox(
+        Source(topic="t", decode=bytes, decode_key=bytes, time_of=None, type_name="bytes"), 0, lane
+    )
+    count = 3 * PIECE_RECORDS + 10
+    inbox.add(Fetched(TP, batch_of(*range(count)), count + 5, count + 5))
+    found = inbox.take(2 * PIECE_RECORDS + 1)
+    assert found is not None
+    first, records = found
+    assert [record.offset for record in first] == list(range(PIECE_RECORDS))
+    for offset in range(2 * PIECE_RECORDS + 1):
+        assert next(records).offset == offset
+        assert offset < inbox.position <= offset + PIECE_RECORDS
+    assert next(records, None) is None
+    assert inbox.position == 2 * PIECE_RECORDS + 1
+    found = inbox.take(count)
+    assert found is not None
+    assert [record.offset for record in found[1]] == list(range(2 * PIECE_RECORDS + 1, count))
+    assert inbox.take(1) is None
+    assert inbox.position == count + 5

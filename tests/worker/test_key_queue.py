@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 def run_of(tp: TopicPartition, *records: Record) -> Run:
     source: Any = None
-    return Run(tp, source, iter(records), start=records[0].offset, end=records[-1].offset + 1)
+    return Run(tp, source, iter(records), start=records[0].offset)
 
 
 def queue() -> KeyQueue:

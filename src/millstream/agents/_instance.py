@@ -48,7 +48,7 @@ class Source(NamedTuple):
 class Run:
     """Records of one partition in offset order, on their way through one agent."""
 
-    __slots__ = ("end", "records", "source", "start", "tp")
+    __slots__ = ("records", "source", "start", "tp")
 
     def __init__(
         self,
@@ -57,7 +57,6 @@ class Run:
         records: Iterator[IncomingRecord],
         *,
         start: int,
-        end: int,
     ) -> None:
         self.tp = tp
         self.source = source
@@ -65,8 +64,6 @@ class Run:
         """An offset at or before the first one, and after any record of an earlier run."""
         self.records = records
         """What is left of them."""
-        self.end = end
-        """The offset after the last one."""
 
 
 class Failure(NamedTuple):
@@ -229,7 +226,7 @@ class Instance:
         first = next(run.records, None)
         if first is None:
             return None
-        return Run(run.tp, run.source, _before(first, run.records), start=first.offset, end=run.end)
+        return Run(run.tp, run.source, _before(first, run.records), start=first.offset)
 
     async def serve(self) -> None:
         """Run the agent function until cancelled, and again whenever it fails or returns.
@@ -491,8 +488,7 @@ def _run_id(taken: tuple[Run, IncomingRecord]) -> int:
 def _run_of(taken: list[tuple[Run, IncomingRecord]]) -> Run:
     """Records of one run, to go through it once more."""
     run, records = taken[0][0], [record for _, record in taken]
-    start, end = records[0].offset, records[-1].offset + 1
-    return Run(run.tp, run.source, iter(records), start=start, end=end)
+    return Run(run.tp, run.source, iter(records), start=records[0].offset)
 
 
 def _before(record: IncomingRecord, rest: Iterator[IncomingRecord]) -> Iterator[IncomingRecord]:

@@ -32,7 +32,9 @@ __all__ = ["Lane"]
 
 RUN_TARGET_S = 0.005
 """How long a run should take at most, so that the event loop turns."""
-RUN_RECORDS_MIN, RUN_RECORDS_MAX = 16, 2_048
+RUN_RECORDS_MIN, RUN_RECORDS_MAX = 16, 4_096
+PIECE_RECORDS = 64
+"""Records that are read at once: what is read long before its turn is cold by then."""
 AHEAD_EVENTS_MAX = 4_096
 """With concurrency: events that wait for an earlier one before they can be committed; then intake stops."""
 CHAIN_EVENTS = 4
@@ -112,20 +114,34 @@ class Inbox:
         self.size -= len(data)
         self._lane.subtopology.epoch_bytes += len(data)
 
-    def take(self, count: int) -> tuple[list[IncomingRecord], int] | None:
-        """Up to ``count`` records and the offset after them; None when there is nothing here."""
+    def take(self, count: int) -> tuple[list[IncomingRecord], Iterator[IncomingRecord]] | None:
+        """Up to ``count`` records, read as they are asked for: the first few, and all; None when there is nothing here.
+
+        Nothing else may be taken before the last one has been.
+        """
         while True:
-            records = list(itertools.islice(self.batch, count))
-            if records:
-                if len(records) < count:
-                    end = self.batch_end
-                    self.batch = iter(())  # a batch must not be asked again after its end
-                else:
-                    end = records[-1].offset + 1
-                self.position = end
-                return records, end
+            first = self._piece(count)
+            if first:
+                return first, itertools.chain.from_iterable(self._pieces(first, count))
             if not self._next_batch():
                 return None
+
+    def _pieces(self, first: list[IncomingRecord], count: int) -> Iterator[list[IncomingRecord]]:
+        piece = first
+        while piece:
+            yield piece
+            count -= len(piece)
+            piece = self._piece(count)
+
+    def _piece(self, count: int) -> list[IncomingRecord]:
+        count = min(count, PIECE_RECORDS)
+        records = list(itertools.islice(self.batch, count))
+        if len(records) < count:
+            self.position = max(self.position, self.batch_end)
+            self.batch = iter(())  # a batch must not be asked again after its end
+        elif records:
+            self.position = records[-1].offset + 1
+        return records
 
     def _next_batch(self) -> bool:
         self.batch = iter(())
@@ -364,23 +380,23 @@ class Lane:
             found = inbox.take(self._run_records)
             if found is None:
                 return None
-            records, end = found
+            first, records = found
         else:
             chosen = self._oldest()
             if chosen is None:
                 return None
             tp, inbox, bound = chosen
             start = inbox.position
-            records = []
-            while len(records) < self._run_records:
+            first = []
+            while len(first) < self._run_records:
                 head = inbox.peek()
-                if head is None or (records and inbox.head_time > bound):
+                if head is None or (first and inbox.head_time > bound):
                     break
-                records.append(inbox.pop())
-            end = inbox.position
+                first.append(inbox.pop())
+            records = iter(first)
         if self._placement is not None:
-            self._placement.look(tp, inbox.source, records)
-        return Run(tp, inbox.source, iter(records), start=start, end=end)
+            self._placement.look(tp, inbox.source, first)
+        return Run(tp, inbox.source, records, start=start)
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
         oldest: tuple[TopicPartition, Inbox] | None = None
@@ -481,8 +497,7 @@ class Lane:
     def _begun_by(self, instance: Instance, waiting: Waiting) -> Run:
         self._dispatched[instance] = waiting
         run, record, _ = waiting
-        offset = record.offset
-        return Run(run.tp, run.source, iter((record,)), start=offset, end=offset + 1)
+        return Run(run.tp, run.source, iter((record,)), start=record.offset)
 
     def _more_of_many(self, instance: Instance) -> Run | None:
         """What an instance goes on with, without a turn of the event loop, once its event is through."""
