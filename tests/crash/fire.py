@@ -124,7 +124,7 @@ class Fire:
         self._positions: dict[TopicPartition, int] = {}
         self._fed = 0
         self._failed: list[BaseException] = []
-        self._feeding = threading.Thread(target=self._feed, name="feeder")
+        self._feeding = threading.Thread(target=self._feed, name="feeder", daemon=True)
         self._say_at = time.monotonic() + PROGRESS_S
         self.admin = cluster.admin()
         self._looking = Consumer(

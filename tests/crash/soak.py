@@ -184,9 +184,9 @@ class Soak(Fire):
             sleeps=self.heat.sleeps,
             fails=False,
         )
-        self._feeding = threading.Thread(target=self._feed, name="feeder")
+        self._feeding = threading.Thread(target=self._feed, name="feeder", daemon=True)
         self._feeding.start()
-        watching = threading.Thread(target=self._watch, name="samples")
+        watching = threading.Thread(target=self._watch, name="samples", daemon=True)
         watching.start()
         self.trouble()
         self._feeding.join()
