@@ -170,6 +170,9 @@ def checks_of_aggregates(app: ms.App) -> None:
     assert_type(groups.sum("ms"), ms.Table[str, Any])
     assert_type(groups.min("ms"), ms.Table[str, Any])
     assert_type(groups.max("ms"), ms.Table[str, Any])
+    assert_type(groups.sum(lambda c: c.ms), ms.Table[str, int])
+    assert_type(groups.min(lambda c: c.page), ms.Table[str, str])
+    assert_type(groups.max(lambda c: c.page), ms.Table[str, str])
     assert_type(groups.reduce(lambda a, b: b), ms.Table[str, Click])
     cogroup = groups.cogroup(with_click).cogroup(paid.group_by(), with_paid)
     assert_type(cogroup.aggregate(default=0), ms.Table[str, int])
@@ -182,6 +185,8 @@ def checks_of_aggregates(app: ms.App) -> None:
         groups.calendar("day", timezone="Europe/Berlin"),
     ):
         assert_type(windows.count(emit=ms.Suppress("10s")), ms.WindowedTable[str, int])
+        assert_type(windows.sum(lambda c: c.ms), ms.WindowedTable[str, int])
+        assert_type(windows.min(lambda c: c.page), ms.WindowedTable[str, str])
         assert_type(windows.mean("ms"), ms.WindowedTable[str, float])
         assert_type(windows.top_k(2, "ms"), ms.WindowedTable[str, list[Click]])
         assert_type(windows.reduce(lambda a, b: b), ms.WindowedTable[str, Click])
@@ -192,7 +197,15 @@ def checks_of_aggregates(app: ms.App) -> None:
     assert_type(by_page.sum("ms"), ms.Table[str, Any])
     assert_type(by_page.min("ms"), ms.Table[str, Any])
     assert_type(by_page.max("ms"), ms.Table[str, Any])
+    assert_type(by_page.sum(lambda c: c.ms), ms.Table[str, int])
+    assert_type(by_page.max(lambda c: c.page), ms.Table[str, str])
     assert_type(by_page.mean("ms"), ms.Table[str, float])
+    assert_type(by_page.top_k(2, "ms"), ms.Table[str, list[Click]])
+    by_account = app.stream(app.topic("paid-last", value=Paid)).to_table("paid-last")
+    both = by_page.cogroup(with_click, with_click).cogroup(
+        by_account.group_by(str, name="by-account"), with_paid, with_paid
+    )
+    assert_type(both.aggregate(default=0), ms.Table[str, int])
     assert_type(by_page.reduce(lambda a, b: b, lambda a, b: a), ms.Table[str, Click])
     spent = by_page.aggregate(default=0, add=with_click, subtract=with_click, emit="every")
     assert_type(spent, ms.Table[str, int])

@@ -76,6 +76,25 @@ def removed(so_far: list[int], value: str) -> list[int]:
     return so_far
 
 
+def grouped(table: dict[str, str]) -> dict[str, list[int]]:
+    """The numbers of each group."""
+    members: dict[str, list[int]] = {}
+    for value in table.values():
+        if group_of(value) is not None:
+            members.setdefault(value[0], []).append(number_of(value))
+    return members
+
+
+def plus(so_far: int, value: str) -> int:
+    """With a number."""
+    return so_far + number_of(value)
+
+
+def minus(so_far: int, value: str) -> int:
+    """Without it."""
+    return so_far - number_of(value)
+
+
 async def slowly(value: str) -> str:
     """In capitals, after a while."""
     await asyncio.sleep(0)
@@ -98,6 +117,7 @@ class Program:
         self.right, self.left = (app.topic(side, value=str, codec="str") for side in ("r", "l"))
         left, right = app.table("left", topic=self.left), app.table("right", topic=self.right)
         groups = left.group_by(group_of, name="groups")
+        others = right.group_by(group_of, name="other-groups")
         numbers = right.map_values(number_of)
         even = left.filter(is_even)
         self.results: dict[str, Any] = {
@@ -107,6 +127,10 @@ class Program:
             "min": groups.min(number_of, name="min"),
             "max": groups.max(number_of, name="max"),
             "list": groups.aggregate(default=list[int], add=added, subtract=removed, name="list"),
+            "top": groups.top_k(2, number_of, name="top"),
+            "both": groups.cogroup(plus, minus)
+            .cogroup(others, minus, plus)
+            .aggregate(default=0, name="both"),
             "even": left.filter(is_even, name="even"),
             "slow": left.map_values(slowly, name="slow"),
             "again": left.changes().to_table("again"),
@@ -121,10 +145,7 @@ class Program:
     @staticmethod
     def wanted(left: dict[str, str], right: dict[str, str]) -> dict[str, dict[str, Any]]:
         """Everything, made at once from the two tables as they are."""
-        members: dict[str, list[int]] = {}
-        for value in left.values():
-            if group_of(value) is not None:
-                members.setdefault(value[0], []).append(number_of(value))
+        members, others = grouped(left), grouped(right)
         even = {key: value for key, value in left.items() if is_even(value)}
         numbers = {key: number_of(value) for key, value in right.items()}
         return {
@@ -134,6 +155,14 @@ class Program:
             "min": {group: min(found) for group, found in members.items()},
             "max": {group: max(found) for group, found in members.items()},
             "list": {group: sorted(found) for group, found in members.items()},
+            "top": {
+                group: [f"{group}:{number}" for number in sorted(found, reverse=True)[:2]]
+                for group, found in members.items()
+            },
+            "both": {
+                group: sum(members.get(group, [])) - sum(others.get(group, []))
+                for group in members.keys() | others
+            },
             "even": even,
             "slow": {key: value.swapcase() for key, value in left.items()},
             "again": left,
@@ -176,6 +205,7 @@ async def run(listed: list[Step], partitions: int) -> None:
                     "count",
                     "sum",
                     "list",
+                    "both",
                 ):  # a group that has lost its last member shows nothing much
                     groups = {group for group in kept if group in wanted or kept[group]}
                     kept, shown = ({g: found[g] for g in groups} for found in (kept, shown))
@@ -230,6 +260,43 @@ async def test_groups_in_a_limit() -> None:
         assert t.sent(out) == []
         await feed(t, source, [("a:7", None, 5_000), ("later", "b:1", 20_000)])
         assert t.sent(out) == [3]
+
+
+async def test_the_greatest_of_a_tables_groups() -> None:
+    """Greatest first, earlier ones first where they are equal; the next one comes when one of them leaves."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=str)
+    groups = app.table("t", topic=source).group_by(lambda value: "all", name="groups", type=str)
+
+    async def later(value: str) -> int:
+        await asyncio.sleep(0)
+        return number_of(value)
+
+    top, slow = groups.top_k(2, number_of, name="top"), groups.top_k(2, later, name="slow")
+    async with TestApp(app) as t:
+        await feed(t, source, [(key, f"{key}:{at % 2}", at) for at, key in enumerate("abcdef")])
+        assert t.table(top)["all"] == t.table(slow)["all"] == ["b:1", "d:1"]
+        await feed(t, source, [("b", None, 10), ("d", "d:0", 11)])
+        assert t.table(top)["all"] == t.table(slow)["all"] == ["f:1", "a:0"]
+        await feed(t, source, [("f", "f:1", 12)])
+        assert t.table(top)["all"] == t.table(slow)["all"] == ["f:1", "a:0"]
+        await feed(t, source, [(key, None, 13) for key in "abcdef"])
+        assert t.table(top) == t.table(slow) == {}
+    with pytest.raises(ConfigurationError, match="top_k: 0 is not above 0"):
+        groups.top_k(0, number_of)
+
+
+async def test_groups_of_a_table_by_the_clock() -> None:
+    """``emit_every``: the latest value of each group, at most so often."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=str), app.topic("out", value=int)
+    groups = app.table("t", topic=source).group_by(group_of, name="groups")
+    groups.sum(number_of, name="sums", emit_every="10s").to(out)
+    async with TestApp(app) as t:
+        await feed(t, source, [(value, value, 0) for value in ("a:1", "a:7", "a:3")])
+        assert t.sent(out) == []
+        await t.advance("10s")
+        assert t.sent(out) == [11]
 
 
 @pytest.mark.parametrize("how", ["inner", "outer"])

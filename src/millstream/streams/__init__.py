@@ -8,6 +8,7 @@ from millstream.streams._grouped import (
     WindowedCogroup,
     WindowedStream,
 )
+from millstream.streams._grouped_table import CogroupedTable, GroupedTable
 from millstream.streams._home import Compat, StreamHome
 from millstream.streams._operator import Operator, Windowed
 from millstream.streams._pipeline import pipeline_agent
@@ -15,11 +16,12 @@ from millstream.streams._plan import Pipeline, Plan
 from millstream.streams._process import ProcessContext, Processor
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
-from millstream.streams._tables import DerivedTable, GroupedTable, Table, TableStream, WindowedTable
+from millstream.streams._tables import DerivedTable, Table, TableStream, WindowedTable
 from millstream.streams._versioned import VersionedPart, VersionedSource, VersionedTable
 
 __all__ = [
     "CogroupedStream",
+    "CogroupedTable",
     "Compat",
     "DeclaredStream",
     "DerivedTable",

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.context import current
-from millstream.streams._operator import Context, Done, Operator, Windowed, each, is_async, nowhere
+from millstream.streams._operator import (
+    Context,
+    Done,
+    Kept,
+    Operator,
+    Windowed,
+    each,
+    is_async,
+    nowhere,
+)
 from millstream.streams._pipeline import bound
 from millstream.tables import DELETED, MISSING, drive_later
 from millstream.windows import Session, Sliding
@@ -42,14 +51,13 @@ class Fold:
         self.skips_null = skips_null
 
 
-class Aggregate(Operator):
+class Aggregate(Kept):
     """One value for each key. A value that becomes None deletes the key.
 
     Each parent has a `Fold` of its own, over the same value: several make a ``cogroup``.
     """
 
     kind = "aggregate"
-    changes = True
 
     def __init__(
         self, parents: Sequence[Operator], folds: Sequence[Fold], *, name: str, value_type: Any
@@ -58,7 +66,6 @@ class Aggregate(Operator):
         self.folds = tuple(folds)
         self.value_type = value_type
         self.codec = None
-        self.stores.append(name)
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         return [self._bind(fold, context, forward) for fold in self.folds]
@@ -142,15 +149,6 @@ class Aggregate(Operator):
             return after(key, new, stored, timestamp)
 
         return take
-
-    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
-        part = context.parts[self.name]
-
-        def get(key: Any) -> tuple[Any, int] | None:
-            stored = part.get(key, context.scope)
-            return None if stored is MISSING else (stored[1], stored[0])
-
-        return get
 
 
 class _Nothing:

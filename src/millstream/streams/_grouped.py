@@ -33,6 +33,7 @@ __all__ = [
     "GroupedStream",
     "WindowedCogroup",
     "WindowedStream",
+    "check_count",
     "check_emit",
     "hand_on",
     "mean_of",
@@ -43,6 +44,7 @@ __all__ = [
 V = TypeVar("V")
 A = TypeVar("A")
 W = TypeVar("W")
+N = TypeVar("N", default=Any)
 K = TypeVar("K", default=Any)
 
 Emit: TypeAlias = "Literal['update', 'every', 'final'] | Suppress"
@@ -243,9 +245,18 @@ def mean_of(so_far: tuple[float, int]) -> float:
     return so_far[0] / so_far[1]
 
 
-def _top_k(stream: DeclaredStream[Any, Any], count: int, by: Any) -> _Shape:
+def check_count(count: int) -> None:
+    """See that so many of a group's values can be the greatest.
+
+    Raises:
+        ConfigurationError: they cannot.
+    """
     if count < 1:
         raise ConfigurationError(f"top_k: {count} is not above 0")
+
+
+def _top_k(stream: DeclaredStream[Any, Any], count: int, by: Any) -> _Shape:
+    check_count(count)
     get, _ = number_of(stream.operator.value_type, by)
 
     def best(values: list[Any], numbers: list[Any]) -> list[Any]:
@@ -319,34 +330,34 @@ class GroupedStream(DeclaredStream[V, K]):
 
     def sum(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> Table[K, Any]:
+    ) -> Table[K, N]:
         """The sum of a field, of what a function gives, or of the values themselves."""
         return self._declare(_sum(self, of), name, emit, emit_every)
 
     def min(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> Table[K, Any]:
+    ) -> Table[K, N]:
         """The least of a field, of what a function gives, or of the values themselves."""
         return self._declare(_least(self, of, "min"), name, emit, emit_every)
 
     def max(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> Table[K, Any]:
+    ) -> Table[K, N]:
         """The greatest of a field, of what a function gives, or of the values themselves."""
         return self._declare(_least(self, of, "max"), name, emit, emit_every)
 
@@ -511,34 +522,34 @@ class WindowedStream(Generic[V, K]):
 
     def sum(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> WindowedTable[K, Any]:
+    ) -> WindowedTable[K, N]:
         """The sum of a field, of what a function gives, or of the values themselves."""
         return self._declare(_sum(self._stream, of), name, emit, emit_every)
 
     def min(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> WindowedTable[K, Any]:
+    ) -> WindowedTable[K, N]:
         """The least of a field, of what a function gives, or of the values themselves."""
         return self._declare(_least(self._stream, of, "min"), name, emit, emit_every)
 
     def max(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
-    ) -> WindowedTable[K, Any]:
+    ) -> WindowedTable[K, N]:
         """The greatest of a field, of what a function gives, or of the values themselves."""
         return self._declare(_least(self._stream, of, "max"), name, emit, emit_every)
 

@@ -2,79 +2,72 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
-from millstream.streams._grouped import check_emit, hand_on, mean_of, number_of, with_number
+from millstream.streams._grouped import (
+    check_count,
+    check_emit,
+    hand_on,
+    mean_of,
+    number_of,
+    with_number,
+)
+from millstream.streams._operator import is_async
 from millstream.streams._table_ops import TableAggregate, TableFold
 from millstream.streams._types import default_type, make_default
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from millstream.clock import Duration
     from millstream.streams._grouped import Emit
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
     from millstream.streams._tables import Table
 
-__all__ = ["GroupedTable"]
+__all__ = ["CogroupedTable", "GroupedTable"]
 
 V = TypeVar("V")
 K = TypeVar("K")
 A = TypeVar("A")
+W = TypeVar("W")
+N = TypeVar("N", default=Any)
 
 
 class GroupedTable(Generic[V, K]):
     """Groups of a table's entries. What is made of them follows every change: the old value leaves, the new one comes."""
 
     def __init__(self, operator: Operator, members: Operator, home: StreamHome) -> None:
-        self._operator = operator
+        self.operator = operator
         self._members = members
-        self._home = home
+        self.home = home
 
-    def _table(
+    def _table(self, fold: TableFold, what: str, **given: Any) -> Any:
+        return _declare([self], [fold], what, **given)
+
+    def count(
         self,
-        fold: TableFold,
-        what: str,
-        *,
-        value: Any,
-        name: str | None,
-        emit: Emit,
-        shown: Callable[[Any], Any] | None = None,
-        value_shown: Any = None,
-    ) -> Any:
-        home, parent = self._home, self._operator
-        stem = parent.name.removeprefix(f"{home.id}-").removesuffix("-repartition")
-        name = name or f"{stem}-{what}"
-        check_emit(name, emit, None)
-        operator = TableAggregate(parent, fold, name=name, value_type=value)
-        home.plan.add(operator)
-        table = home.kept_table(
-            operator.name,
-            key=parent.key_type,
-            value=value,
-            like=parent.topics[0],
-            operator=operator,
-            shown=shown,
-        )
-        hand_on(home, operator, shown, emit=emit, value_type=value_shown)
-        return table
-
-    def count(self, *, name: str | None = None, emit: Emit = "update") -> Table[K, int]:
-        """How many entries. A group that has lost its last one counts 0."""
-        fold = TableFold(lambda: 0, lambda n, _: n + 1, lambda n, _: n - 1)
-        return self._table(fold, "count", value=int, name=name, emit=emit)  # type: ignore[no-any-return]
-
-    def sum(
-        self,
-        of: str | Callable[[V], Any] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
-    ) -> Table[K, Any]:
+        emit_every: Duration | None = None,
+    ) -> Table[K, int]:
+        """How many entries. A group that has lost its last one counts 0."""
+        fold = TableFold(lambda: 0, lambda n, _: n + 1, lambda n, _: n - 1)
+        return self._table(fold, "count", value=int, name=name, emit=emit, emit_every=emit_every)  # type: ignore[no-any-return]
+
+    def sum(
+        self,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
+        *,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> Table[K, N]:
         """The sum of a field, of what a function gives, or of the values themselves."""
         get, value = number_of(self._members.value_type, of)
         fold = TableFold(
@@ -82,40 +75,40 @@ class GroupedTable(Generic[V, K]):
             with_number(get, lambda total, number: total + number),
             with_number(get, lambda total, number: total - number),
         )
-        return self._table(fold, "sum", value=value, name=name, emit=emit)  # type: ignore[no-any-return]
+        return self._table(fold, "sum", value=value, name=name, emit=emit, emit_every=emit_every)  # type: ignore[no-any-return]
 
     def min(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
-    ) -> Table[K, Any]:
+        emit_every: Duration | None = None,
+    ) -> Table[K, N]:
         """The least of a field, of what a function gives, or of the values themselves.
 
         The numbers of all members are kept, as the next one counts once the least one leaves.
         """
-        return self._end("min", of, name=name, emit=emit)
+        return self._end("min", of, name=name, emit=emit, emit_every=emit_every)
 
     def max(
         self,
-        of: str | Callable[[V], Any] | None = None,
+        of: str | Callable[[V], N | Awaitable[N]] | None = None,
         *,
         name: str | None = None,
         emit: Emit = "update",
-    ) -> Table[K, Any]:
+        emit_every: Duration | None = None,
+    ) -> Table[K, N]:
         """The greatest, as `min` is the least."""
-        return self._end("max", of, name=name, emit=emit)
+        return self._end("max", of, name=name, emit=emit, emit_every=emit_every)
 
-    def _end(
-        self, what: Literal["min", "max"], of: Any, *, name: str | None, emit: Emit
-    ) -> Table[K, Any]:
+    def _end(self, what: Literal["min", "max"], of: Any, **given: Any) -> Table[K, Any]:
         get, value = number_of(self._members.value_type, of)
         fold = TableFold(list, with_number(get, _with_one), with_number(get, _without_one))
         shown = _least if what == "min" else _greatest
         kept = list[tuple[value, int]]  # type: ignore[valid-type]
         return self._table(  # type: ignore[no-any-return]
-            fold, what, value=kept, name=name, emit=emit, shown=shown, value_shown=value
+            fold, what, value=kept, shown=shown, value_shown=value, **given
         )
 
     def mean(
@@ -124,6 +117,7 @@ class GroupedTable(Generic[V, K]):
         *,
         name: str | None = None,
         emit: Emit = "update",
+        emit_every: Duration | None = None,
     ) -> Table[K, float]:
         """The mean of a field, of what a function gives, or of the values themselves."""
         get, _ = number_of(self._members.value_type, of)
@@ -138,7 +132,48 @@ class GroupedTable(Generic[V, K]):
             with_number(get, subtract),
         )
         value = tuple[float, int]
-        return self._table(fold, "mean", value=value, name=name, emit=emit, shown=mean_of)  # type: ignore[no-any-return]
+        return self._table(  # type: ignore[no-any-return]
+            fold, "mean", value=value, name=name, emit=emit, emit_every=emit_every, shown=mean_of
+        )
+
+    def top_k(
+        self,
+        count: int,
+        by: str | Callable[[V], Any] | None = None,
+        *,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> Table[K, list[V]]:
+        """The ``count`` values with the greatest field, greatest first; those that came earlier first where they are equal.
+
+        All members are kept, as the next one counts once one of the greatest leaves.
+        """
+        check_count(count)
+        get, number = number_of(self._members.value_type, by)
+
+        def ranked(value: V) -> tuple[Any, V]:
+            return get(value), value
+
+        async def ranked_later(value: V) -> tuple[Any, V]:
+            return await get(value), value
+
+        def greatest(kept: list[tuple[Any, V]]) -> list[V]:
+            return [value for _, value in kept[: -count - 1 : -1]]
+
+        both = ranked_later if is_async(get) else ranked
+        fold = TableFold(list, with_number(both, _with_member), with_number(both, _without_member))
+        value = self._members.value_type
+        return self._table(  # type: ignore[no-any-return]
+            fold,
+            f"top-{count}",
+            value=list[tuple[number, value]],  # type: ignore[valid-type]
+            name=name,
+            emit=emit,
+            emit_every=emit_every,
+            shown=greatest,
+            value_shown=list[value],  # type: ignore[valid-type]
+        )
 
     def reduce(
         self,
@@ -147,10 +182,18 @@ class GroupedTable(Generic[V, K]):
         *,
         name: str | None = None,
         emit: Emit = "update",
+        emit_every: Duration | None = None,
     ) -> Table[K, V]:
         """What ``add(so far, value)`` makes of them, and ``subtract`` undoes; the first one stands as it is."""
         fold = TableFold(None, add, subtract)
-        return self._table(fold, "reduce", value=self._members.value_type, name=name, emit=emit)  # type: ignore[no-any-return]
+        return self._table(  # type: ignore[no-any-return]
+            fold,
+            "reduce",
+            value=self._members.value_type,
+            name=name,
+            emit=emit,
+            emit_every=emit_every,
+        )
 
     @overload
     def aggregate(
@@ -162,6 +205,7 @@ class GroupedTable(Generic[V, K]):
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
+        emit_every: Duration | None = None,
     ) -> Table[K, A]: ...
     @overload
     def aggregate(
@@ -173,6 +217,7 @@ class GroupedTable(Generic[V, K]):
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
+        emit_every: Duration | None = None,
     ) -> Table[K, A]: ...
     def aggregate(
         self,
@@ -183,6 +228,7 @@ class GroupedTable(Generic[V, K]):
         value: Any = None,
         name: str | None = None,
         emit: Emit = "update",
+        emit_every: Duration | None = None,
     ) -> Table[K, Any]:
         """What ``add(so far, value)`` makes of them, and ``subtract(so far, value)`` undoes.
 
@@ -190,10 +236,118 @@ class GroupedTable(Generic[V, K]):
             default: what a group begins with, or a function that makes it.
             value: the type of what is kept, where ``default`` does not tell.
             name: of the table and its changelog; from the sources where it is left out.
+            emit: when results come out, see `Emit`.
+            emit_every: at most so often by the wall clock, the latest value of each group.
         """
         fold = TableFold(make_default(default, "aggregate"), add, subtract)
         value = default_type(default) if value is None else value
-        return self._table(fold, "aggregate", value=value, name=name, emit=emit)  # type: ignore[no-any-return]
+        return self._table(  # type: ignore[no-any-return]
+            fold, "aggregate", value=value, name=name, emit=emit, emit_every=emit_every
+        )
+
+    def cogroup(
+        self, add: Callable[[A, V], A | Awaitable[A]], subtract: Callable[[A, V], A | Awaitable[A]]
+    ) -> CogroupedTable[A, K]:
+        """The first of several tables' groups that make one value together; see `CogroupedTable`."""
+        return CogroupedTable([self], [(add, subtract)])
+
+
+class CogroupedTable(Generic[A, K]):
+    """Groups of several tables' entries by one key, which make one value: each table adds and subtracts in its own way."""
+
+    def __init__(
+        self,
+        groups: Sequence[GroupedTable[Any, K]],
+        functions: Sequence[tuple[Callable[[A, Any], Any], Callable[[A, Any], Any]]],
+    ) -> None:
+        self._groups = groups
+        self._functions = functions
+
+    def cogroup(
+        self,
+        groups: GroupedTable[W, K],
+        add: Callable[[A, W], A | Awaitable[A]],
+        subtract: Callable[[A, W], A | Awaitable[A]],
+    ) -> CogroupedTable[A, K]:
+        """One more table's groups, and how their members are added and subtracted."""
+        return CogroupedTable([*self._groups, groups], [*self._functions, (add, subtract)])
+
+    def aggregate(
+        self,
+        *,
+        default: A | Callable[[], A],
+        value: Any = None,
+        name: str | None = None,
+        emit: Emit = "update",
+        emit_every: Duration | None = None,
+    ) -> Table[K, A]:
+        """The table of what they make; arguments as for `GroupedTable.aggregate`."""
+        initial = make_default(default, "aggregate")
+        return _declare(  # type: ignore[no-any-return]
+            self._groups,
+            [TableFold(initial, add, subtract) for add, subtract in self._functions],
+            "aggregate",
+            value=default_type(default) if value is None else value,
+            name=name,
+            emit=emit,
+            emit_every=emit_every,
+        )
+
+
+def _declare(
+    groups: Sequence[GroupedTable[Any, Any]],
+    folds: Sequence[TableFold],
+    what: str,
+    *,
+    value: Any,
+    name: str | None,
+    emit: Emit,
+    emit_every: Duration | None,
+    shown: Callable[[Any], Any] | None = None,
+    value_shown: Any = None,
+) -> Any:
+    """Declare operator and table; returns the table.
+
+    Args:
+        value: the type of what is kept.
+        shown: makes what programs see of it, of the type ``value_shown``.
+    """
+    home, parents = groups[0].home, [group.operator for group in groups]
+    stem = parents[0].name.removeprefix(f"{home.id}-").removesuffix("-repartition")
+    name = name or f"{stem}-{what}"
+    check_emit(name, emit, None)
+    operator = TableAggregate(parents, folds, name=name, value_type=value)
+    home.plan.add(operator)
+    table = home.kept_table(
+        name,
+        key=operator.key_type,
+        value=value,
+        like=parents[0].topics[0],
+        operator=operator,
+        shown=shown,
+    )
+    hand_on(home, operator, shown, emit=emit, emit_every=emit_every, value_type=value_shown)
+    return table
+
+
+# a group's members by a number of theirs, ascending: those that came earlier last among equals ------
+
+
+def _with_member(kept: list[tuple[Any, Any]], member: tuple[Any, Any]) -> list[tuple[Any, Any]]:
+    kept.insert(bisect_left(kept, member[0], key=itemgetter(0)), member)
+    return kept
+
+
+def _without_member(
+    kept: list[tuple[Any, Any]], member: tuple[Any, Any]
+) -> list[tuple[Any, Any]] | None:
+    number, value = member
+    end = bisect_right(kept, number, key=itemgetter(0))
+    for at in range(bisect_left(kept, number, key=itemgetter(0)), end):
+        if kept[at][1] == value:
+            del kept[at]
+            break
+    return kept or None
 
 
 # a group's numbers, ascending, and how many members have each ---------------------------------------

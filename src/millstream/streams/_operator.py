@@ -25,6 +25,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 
 from millstream.streams._codec import value_codec
+from millstream.tables import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ __all__ = [
     "WAITS",
     "Context",
     "Done",
+    "Kept",
     "Operator",
     "Windowed",
     "each",
@@ -162,6 +164,25 @@ class Operator:
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         """Of operators with changes: a function that looks up a key's present value and its timestamp."""
         raise NotImplementedError(f"{self!r} cannot be looked up")
+
+
+class Kept(Operator):
+    """An operator whose own table, which has its name, holds what it hands on."""
+
+    changes = True
+
+    def __init__(self, *parents: Operator, name: str) -> None:
+        super().__init__(*parents, name=name)
+        self.stores.append(name)
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        part = context.parts[self.name]
+
+        def get(key: Any) -> tuple[Any, int] | None:
+            stored = part.get(key, context.scope)
+            return None if stored is MISSING else (stored[1], stored[0])
+
+        return get
 
 
 def each(items: Iterable[tuple[Any, ...]], forward: Callable[..., Done]) -> Done:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import ProgramError
-from millstream.streams._operator import WAITS, Context, Done, Operator
+from millstream.streams._operator import WAITS, Context, Done, Kept, Operator
 from millstream.tables import DELETED, MISSING
 
 if TYPE_CHECKING:
@@ -132,26 +132,7 @@ class MapTable(_Looked):
         return found
 
 
-class _Kept(Operator):
-    """An operator whose own table holds what it hands on."""
-
-    changes = True
-
-    def __init__(self, parent: Operator, *, name: str) -> None:
-        super().__init__(parent, name=name)
-        self.stores.append(name)
-
-    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
-        part = context.parts[self.name]
-
-        def get(key: Any) -> tuple[Any, int] | None:
-            stored = part.get(key, context.scope)
-            return None if stored is MISSING else (stored[1], stored[0])
-
-        return get
-
-
-class Keep(_Kept):
+class Keep(Kept):
     """Keeps a table's changes in a table of their own, so that they can be queried."""
 
     kind = "table"
@@ -166,7 +147,7 @@ class Keep(_Kept):
         return [take]
 
 
-class Upsert(_Kept):
+class Upsert(Kept):
     """A stream as a table: each record is the new value of its key. Records without a key are dropped."""
 
     kind = "to_table"
@@ -254,20 +235,30 @@ class TableFold:
         self.subtract = subtract
 
 
-class TableAggregate(_Kept):
-    """One value for each group of a table's entries, from records ``(new, old)`` of `GroupTable`."""
+class TableAggregate(Kept):
+    """One value for each group of tables' entries, from records ``(new, old)`` of `GroupTable`.
+
+    Each parent has a `TableFold` of its own, over the same value: several make a ``cogroup``.
+    """
 
     kind = "aggregate"
 
-    def __init__(self, parent: Operator, fold: TableFold, *, name: str, value_type: Any) -> None:
-        super().__init__(parent, name=name)
-        self.fold = fold
+    def __init__(
+        self, parents: Sequence[Operator], folds: Sequence[TableFold], *, name: str, value_type: Any
+    ) -> None:
+        super().__init__(*parents, name=name)
+        self.folds = tuple(folds)
         self.value_type = value_type
         self.codec = None
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
+        return [self._bind(fold, context, forward) for fold in self.folds]
+
+    def _bind(
+        self, fold: TableFold, context: Context, forward: Callable[..., Done]
+    ) -> Callable[..., Done]:
         part = context.parts[self.name]
-        initial, add, subtract = self.fold.initial, self.fold.add, self.fold.subtract
+        initial, add, subtract = fold.initial, fold.add, fold.subtract
         copies = part.mutable and self.old_wanted
 
         def begin(key: Any, timestamp: int) -> tuple[Any, Any, int]:
@@ -308,7 +299,7 @@ class TableAggregate(_Kept):
             if done is not None:
                 await done
 
-        return [take]
+        return take
 
 
 async def awaited(made: Any) -> Any:

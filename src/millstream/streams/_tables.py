@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from millstream.streams._suppress import Suppress
     from millstream.windows import CalendarUnit, Window
 
-__all__ = ["DerivedTable", "GroupedTable", "Table", "TableStream", "WindowedTable"]
+__all__ = ["DerivedTable", "Table", "TableStream", "WindowedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
