@@ -3,7 +3,6 @@
 from millstream.streams._compat import store_retention_ms
 from millstream.streams._grouped import (
     CogroupedStream,
-    Emit,
     GroupedStream,
     WindowedCogroup,
     WindowedStream,
@@ -14,6 +13,7 @@ from millstream.streams._operator import Operator, Windowed
 from millstream.streams._pipeline import pipeline_agent
 from millstream.streams._plan import Pipeline, Plan
 from millstream.streams._process import ProcessContext, Processor
+from millstream.streams._shapes import Emit
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
 from millstream.streams._tables import DerivedTable, Table, TableStream, WindowedTable

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
-from millstream.streams._grouped import (
+from millstream.streams._operator import is_async
+from millstream.streams._shapes import (
     check_count,
     check_emit,
     hand_on,
@@ -16,7 +17,6 @@ from millstream.streams._grouped import (
     number_of,
     with_number,
 )
-from millstream.streams._operator import is_async
 from millstream.streams._table_ops import TableAggregate, TableFold
 from millstream.streams._types import default_type, make_default
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from millstream.clock import Duration
-    from millstream.streams._grouped import Emit
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
+    from millstream.streams._shapes import Emit
     from millstream.streams._tables import Table
 
 __all__ = ["CogroupedTable", "GroupedTable"]

@@ -1,0 +1,300 @@
+"""What a group of a stream's values is made into: folds, and how they become operators and tables."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from millstream import windows as kinds
+from millstream.agents import field_getter
+from millstream.errors import ConfigurationError
+from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
+from millstream.streams._operator import is_async
+from millstream.streams._stream import field_type
+from millstream.streams._suppress import Suppress, emitted_every, suppressed
+from millstream.streams._table_ops import MapTable
+from millstream.streams._types import default_type, make_default, result_type
+from millstream.tables import TimedPart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from millstream.clock import Duration
+    from millstream.streams._home import StreamHome
+    from millstream.streams._operator import Operator
+    from millstream.streams._stream import DeclaredStream
+    from millstream.windows import AnyWindows
+
+__all__ = [
+    "Emit",
+    "Shape",
+    "aggregate_shape",
+    "check_count",
+    "check_emit",
+    "count_shape",
+    "hand_on",
+    "least_shape",
+    "mean_of",
+    "mean_shape",
+    "number_of",
+    "reduce_shape",
+    "sum_shape",
+    "top_k_shape",
+    "with_number",
+]
+
+Emit: TypeAlias = "Literal['update', 'every', 'final'] | Suppress"
+"""When results come out: with each update, all of them even where a commit could leave some out (``every``), once
+for each window when it is final, or as `Suppress` says."""
+
+
+class Shape:
+    """What an aggregate is to be, before it is declared: one fold for each stream that goes in."""
+
+    def __init__(
+        self,
+        streams: Sequence[DeclaredStream[Any, Any]],
+        folds: Sequence[Fold],
+        what: str,
+        *,
+        value: Any,
+        shown: Callable[[Any], Any] | None = None,
+        merge: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        self.streams = streams
+        self.folds = folds
+        self.what = what
+        self.value = value
+        self.shown = shown
+        self.merge = merge
+
+    @property
+    def home(self) -> StreamHome:
+        return self.streams[0].home
+
+    def declare(
+        self, name: str | None, emit: Emit, windows: AnyWindows | None, emit_every: Duration | None
+    ) -> Any:
+        """Declare operator and table; returns the table."""
+        home = self.home
+        parents = [stream.by_key().operator for stream in self.streams]
+        key_type = parents[0].key_type
+        stem = parents[0].name.removeprefix(f"{home.id}-").removesuffix("-repartition")
+        name = name or f"{stem}-{self.what}"
+        final = emit == "final"
+        check_emit(name, emit, windows)
+        operator: Operator
+        if windows is None:
+            operator = Aggregate(parents, self.folds, name=name, value_type=self.value)
+        else:
+            operator = WindowedAggregate(
+                parents,
+                self.folds,
+                name=name,
+                value_type=self.value,
+                windows=windows,
+                clock=lambda: home.clock,
+                final=final,
+                merge=self.merge if isinstance(windows, kinds.Session) else None,
+            )
+        operator.key_type = key_type
+        home.plan.add(operator)
+        table = home.kept_table(
+            name,
+            key=key_type,
+            value=self.value,
+            like=parents[0].topics[0],
+            operator=operator,
+            windows=windows,
+            merge=self.merge if isinstance(windows, kinds.Session) else None,
+            shown=self.shown,
+            clocks=operator.stores[1:],
+        )
+        if isinstance(operator, WindowedAggregate) and final:
+            home.final_hook(name, operator.close)
+        for time in operator.stores[1:]:
+            home.kept_table(
+                time,
+                key=str,
+                value=bytes,
+                codec="raw",
+                like=parents[0].topics[0],
+                make_part=make_time_part,
+                stamped=False,
+                checked=False,
+                help="Event time.",
+            )
+        hand_on(home, operator, self.shown, emit=emit, windows=windows, emit_every=emit_every)
+        return table
+
+
+def check_emit(name: str, emit: Emit, windows: AnyWindows | None) -> None:
+    """See that a table can put its results out like that.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if emit == "final" and windows is None:
+        raise ConfigurationError(
+            f"{name}: emit='final' goes with windows: without them no value is ever final"
+        )
+    if not (isinstance(emit, Suppress) or emit in ("update", "every", "final")):
+        raise ConfigurationError(
+            f"{name}: emit={emit!r} is none of update, every, final, or an ms.Suppress(...)"
+        )
+
+
+def hand_on(
+    home: StreamHome,
+    operator: Operator,
+    shown: Callable[[Any], Any] | None,
+    *,
+    emit: Emit,
+    windows: AnyWindows | None = None,
+    emit_every: Duration | None = None,
+    value_type: Any = None,
+) -> None:
+    """Declare what becomes of the changes of an aggregate's table.
+
+    Args:
+        shown: makes what programs see of what is kept.
+        value_type: of that; read from ``shown`` where it is left out.
+    """
+    name, flow = operator.name, operator
+    if shown is not None:
+        value_type = result_type(shown) if value_type is None else value_type
+        flow = home.plan.add(MapTable(flow, shown, name=name, value_type=value_type))
+    if isinstance(emit, Suppress):
+        flow = suppressed(home, flow, emit, f"{name}-suppress", windows)
+    if emit_every is not None:
+        flow = emitted_every(home, flow, emit_every, f"{name}-emit")
+    home.hand_on(name, flow)
+
+
+def make_time_part(name: str, **arguments: Any) -> TimedPart:
+    """A table that keeps nothing but event time."""
+    return TimedPart(name, **arguments)
+
+
+def count_shape(stream: DeclaredStream[Any, Any]) -> Shape:
+    fold = Fold(lambda: 0, lambda count, _: count + 1)
+    return Shape([stream], [fold], "count", value=int, merge=lambda a, b: a + b)
+
+
+def number_of(
+    value_type: Any, of: str | Callable[[Any], Any] | None
+) -> tuple[Callable[[Any], Any], Any]:
+    """What reads a number from a value, and the number's type."""
+    if of is None:
+        return lambda value: value, value_type
+    found = field_type(value_type, of) if isinstance(of, str) else result_type(of)
+    return field_getter(of, value_type), found
+
+
+def with_number(
+    get: Callable[[Any], Any], add: Callable[[Any, Any], Any]
+) -> Callable[[Any, Any], Any]:
+    """A fold over what is read from each value; async where the reading is."""
+    if not is_async(get):
+        return lambda so_far, value: add(so_far, get(value))
+
+    async def later(so_far: Any, value: Any) -> Any:
+        return add(so_far, await get(value))
+
+    return later
+
+
+def sum_shape(stream: DeclaredStream[Any, Any], of: Any) -> Shape:
+    get, value_type = number_of(stream.operator.value_type, of)
+    fold = Fold(lambda: 0, with_number(get, lambda total, number: total + number))
+    return Shape([stream], [fold], "sum", value=value_type, merge=lambda a, b: a + b)
+
+
+def least_shape(stream: DeclaredStream[Any, Any], of: Any, what: str) -> Shape:
+    get, value_type = number_of(stream.operator.value_type, of)
+    choose: Callable[..., Any] = min if what == "min" else max
+
+    def add(found: Any, one: Any) -> Any:
+        return one if found is None else choose(found, one)
+
+    return Shape(
+        [stream], [Fold(lambda: None, with_number(get, add))], what, value=value_type, merge=choose
+    )
+
+
+def mean_shape(stream: DeclaredStream[Any, Any], of: Any) -> Shape:
+    get, _ = number_of(stream.operator.value_type, of)
+    add = with_number(get, lambda so_far, number: (so_far[0] + number, so_far[1] + 1))
+    fold = Fold(lambda: (0.0, 0), add)
+    return Shape(
+        [stream],
+        [fold],
+        "mean",
+        value=tuple[float, int],
+        shown=mean_of,
+        merge=lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    )
+
+
+def mean_of(so_far: tuple[float, int]) -> float:
+    """The mean, from a sum and a count."""
+    return so_far[0] / so_far[1]
+
+
+def check_count(count: int) -> None:
+    """See that so many of a group's values can be the greatest.
+
+    Raises:
+        ConfigurationError: they cannot.
+    """
+    if count < 1:
+        raise ConfigurationError(f"top_k: {count} is not above 0")
+
+
+def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any) -> Shape:
+    check_count(count)
+    get, _ = number_of(stream.operator.value_type, by)
+
+    def best(values: list[Any], numbers: list[Any]) -> list[Any]:
+        order = heapq.nlargest(count, range(len(values)), key=numbers.__getitem__)
+        return [values[at] for at in order]
+
+    def among(*lists: list[Any]) -> list[Any]:
+        values = [value for some in lists for value in some]
+        return best(values, [get(value) for value in values])
+
+    async def among_later(*lists: list[Any]) -> list[Any]:
+        values = [value for some in lists for value in some]
+        return best(values, [await get(value) for value in values])
+
+    async def add_later(top: list[Any], value: Any) -> list[Any]:
+        return await among_later(top, [value])
+
+    waits = is_async(get)
+    fold = Fold(list, add_later if waits else lambda top, value: among(top, [value]))
+    value_type = list[stream.operator.value_type]  # type: ignore[name-defined]
+    return Shape(
+        [stream], [fold], f"top-{count}", value=value_type, merge=among_later if waits else among
+    )
+
+
+def reduce_shape(stream: DeclaredStream[Any, Any], function: Any) -> Shape:
+    fold = Fold(None, function)
+    return Shape([stream], [fold], "reduce", value=stream.operator.value_type, merge=function)
+
+
+def aggregate_shape(
+    streams: Sequence[DeclaredStream[Any, Any]],
+    adds: Sequence[Callable[[Any, Any], Any]],
+    default: Any,
+    value: Any,
+    merge: Any,
+    *,
+    windows: AnyWindows | None = None,
+) -> Shape:
+    initial = make_default(default, "aggregate")
+    value = default_type(default) if value is None else value
+    # as in Kafka Streams: without windows, and with sliding ones, a record without a value is dropped
+    skips = windows is None or isinstance(windows, kinds.Sliding)
+    folds = [Fold(initial, add, skips_null=skips) for add in adds]
+    return Shape(streams, folds, "aggregate", value=value, merge=merge)
