@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from aiokafka.record._crecords.default_records import DefaultRecordBatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +70,20 @@ def test_one_after_the_other(
         pack.append(record)
     assert (len(pack), read(pack)) == (len(one + two + three), one + two + three)
     assert (len(later), read(later)) == (len(two), two)
+
+
+@pytest.mark.parametrize("part", [1, 2, 3])
+def test_a_record_that_cannot_be_encoded(part: int) -> None:
+    """It is not there, whatever is wrong with it; what came before it is, and what comes later."""
+    good = [OutgoingRecord(at, b"key", b"value", [("name", b"text")]) for at in range(4)]
+    bad: Any = OutgoingRecord(
+        9, *([b"k", b"v", [("n", b"h")]][at] if at != part - 1 else 5 for at in range(3))
+    )
+    pack = RecordPack(good[:1])
+    with pytest.raises(TypeError):
+        pack.fill([*good[1:3], bad])
+    pack.append(good[3])
+    assert (len(pack), read(pack)) == (4, good)
 
 
 @given(RECORDS.filter(bool), st.integers(0, 2**60), st.integers(0, 99), st.booleans())

@@ -131,14 +131,16 @@ class RecordPack:
     def fill(self, records: Iterable[OutgoingRecord]) -> None:
         """Encode records."""
         add, count = self.add, self.count
-        for timestamp, key, value, headers in records:
-            if add(count, timestamp, key, value, headers) is None:
-                self.count = count
-                self._close()
-                add, count = self.add, 0
-                add(0, timestamp, key, value, headers)
-            count += 1
-        self.count = count
+        try:
+            for timestamp, key, value, headers in records:
+                if add(count, timestamp, key, value, headers) is None:
+                    self.count = count
+                    self._close()
+                    add, count = self.add, 0
+                    add(0, timestamp, key, value, headers)
+                count += 1
+        finally:
+            self.count = count
 
     def batches(self) -> list[tuple[bytearray, int]]:
         """All of it as whole batches, and how many records each has; more may be appended afterwards."""

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from millstream.transports.batch import Outgoing
 
 __all__ = [
-    "SLICE_BYTES",
-    "SLICE_RECORDS",
     "TOMBSTONE_MS",
     "Compacted",
     "Latest",
@@ -40,8 +38,8 @@ __all__ = [
     "slices",
 ]
 
-SLICE_BYTES = 1 << 20
-SLICE_RECORDS = 10_000
+_MERGE_BYTES = 1 << 20
+_MERGE_RECORDS = 10_000
 TOMBSTONE_MS = 24 * 3_600_000
 """How long a tombstone stays after it was appended: Kafka's ``delete.retention.ms``."""
 
@@ -229,8 +227,8 @@ class _Run:
     def takes(self, stored: StoredBatch) -> bool:
         first = self.batches[0]
         return (
-            self._bytes + len(stored.data) <= SLICE_BYTES
-            and len(self.records) < SLICE_RECORDS
+            self._bytes + len(stored.data) <= _MERGE_BYTES
+            and len(self.records) < _MERGE_RECORDS
             and first.appended_at // _MERGE_MS == stored.appended_at // _MERGE_MS
             and stored.next_offset - first.base_offset < _SPAN_MAX
         )
