@@ -16,6 +16,7 @@ from millstream.agents import Instance, Run, Source
 from millstream.context import Scope
 from millstream.transports.batch import iterate_batches
 from millstream.worker._key_queue import KeyQueue, Waiting
+from millstream.worker._placement import Placement
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from millstream.context import IncomingRecord
     from millstream.records import TopicPartition
     from millstream.transports.base import Fetched
-    from millstream.worker._placement import Placement
     from millstream.worker._shard import Shard
     from millstream.worker._specs import AgentSpec
 
@@ -33,6 +33,8 @@ __all__ = ["Lane"]
 RUN_TARGET_S = 0.005
 """How long a run should take at most, so that the event loop turns."""
 RUN_RECORDS_MIN, RUN_RECORDS_MAX = 16, 4_096
+CLOCK_RUNS = 8
+"""Short runs, one after the other, between two looks at the clock."""
 PIECE_RECORDS = 64
 """Records that are read at once: what is read long before its turn is cold by then."""
 AHEAD_EVENTS_MAX = 4_096
@@ -56,6 +58,7 @@ class Inbox:
         "fetched",
         "head",
         "head_time",
+        "looked_at",
         "position",
         "size",
         "source",
@@ -64,6 +67,8 @@ class Inbox:
 
     def __init__(self, source: Source, position: int, lane: Lane) -> None:
         self.source = source
+        self.looked_at = Placement.looks_at(source)
+        """Whether its records are looked at, if those of the lane are."""
         self._lane = lane
         self.position = position
         """The offset of the next record to take."""
@@ -176,12 +181,34 @@ class Inbox:
             return record.timestamp  # the agent's policy meets it when its turn comes
         return record.timestamp if moment is None else moment
 
-    def pop(self) -> IncomingRecord:
-        """Take the record that `peek` showed."""
-        record, self.head = self.head, None
+    def take_until(self, bound: float, count: int) -> list[IncomingRecord]:
+        """The record that `peek` showed, and up to ``count`` with those behind it whose event time is at most ``bound``."""
+        record, batch, time_of = self.head, self.batch, self.source.time_of
         assert record is not None
-        self.position = record.offset + 1
-        return record
+        records = [record]
+        while len(records) < count:
+            following = next(batch, None)
+            if following is None:
+                self.head, self.batch = (
+                    None,
+                    iter(()),
+                )  # a batch must not be asked again after its end
+                self.position = record.offset + 1
+                following = self.peek()
+                if following is None:
+                    return records
+                batch = self.batch
+            else:
+                self.head = following
+                self.head_time = following.timestamp if time_of is None else self._time(following)
+            if self.head_time > bound:
+                break
+            record = following
+            records.append(record)
+        else:
+            self.head = None
+        self.position = max(self.position, record.offset + 1)
+        return records
 
     def is_empty(self) -> bool:
         return not self.chunks and self.head is None
@@ -219,10 +246,13 @@ class Lane:
             Instance(spec.agent, host=self, sources=spec.sources, emit=spec.emit, number=number)
             for number in range(spec.agent.concurrency)
         ]
-        self.inboxes = {tp: Inbox(spec.sources[tp.topic], at, self) for tp, at in positions.items()}
+        self.inboxes: dict[TopicPartition, Inbox] = {}
+        """In the order of their names."""
         self._placement = placement
         self._bytes_max = inbox_bytes_max
         self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
+        for tp in sorted(positions):
+            self.inboxes[tp] = Inbox(spec.sources[tp.topic], positions[tp], self)
         self.active_at = shard.clock.monotonic()
         """When data came last, or something was still to do; see `millstream.worker._idle`."""
         self._wait_until: float | None = None
@@ -230,6 +260,8 @@ class Lane:
         self._arrived = asyncio.Event()
         self._run_records = 256
         self._rest: deque[Run] = deque()
+        self._goes_on = 0
+        """How often an instance went on with another run in its turn."""
         self._queue = KeyQueue(self._order_key)
         """With concurrency: what is taken in and waits for an instance."""
         self._dispatched: dict[Instance, Waiting] = {}
@@ -298,6 +330,7 @@ class Lane:
     def add_input(self, tp: TopicPartition, at: int) -> None:
         """Read another partition as well, from ``at`` on; its topic is among the sources by now."""
         self.inboxes[tp] = Inbox(self._spec.sources[tp.topic], at, self)
+        self.inboxes = dict(sorted(self.inboxes.items()))
         self._inbox_bytes_max = self._bytes_max // len(self.inboxes)
 
     def lag(self) -> int:
@@ -387,18 +420,14 @@ class Lane:
                 return None
             tp, inbox, bound = chosen
             start = inbox.position
-            first = []
-            while len(first) < self._run_records:
-                head = inbox.peek()
-                if head is None or (first and inbox.head_time > bound):
-                    break
-                first.append(inbox.pop())
+            first = inbox.take_until(bound, self._run_records)
             records = iter(first)
-        if self._placement is not None:
+        if inbox.looked_at and self._placement is not None:
             self._placement.look(tp, inbox.source, first)
         return Run(tp, inbox.source, records, start=start)
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
+        """The input whose head is oldest, and the time of the next one's; of equal ones the first by name."""
         oldest: tuple[TopicPartition, Inbox] | None = None
         least = bound = float("inf")
         awaited = []
@@ -412,7 +441,7 @@ class Lane:
                 continue
             inbox.wait_until = None
             time = inbox.head_time
-            if oldest is None or time < least or (time == least and tp < oldest[0]):
+            if oldest is None or time < least:
                 oldest, least, bound = (tp, inbox), time, least
             elif time < bound:
                 bound = time
@@ -438,7 +467,10 @@ class Lane:
         """What comes after a run: where partitions alternate, runs are short, and a turn costs more than one."""
         if len(self.inboxes) == 1 or self._rest or not self.subtopology.gate.is_set():
             return None
-        if self.shard.clock.monotonic() - instance.run_began > RUN_TARGET_S / 2:
+        self._goes_on += 1
+        if self._goes_on % CLOCK_RUNS == 0 and (
+            self.clock.monotonic() - instance.run_began > RUN_TARGET_S / 2
+        ):
             return None
         return self._next_run()
 
