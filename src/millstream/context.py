@@ -130,6 +130,16 @@ class Scope:
             to.output.append((tp, record, self))
         to.epoch_bytes += len(record[1] or b"") + len(record[2] or b"")
 
+    def settle(self) -> None:
+        """The event is in an epoch: nobody asks any more what it has touched, and whose work it has seen.
+
+        Its scope may be kept for long, as that of an instance that waits for its next event; with what it knows, and
+        those whom it knows, it would keep all that ever were.
+        """
+        self._depends = self._times = None
+        if self.journal:
+            self.journal.clear()
+
     @property
     def depends(self) -> set[Scope]:
         """Events whose work this one has seen; kept only with a journal."""

@@ -631,3 +631,37 @@ def test_tasks_are_async() -> None:
 
     with pytest.raises(ConfigurationError, match="task 'plain' is not an async function"):
         ms.App("t").task(plain)
+
+
+async def test_a_run_waits_with_what_it_has_seen() -> None:
+    """A run that has seen an unfinished event's work is not committed before it, and neither is that it has run."""
+    app = ms.App("timers", partitions=1)
+    orders = app.topic("orders", value=Order, key_from="account")
+    counts = app.table("counts", key=str, value=int, default=0)
+    hold = asyncio.Event()
+
+    @app.agent(orders)
+    async def slow(stream: ms.Stream[Order]) -> None:
+        async for _ in stream:
+            counts["all"] += 100
+            await hold.wait()
+
+    @app.crontab("* * * * *", scope="shard")
+    async def job() -> None:
+        counts["all"] += 1
+
+    async with TestApp(app, start=START) as t:
+        shard = t.worker.shards[1, 0]
+        await orders.send(Order("a", 1.0))
+        for moment, total in ((t.clock.now(), 100), (t.clock.now() + MINUTE, 101)):
+            t.clock.move_to(moment)
+            for _ in range(1_000):
+                if shard.own_parts["counts"].dirty == {"all": total}:
+                    break
+                await asyncio.sleep(0.001)
+            assert shard.own_parts["counts"].dirty == {"all": total}
+        await t.worker.committer.commit()
+        hold.set()
+        await t.crash()
+        await t.settle()
+        assert t.table(counts) == {"all": 101}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ import msgspec
 import pytest
 
 import millstream as ms
+from millstream.context import Scope
 from millstream.errors import IllegalGenerationError, RecordTooLargeError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.testing import TestApp
@@ -568,3 +570,31 @@ async def test_events_that_overlap_for_ever() -> None:
         assert max(behind) < 20, "what comes in a quarter of a second waits, and no more"
         await t.advance("1s")
         assert t.table(links) == {0: 1, **dict.fromkeys(range(1, events), 2), events: 1}
+
+
+async def test_what_is_committed_is_forgotten() -> None:
+    """Scopes of events that are in the log go, however they have met: no chain of them is kept by the last one."""
+    app = ms.App("met", partitions=1)
+    clicks = app.topic("clicks", value=Click, key_from="user")
+    counts = app.table("counts", key=str, value=int, default=0)
+
+    @app.agent(clicks, concurrency=5)
+    async def meet(stream: ms.Stream[Click]) -> None:
+        async for click in stream:
+            counts["all"] += 1
+            await asyncio.sleep(click.at / 1_000)
+            counts["all"] += 1
+
+    @app.timer("1s", scope="shard")
+    async def tick() -> None:
+        counts["all"] += 1
+
+    async with TestApp(app) as t:
+        await t.send_many(clicks, [Click(f"u{at}", at % 3) for at in range(200)])
+        for _ in range(50):
+            await t.advance("1s")
+        assert t.table(counts) == {"all": 450}
+        gc.collect()
+        scopes = [found for found in gc.get_objects() if type(found) is Scope]
+        mine = [scope for scope in scopes if scope.agent in ("meet", "timer:tick")]
+        assert len(mine) < 20

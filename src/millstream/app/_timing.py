@@ -134,7 +134,7 @@ async def _note(timer: Timer, moment: int, leading: Callable[[], Awaitable[Shard
         shard = await leading()
         notes = _notes(shard)
         scope = shard.begin_callback(f"timer:{timer.name}", moment)
-        notes.write(name, moment, scope)
+        shard.note(name, moment, scope)
         shard.end_callback(scope)
         await shard.commit()
         if notes.is_committed(name, moment):
@@ -154,15 +154,13 @@ def run_shard_timer(
     note = timer_note(timer.name)
 
     async def run(shard: Shard) -> None:
-        notes = _notes(shard)
-
         async def at(moment: int) -> None:
             async def inside(scope: Scope) -> None:
                 await timer.call(moment)
-                notes.write(note, moment, scope)
+                shard.note(note, moment, scope)
 
             def pass_by(scope: Scope, error: Exception | None) -> None:
-                notes.write(note, moment, scope)
+                shard.note(note, moment, scope)
                 if error is not None:
                     set_aside(scope, timer, moment, error)
 
@@ -191,7 +189,7 @@ def run_shard_timer(
             last = shard.began
             if timer.comes_again:
                 scope = shard.begin_callback(note, last)
-                notes.write(note, last, scope)
+                shard.note(note, last, scope)
                 shard.end_callback(scope)
         elif not timer.comes_again:
             last = max(last, shard.began)

@@ -1,8 +1,9 @@
 """What a shard remembers besides its tables: when its timers ran last.
 
 Notes are entries of a table part like others, with a changelog of their own: one for each number of shards, compacted.
-So a note is committed with the event that makes it, and is where the shard is. No table of a program has the part's
-name, and nobody can ask for it.
+A note lies beside what its event has sent until that event is cut, and comes into the part then: so it is committed with
+the event that makes it, connects it with no other, and is where the shard is. No table of a program has the part's name,
+and nobody can ask for it.
 
 =======================  =======================================================================================
 ``timer:NAME``           the moment (ms since the epoch) for which the timer ran last
@@ -19,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millstream.serialization import key_layout
-from millstream.tables import MISSING, TablePart
+from millstream.tables import TablePart
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from millstream.context import Scope
     from millstream.state.base import TableStore
     from millstream.worker._specs import TableSpec
 
@@ -96,18 +96,19 @@ class NotesPart(TablePart):
         )
 
     def read(self, name: str) -> Any:
-        """A note, committed or not; None where there is none."""
-        value = self.dirty.get(name, MISSING)
-        if value is MISSING:
-            value = self.load(name)
+        """A note, committed or on its way; None where there is none."""
+        key = _layout.encode(name)
+        for some in (self.changed_system, self.committing_system):
+            if key in some:
+                data = some[key]
+                break
+        else:
+            data = self.store.get(key)
+        value = None if data is None else self.loads(data)
         return value if isinstance(value, (int, str)) else None
 
-    def write(self, name: str, value: int | str, scope: Scope) -> None:
-        """Make a note, as part of an event."""
-        self.set(name, value, scope)
-
     def put(self, name: str, value: int | str | None) -> None:
-        """Make a note with the next cut, as part of no event; None deletes it."""
+        """Make a note with the next cut; None deletes it."""
         self.changed_system[_layout.encode(name)] = None if value is None else self.dumps(value)
 
     def passed(self, table: str, *, topic_id: str, start: int, end: int) -> set[int]:

@@ -59,7 +59,7 @@ class ShardCut:
     offsets: dict[TopicPartition, tuple[int, str]]
     shares: list[Share]
     unused: list[TablePart]
-    """Parts of tables that nobody has used, and that have changes of their own."""
+    """Parts that belong to no sub-topology and have changes of their own: notes, and tables that nobody has used."""
     changes: dict[str, list[dict[bytes, bytes | None]]] = field(default_factory=dict)
     """By table: slices of state key to value bytes."""
 
@@ -615,10 +615,14 @@ class Shard:
         return found if isinstance(found, NotesPart) else None
 
     def note(self, name: str, value: int | str, scope: Scope) -> None:
-        """Remember something, as part of an event."""
+        """Remember something, as part of an event; it connects the event with nobody."""
+        scope.wrote = True
+        scope.subtopology.notes.append((name, value, scope))
+
+    def put_note(self, name: str, value: int | str) -> None:
+        """Remember something with the epoch that is cut now."""
         assert self.notes is not None
-        self.connect(scope.agent, NOTES)
-        self.notes.write(name, value, scope)
+        self.notes.put(name, value)
 
     # event time -----------------------------------------------------------------------------------
 

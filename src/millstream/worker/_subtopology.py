@@ -88,6 +88,8 @@ class SubTopology:
         """What events without a journal have sent since the last cut."""
         self.output: list[Output] = []
         """What events with one have sent."""
+        self.notes: list[tuple[str, int | str, Scope]] = []
+        """What events have noted, and which: it goes into the epoch with them."""
         self.epoch_bytes = 0
         """Input taken, and output, since the last cut."""
         self.epoch_bytes_watch = epoch_bytes_max
@@ -141,6 +143,7 @@ class SubTopology:
         for tp, sent in other.sent.items():
             self.sent[tp].extend(sent)
         self.output += other.output
+        self.notes += other.notes
         self.epoch_bytes += other.epoch_bytes
         self.stream_time = max(self.stream_time, other.stream_time)
         self.cut_time = max(self.cut_time, other.cut_time)
@@ -270,6 +273,7 @@ class SubTopology:
         scope.times.clear()
         scope.wrote = False
         self.output[:] = [output for output in self.output if output[-1] is not scope]
+        self.notes[:] = [note for note in self.notes if note[-1] is not scope]
         if self.epoch_bytes > self._epoch_bytes_max:
             kept = _size(record for _, record, _ in self.output)
             self.epoch_bytes = kept + sum(sent.size for sent in self.sent.values())
@@ -317,6 +321,7 @@ class SubTopology:
         return bool(
             self.sent
             or self.output
+            or self.notes
             or self.time_advanced
             or any(part.is_dirty() for part in self.parts.values())
         )
@@ -344,7 +349,7 @@ class SubTopology:
             self.open_gate("journals begin")
         self._watch_ties(unfinished, limits)
         taken = [event for event in self.events if event not in excluded]
-        if excluded and not taken and not self._moves(limits, cut_positions):
+        if excluded and not taken and not self._moves(limits, cut_positions, excluded):
             return None
         # only now, as it rewrites the events' journals for the cut
         before: Mapping[Any, dict[Any, PreImage]] = before_excluded(excluded) if excluded else {}
@@ -356,6 +361,10 @@ class SubTopology:
             else:
                 outputs[output[0]].append(output[1])
         self.output = kept
+        for name, value, scope in self.notes:
+            if scope not in excluded:
+                self._shard.put_note(name, value)
+        self.notes = [note for note in self.notes if note[-1] in excluded]
         self.events = {event: None for event in self.events if event in excluded}
         ahead = Counter(event.agent for event in excluded)
         for lane in self.lanes:
@@ -370,6 +379,8 @@ class SubTopology:
             part.cut(before.get(part, {}))
             if self.journaled:
                 part.last_toucher = {k: s for k, s in part.last_toucher.items() if s in excluded}
+        for event in taken:
+            event.settle()
         self.epoch_bytes = 0
         self.epoch_bytes_watch = self._epoch_bytes_max
         self.time_advanced = False
@@ -398,9 +409,13 @@ class SubTopology:
         elif any(now - since >= TIED_S for _, since in tied.values()):
             self.close_gate("tied events")
 
-    def _moves(self, limits: Positions, cut_positions: Positions) -> bool:
+    def _moves(self, limits: Positions, cut_positions: Positions, excluded: set[Scope]) -> bool:
         """Whether there is something in a cut at these positions, although it takes no event."""
-        return bool(self.sent) or any(at > cut_positions[source] for source, at in limits.items())
+        return (
+            bool(self.sent)
+            or any(at > cut_positions[source] for source, at in limits.items())
+            or any(scope not in excluded for _, _, scope in self.notes)
+        )
 
     def _note_quiet(self, excluded: bool) -> None:
         if not self.journaled or self._shard.failures.is_searching:
@@ -444,6 +459,8 @@ class SubTopology:
             self.sent[tp].append(record)
         self.output = []
         self.events = {}
+        for event in events:
+            event.settle()
         for lane in self.lanes:
             lane.ahead = 0
         self.set_journaled(False)
