@@ -74,11 +74,13 @@ class Scope:
         "agent",
         "journal",
         "open",
+        "part",
         "parts",
         "record",
         "shard",
         "stream",
         "subtopology",
+        "table",
         "timestamp",
         "tp",
         "value",
@@ -100,6 +102,9 @@ class Scope:
         """Name of the agent, timer or callback."""
         self.parts = parts
         """The shard's part of every table, by the table's name."""
+        self.table: Any = None
+        """The one that was used last, as most agents use the same one again, and in `part` the shard's part of it."""
+        self.part: Any = None
         self.subtopology = subtopology
         """Those of the shard that the event is connected with; `millstream.worker` knows its type."""
         self.open = False

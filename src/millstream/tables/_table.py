@@ -203,19 +203,14 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         return cast("WindowedTable[K, V]", made)
 
     def _part(self, scope: Scope) -> TablePart:
-        try:
-            return cast("TablePart", scope.parts[self.name])
-        except KeyError:
-            raise no_part(self.name, scope) from None
+        part: TablePart = part_of(self, scope)
+        return part
 
     def __getitem__(self, key: K) -> V:
         scope = current.get(None)
         if scope is None or not scope.open:
             scope = require_scope(f"table {self.name!r}")
-        try:
-            part = scope.parts[self.name]
-        except KeyError:
-            raise no_part(self.name, scope) from None
+        part = scope.part if scope.table is self else part_of(self, scope)
         if scope.journal is None:
             # not by KeyError: of many keys, most are not dirty, and an exception costs ten times as much
             value = part.dirty.get(key, MISSING)
@@ -247,10 +242,7 @@ class Table(MutableMapping[K, V], Generic[K, V]):
         scope = current.get(None)
         if scope is None or not scope.open:
             scope = require_scope(f"table {self.name!r}")
-        try:
-            part = scope.parts[self.name]
-        except KeyError:
-            raise no_part(self.name, scope) from None
+        part = scope.part if scope.table is self else part_of(self, scope)
         if self.read_only:
             raise ConfigurationError(
                 f"table {self.name!r} is read from a topic: send to that topic instead of writing"
@@ -399,6 +391,20 @@ class SetTable(Table[K, set[V]]):
         members.discard(member)
         if not members and key in self:
             del self[key]
+
+
+def part_of(table: Any, scope: Scope) -> Any:
+    """The part of a table in the shard of the event at hand, which is then the scope's last one.
+
+    Raises:
+        ConfigurationError: the shard has none.
+    """
+    try:
+        part = scope.parts[table.name]
+    except KeyError:
+        raise no_part(table.name, scope) from None
+    scope.table, scope.part = table, part
+    return part
 
 
 def no_part(name: str, scope: Scope) -> Exception:

@@ -14,7 +14,7 @@ from millstream.clock import Duration, duration_ms, timestamp_ms
 from millstream.context import Scope, current
 from millstream.errors import ConfigurationError
 from millstream.tables._part import DELETED, MISSING, TablePart
-from millstream.tables._table import NO_DEFAULT, no_part, require_scope
+from millstream.tables._table import NO_DEFAULT, part_of, require_scope
 from millstream.tables._windowed_part import WindowedPart, windowed_part
 from millstream.windows import AnyWindows, Session, Window
 
@@ -58,10 +58,7 @@ class WindowView(Generic[K, V]):
         scope = current.get(None)
         if scope is None or not scope.open:
             scope = require_scope(f"table {table.name!r}")
-        try:
-            part = scope.parts[table.name]
-        except KeyError:
-            raise no_part(table.name, scope) from None
+        part = scope.part if scope.table is table else part_of(table, scope)
         flat = part.flat
         if flat == 0 or scope.journal is not None:
             part.update(self._key, operator.iadd, other, table.initial, scope)
@@ -363,10 +360,7 @@ class WindowedTable(Generic[K, V]):
     def enter(self) -> tuple[Scope, WindowedPart]:
         """The event at hand, and the shard's part of the table."""
         scope = require_scope(f"table {self.name!r}")
-        try:
-            return scope, scope.parts[self.name]
-        except KeyError:
-            raise no_part(self.name, scope) from None
+        return scope, part_of(self, scope)
 
     def initial(self, key: Any, part: TablePart) -> Any:
         """A value for a window that has none.
