@@ -21,6 +21,7 @@ from tests.kit import Order, continued, second_worker
 
 if TYPE_CHECKING:
     from millstream.clock import Duration
+    from millstream.transports.base import CommitResult, Epoch
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -633,8 +634,19 @@ def test_tasks_are_async() -> None:
         ms.App("t").task(plain)
 
 
-async def test_a_run_waits_with_what_it_has_seen() -> None:
-    """A run that has seen an unfinished event's work is not committed before it, and neither is that it has run."""
+async def refuse(epoch: Epoch) -> CommitResult:
+    """As a group does that has moved on."""
+    raise ms.errors.IllegalGenerationError("the group has moved on")
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_a_run_waits_with_what_it_has_seen(
+    refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that has seen an unfinished event's work is not committed before it, and neither is that it has run.
+
+    Nor where it has seen none, and its epoch was refused: it is noted with what it has written, or not at all.
+    """
     app = ms.App("timers", partitions=1)
     orders = app.topic("orders", value=Order, key_from="account")
     counts = app.table("counts", key=str, value=int, default=0)
@@ -648,20 +660,27 @@ async def test_a_run_waits_with_what_it_has_seen() -> None:
 
     @app.crontab("* * * * *", scope="shard")
     async def job() -> None:
-        counts["all"] += 1
+        counts[its] += 1
 
+    its = "job" if refused else "all"
+    total = {"all": 100, "job": 1} if refused else {"all": 101}
     async with TestApp(app, start=START) as t:
         shard = t.worker.shards[1, 0]
         await orders.send(Order("a", 1.0))
-        for moment, total in ((t.clock.now(), 100), (t.clock.now() + MINUTE, 101)):
-            t.clock.move_to(moment)
-            for _ in range(1_000):
-                if shard.own_parts["counts"].dirty == {"all": total}:
-                    break
-                await asyncio.sleep(0.001)
-            assert shard.own_parts["counts"].dirty == {"all": total}
+        for moment, wanted in ((t.clock.now(), {"all": 100}), (t.clock.now() + MINUTE, total)):
+            async with t.worker.committer.lock:
+                t.clock.move_to(moment)
+                for _ in range(1_000):
+                    if shard.own_parts["counts"].dirty == wanted:
+                        break
+                    await asyncio.sleep(0.001)
+                assert shard.own_parts["counts"].dirty == wanted
+        if refused:
+            with monkeypatch.context() as patch:
+                patch.setattr(shard._options.transport, "commit", refuse)
+                await t.worker.committer.commit()
         await t.worker.committer.commit()
         hold.set()
         await t.crash()
         await t.settle()
-        assert t.table(counts) == {"all": 101}
+        assert t.table(counts) == total

@@ -131,7 +131,7 @@ async def test_bytes_given_back() -> None:
         tp = TopicPartition("clicks", 0)
         quick._full()
         before = quick.epoch_bytes
-        quick.give_back(_subtopology.Share(quick, {}, {tp: refused}, [], T2013))
+        quick.give_back(_subtopology.Share(quick, {}, {tp: refused}, [], [], T2013))
         assert quick.epoch_bytes == before + refused.size
         assert quick.epoch_bytes < quick.epoch_bytes_watch
         quick.filling(scope)

@@ -23,7 +23,7 @@ from millstream.serialization import key_layout
 from millstream.tables import TablePart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from millstream.state.base import TableStore
     from millstream.worker._specs import TableSpec
@@ -110,6 +110,11 @@ class NotesPart(TablePart):
     def put(self, name: str, value: int | str | None) -> None:
         """Make a note with the next cut; None deletes it."""
         self.changed_system[_layout.encode(name)] = None if value is None else self.dumps(value)
+
+    def withdraw(self, names: Iterable[str]) -> None:
+        """Notes that were put, and shall not go with the next cut after all."""
+        for name in names:
+            self.changed_system.pop(_layout.encode(name), None)
 
     def passed(self, table: str, *, topic_id: str, start: int, end: int) -> set[int]:
         """Offsets of the records that are no part of a table; what is of no use any more is deleted.

@@ -759,6 +759,8 @@ class Shard:
         for part in cut.unused:
             owner = self._owners.get(part.name)
             part.restore(() if owner is None else owner.events)
+        if self.notes is not None:  # they wait with their events again
+            self.notes.withdraw(name for share in cut.shares for name, _, _ in share.notes)
 
     # queries --------------------------------------------------------------------------------------
 

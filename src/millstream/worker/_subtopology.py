@@ -47,6 +47,8 @@ Positions = dict[tuple[str, "TopicPartition"], int]
 """By agent and partition: the offset after what is finished, or committed."""
 
 Sent = defaultdict["TopicPartition", RecordPack]
+Note = tuple[str, "int | str", "Scope"]
+"""Name, value, and the event."""
 
 EVENT_OUTPUT_EPOCHS = 4
 """How many times ``epoch_bytes_max`` the output of one event may be."""
@@ -67,6 +69,8 @@ class Share:
     """Up to where its agents' inputs are in it."""
     outputs: dict[TopicPartition, RecordPack]
     """What its events have sent, in order."""
+    notes: list[Note]
+    """What they have noted."""
     parts: list[TablePart]
     time_before: int
     """What `SubTopology.cut_time` was before."""
@@ -88,8 +92,8 @@ class SubTopology:
         """What events without a journal have sent since the last cut."""
         self.output: list[Output] = []
         """What events with one have sent."""
-        self.notes: list[tuple[str, int | str, Scope]] = []
-        """What events have noted, and which: it goes into the epoch with them."""
+        self.notes: list[Note] = []
+        """What events have noted: it goes into the epoch with them."""
         self.epoch_bytes = 0
         """Input taken, and output, since the last cut."""
         self.epoch_bytes_watch = epoch_bytes_max
@@ -361,9 +365,9 @@ class SubTopology:
             else:
                 outputs[output[0]].append(output[1])
         self.output = kept
-        for name, value, scope in self.notes:
-            if scope not in excluded:
-                self._shard.put_note(name, value)
+        notes = [note for note in self.notes if note[-1] not in excluded]
+        for name, value, _ in notes:
+            self._shard.put_note(name, value)
         self.notes = [note for note in self.notes if note[-1] in excluded]
         self.events = {event: None for event in self.events if event in excluded}
         ahead = Counter(event.agent for event in excluded)
@@ -387,7 +391,7 @@ class SubTopology:
         time_before, self.cut_time = self.cut_time, self._time_of(taken if excluded else None)
         self._note_quiet(bool(excluded))
         self.open_gate("epoch full")
-        return Share(self, limits, outputs, list(self.parts.values()), time_before)
+        return Share(self, limits, outputs, notes, list(self.parts.values()), time_before)
 
     def _time_of(self, taken: Iterable[Scope] | None) -> int:
         """Stream time as far as these events have brought it, of which some may be missing; None stands for all."""
@@ -468,6 +472,7 @@ class SubTopology:
     def give_back(self, share: Share) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
         self.cut_time = min(self.cut_time, share.time_before)
+        self.notes[:0] = share.notes
         for part in share.parts:
             part.restore(self.events)
         for tp, sent in share.outputs.items():
