@@ -189,10 +189,8 @@ class Inbox:
         while len(records) < count:
             following = next(batch, None)
             if following is None:
-                self.head, self.batch = (
-                    None,
-                    iter(()),
-                )  # a batch must not be asked again after its end
+                self.head = None
+                self.batch = iter(())  # a batch must not be asked again after its end
                 self.position = record.offset + 1
                 following = self.peek()
                 if following is None:
