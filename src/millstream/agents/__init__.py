@@ -12,11 +12,12 @@ from millstream.agents._agent import (
 )
 from millstream.agents._declared import AgentSource, Step
 from millstream.agents._event import Event, current_event
+from millstream.agents._fields import field_getter
 from millstream.agents._instance import Failure, Instance, InstanceHost, Run, Source
 from millstream.agents._lines import user_line, waiting_line
 from millstream.agents._policy import Dlq, OnError, Policy, Retry, policy_of
 from millstream.agents._stream import SKIP, Stream
-from millstream.agents._topic import Sender, Topic, field_getter
+from millstream.agents._topic import Sender, Topic
 from millstream.agents._topic_group import TopicGroup
 
 __all__ = [

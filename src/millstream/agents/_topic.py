@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from typing_extensions import TypeVar
 
+from millstream.agents._fields import field_getter
 from millstream.clock import Duration, duration_ms, timestamp_ms
 from millstream.context import Scope, current
 from millstream.errors import (
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from millstream.agents._policy import Policy
     from millstream.serialization.base import Codec
 
-__all__ = ["Sender", "Topic", "field_getter"]
+__all__ = ["Sender", "Topic"]
 
 V = TypeVar("V")
 K = TypeVar("K", default=str)
@@ -53,22 +53,6 @@ class Sender(Protocol):
     async def append(
         self, records: Mapping[TopicPartition, Sequence[OutgoingRecord]]
     ) -> dict[TopicPartition, int]: ...
-
-
-def field_getter(field: str | Callable[[Any], Any], value_type: Any = Any) -> Callable[[Any], Any]:
-    """A function that reads a field from an object or a mapping; a function is returned as it is."""
-    if callable(field):
-        return field
-    attribute = attrgetter(field)
-    if hasattr(value_type, "__struct_fields__") or hasattr(value_type, "__dataclass_fields__"):
-        return attribute
-
-    def get(value: Any) -> Any:
-        if isinstance(value, dict):
-            return value[field]
-        return attribute(value)
-
-    return get
 
 
 class Topic(Generic[V, K]):

@@ -10,10 +10,9 @@ from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
 from millstream.streams._operator import is_async
-from millstream.streams._stream import field_type
 from millstream.streams._suppress import Suppress, emitted_every, suppressed
 from millstream.streams._table_ops import MapTable
-from millstream.streams._types import default_type, make_default, result_type
+from millstream.streams._types import default_type, field_type, make_default, result_type
 from millstream.tables import TimedPart
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from millstream.streams._stateless import (
     ToTopic,
 )
 from millstream.streams._table_ops import Upsert
-from millstream.streams._types import result_type, without_none
+from millstream.streams._types import field_type, result_type, without_none
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from millstream.streams._process import Processor
     from millstream.streams._tables import Table, TableStream
 
-__all__ = ["DeclaredStream", "field_type"]
+__all__ = ["DeclaredStream"]
 
 V = TypeVar("V")
 W = TypeVar("W")
@@ -516,15 +516,3 @@ class DeclaredStream(Generic[V, K]):
             made = without_none(result_type(key))
         rekeyed = DeclaredStream[V, Any](self._rekeyed(key, stem, made), self.home)
         return GroupedStream(rekeyed._moved(stem).operator, self.home)
-
-
-def field_type(value_type: Any, field: Any) -> Any:
-    """The declared type of a field, or Any."""
-    if not isinstance(field, str) or value_type is Any:
-        return Any
-    from typing import get_type_hints
-
-    try:
-        return without_none(get_type_hints(value_type).get(field, Any))
-    except (NameError, TypeError, AttributeError):
-        return Any

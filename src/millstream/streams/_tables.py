@@ -15,7 +15,7 @@ from millstream.streams._grouped_table import GroupedTable
 from millstream.streams._operator import is_async
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
-from millstream.streams._stream import DeclaredStream, field_type
+from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import suppressed
 from millstream.streams._table_ops import (
     FilterTable,
@@ -24,7 +24,7 @@ from millstream.streams._table_ops import (
     Keep,
     MapTable,
 )
-from millstream.streams._types import result_type, without_none
+from millstream.streams._types import field_type, result_type, without_none
 from millstream.tables import MISSING, require_scope
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 from millstream.errors import ConfigurationError
 
-__all__ = ["default_type", "make_default", "result_type", "without_none"]
+__all__ = ["default_type", "field_type", "make_default", "result_type", "without_none"]
 
 
 def result_type(function: Any, otherwise: Any = Any, *, inside: bool = False) -> Any:
@@ -61,3 +61,13 @@ def make_default(default: Any, what: str) -> Any:
             f" one, for example default={type(default).__name__}"
         )
     return lambda: default
+
+
+def field_type(value_type: Any, field: Any) -> Any:
+    """The declared type of a field, or Any."""
+    if not isinstance(field, str) or value_type is Any:
+        return Any
+    try:
+        return without_none(get_type_hints(value_type).get(field, Any))
+    except (NameError, TypeError, AttributeError):
+        return Any
