@@ -112,6 +112,11 @@ class TableMachine(RuleBasedStateMachine):
             return
         self.log.append((event, action, key, self.number))
 
+    @rule(keys=st.lists(KEYS))
+    def read_ahead(self, keys: list[str]) -> None:
+        """At any moment, for whatever keys: nothing but clean entries comes of it."""
+        self.shard.parts["t"].read_ahead(keys, [0] * len(keys))
+
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 2))
     def items(self, which: int) -> None:

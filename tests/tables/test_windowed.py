@@ -145,6 +145,11 @@ class WindowedMachine(RuleBasedStateMachine):
             self.table[key] += more
         self.log.append((event, key, self.number))
 
+    @rule(keys=st.lists(st.sampled_from("abc")), time=st.integers(0, 100))
+    def read_ahead(self, keys: list[str], time: int) -> None:
+        """At any moment, for whatever keys and times: nothing but clean entries comes of it."""
+        self.shard.parts["t"].read_ahead(keys, [time] * len(keys))
+
     @precondition(lambda self: self.open)
     @rule(which=st.integers(0, 2))
     def read(self, which: int) -> None:

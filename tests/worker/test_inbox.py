@@ -13,6 +13,7 @@ from millstream.agents import Source
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.transports.base import Fetched
 from millstream.transports.batch import RecordPack, rebase
+from millstream.worker._ahead import ReadAhead
 from millstream.worker._lane import PIECE_RECORDS, Inbox
 
 TP = TopicPartition("t", 0)
@@ -27,7 +28,9 @@ def batch_of(*times: int) -> bytes:
 def make_inbox() -> Inbox:
     """One that is empty, of a partition that begins at 0."""
     lane: Any = SimpleNamespace(
-        subtopology=SimpleNamespace(epoch_bytes=0), time_reached=lambda time: None
+        subtopology=SimpleNamespace(epoch_bytes=0),
+        time_reached=lambda time: None,
+        ahead_of=ReadAhead({}),
     )
     source = Source(topic="t", decode=bytes, decode_key=bytes, time_of=None, type_name="bytes")
     return Inbox(source, 0, lane)

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from millstream.errors import DecodeError, EncodeError, RecordTooLargeError
 from millstream.serialization import key_layout
 from millstream.streams._join_filter import KeyFilters
-from millstream.tables import DELETED, ENCODE_SLICE, Expiry, TimedPart
+from millstream.tables import DELETED, Expiry, TimedPart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -232,15 +232,9 @@ class RowsPart(TimedPart):
                 found = self._load_clean(entry)
         return b"" if found is DELETED else found
 
-    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
-        """``committing`` in slices; see `TablePart.encode`."""
+    def _encode_values(self, entries: list[tuple[Any, Any]]) -> dict[bytes, bytes | None]:
         place = self.place
-        entries = iter(self.committing.items())
-        while chunk := list(islice(entries, ENCODE_SLICE)):
-            yield {
-                place(entry): None if segment is DELETED else segment for entry, segment in chunk
-            }
-        yield self.committing_system
+        return {place(entry): None if value is DELETED else value for entry, value in entries}
 
     def _put(self, entry: Any, segment: bytes, scope: Scope) -> None:
         if scope.journal is None:
@@ -396,20 +390,17 @@ class BufferPart(RowsPart):
         tail = layout_of_int(number) if number else FIRST_NUMBER
         return layout_of_int(bucket) + self._encode_plain(key) + tail
 
-    def encode(self) -> Iterator[dict[bytes, bytes | None]]:
-        """``committing`` in slices; entries of a bucket have their beginnings in common."""
+    def _encode_values(self, entries: list[tuple[Any, Any]]) -> dict[bytes, bytes | None]:
+        # entries of a bucket have their beginnings in common
         encode_plain = self._encode_plain
         last, head = -1, b""
-        entries = iter(self.committing.items())
-        while chunk := list(islice(entries, ENCODE_SLICE)):
-            slice_: dict[bytes, bytes | None] = {}
-            for (bucket, key, number), segment in chunk:
-                if bucket != last:
-                    last, head = bucket, layout_of_int(bucket)
-                tail = layout_of_int(number) if number else FIRST_NUMBER
-                slice_[head + encode_plain(key) + tail] = None if segment is DELETED else segment
-            yield slice_
-        yield self.committing_system
+        slice_: dict[bytes, bytes | None] = {}
+        for (bucket, key, number), segment in entries:
+            if bucket != last:
+                last, head = bucket, layout_of_int(bucket)
+            tail = layout_of_int(number) if number else FIRST_NUMBER
+            slice_[head + encode_plain(key) + tail] = None if segment is DELETED else segment
+        return slice_
 
     def recovered(self) -> None:
         super().recovered()

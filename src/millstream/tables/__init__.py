@@ -8,7 +8,7 @@ from millstream.errors import (
     UnknownTableError,
 )
 from millstream.tables._expiry import Expiry
-from millstream.tables._part import DELETED, ENCODE_SLICE, MISSING, TablePart
+from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._position import (
     POSITION_KEY,
     RecoveryPlan,
@@ -29,7 +29,6 @@ from millstream.tables._windowed_part import WindowedPart, index_key_of
 
 __all__ = [
     "DELETED",
-    "ENCODE_SLICE",
     "MISSING",
     "NEVER",
     "NO_DEFAULT",

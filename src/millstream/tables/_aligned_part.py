@@ -18,7 +18,7 @@ from millstream.tables._windowed_base import (
 from millstream.windows import Hopping, Tumbling, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from millstream.clock import Clock
     from millstream.context import Scope
@@ -151,6 +151,15 @@ class AlignedPart(WindowedPart):
             if self.closes:
                 self.opened(entry[0])
         return value
+
+    def entries_of(self, keys: Sequence[Any], timestamps: Sequence[int]) -> Iterable[Any]:
+        if self.tumbles:
+            size = self.size_ms
+            return [(at - at % size, key) for key, at in zip(keys, timestamps, strict=True)]
+        starts = self.windows.starts
+        return [
+            (start, key) for key, at in zip(keys, timestamps, strict=True) for start in starts(at)
+        ]
 
     def opened(self, start: int) -> None:
         """A window has data, perhaps for the first time."""

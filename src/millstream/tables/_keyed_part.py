@@ -21,7 +21,7 @@ from millstream.tables._windowed_base import (
 from millstream.windows import Session, Sliding, Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from millstream.clock import Clock
     from millstream.context import PreImage, Scope
@@ -194,6 +194,9 @@ class KeyedPart(WindowedPart):
         if known and known[0][0] < floor:
             del known[: bisect_left(known, (floor, -1))]
         return known
+
+    def entries_of(self, keys: Sequence[Any], timestamps: Sequence[int]) -> Iterable[Any]:
+        return ()  # which windows there are is looked up for each key
 
     def _floor(self) -> int:
         """The lowest end of a window that can still change."""

@@ -95,8 +95,10 @@ class TablePart:
         "keep_schema",
         "last_toucher",
         "loads",
+        "missed",
         "mutable",
         "name",
+        "near",
         "schema",
         "show",
         "store",
@@ -136,6 +138,10 @@ class TablePart:
         self._check = check
         self._cache_size = cache_size
         self._order = itertools.count().__next__
+        self.missed = 0
+        """How often the store was asked for one entry."""
+        self.near: dict[Any, bytes] = {}
+        """What was read ahead, until somebody asks for it, the next cut, or a change of the store."""
         self.value_bytes_max = 1 << 40
         """The largest value, in bytes; set by whoever makes the part."""
         self.show: Callable[[Any], Any] | None = None
@@ -216,7 +222,7 @@ class TablePart:
                 else self.committing[key] is not DELETED
             )
         self.admit(key)
-        return self.cached(key) is not MISSING or self.store.get(self.encode_key(key)) is not None
+        return self.cached(key) is not MISSING or key in self.near or self._stored(key) is not None
 
     def admit(self, key: Any) -> None:
         """Check the key on its first use: its type, and that it belongs to this shard."""
@@ -227,6 +233,11 @@ class TablePart:
         """The value of a key that is not dirty, or `MISSING` or `DELETED`."""
         if self.mutable:
             return self._load_mutable(key)
+        if self.near:
+            data = self.near.pop(key, None)
+            if data is not None:
+                value = self.cache[key] = self.decode(key, data)
+                return value
         value = self.committing.get(key, MISSING)
         if value is MISSING:
             value = self.cache.get(key, MISSING)
@@ -234,8 +245,7 @@ class TablePart:
                 if self._cache_old:
                     value = self._cache_old.pop(key, MISSING)
                 if value is MISSING:
-                    self._check(key)
-                    data = self.store.get(self.encode_key(key))
+                    data = self._stored(key)
                     if data is None:
                         return MISSING
                     value = self.decode(key, data)
@@ -266,8 +276,48 @@ class TablePart:
         cached = self.cached(key)
         if cached is not MISSING:
             return cached  # type: ignore[no-any-return]
-        self._check(key)
-        return self.store.get(self.encode_key(key))
+        return self._stored(key)
+
+    def _stored(self, key: Any) -> bytes | None:
+        """The bytes of a key that is in none of the dictionaries."""
+        data = self.near.pop(key, None)
+        if data is None:
+            self._check(key)
+            self.missed += 1
+            data = self.store.get(self.encode_key(key))
+        return data
+
+    def read_ahead(self, keys: Sequence[Any], timestamps: Sequence[int]) -> tuple[int, list[Any]]:
+        """Bring near what is in the store alone, for records that will probably ask for it.
+
+        Args:
+            keys: of the records.
+            timestamps: of the same records, in ms.
+
+        Returns:
+            How many entries the store was asked for, and those that it has.
+        """
+        dirty, committing, cache, old = self.dirty, self.committing, self.cache, self._cache_old
+        near = self.near
+        entries = [
+            entry
+            for entry in dict.fromkeys(self.entries_of(keys, timestamps))
+            if not (entry in dirty or entry in cache or entry in committing or entry in old)
+        ]
+        if not entries:
+            return 0, entries
+        self.trim()
+        stored = self.store.get_many([self.encode_key(entry) for entry in entries])
+        found = []
+        for entry, data in zip(entries, stored, strict=True):
+            if data is not None:
+                near[entry] = data
+                found.append(entry)
+        return len(entries), found
+
+    def entries_of(self, keys: Sequence[Any], timestamps: Sequence[int]) -> Iterable[Any]:
+        """The entries that the events of some records will probably ask for."""
+        return keys
 
     def cached(self, key: Any) -> Any:
         """The clean entry, or `MISSING`."""
@@ -285,7 +335,7 @@ class TablePart:
 
     def forget_clean(self) -> None:
         """Drop the clean entries: the store has changed under them."""
-        self.cache, self._cache_old = {}, {}
+        self.cache, self._cache_old, self.near = {}, {}, {}
 
     def decode(self, key: Any, data: bytes) -> Any:
         """Stored bytes to a value.
@@ -564,6 +614,7 @@ class TablePart:
         if not self._schema_is_kept and self.dirty:
             self.keep_schema(self.schema)
             self._schema_is_kept = True
+        self.near.clear()
         self.committing, self.dirty = self.dirty, {}
         self.committing_base, self.base = self.base, {}
         self.committing_system, self.changed_system = self.changed_system, {}
@@ -601,15 +652,28 @@ class TablePart:
         """Encode ``committing`` in slices; entries that have not changed fall out.
 
         Yields:
-            State key to value bytes, or None for a deleted entry; the last slice holds system entries.
+            State key to value bytes, or None for a deleted entry; the last slice, which may be empty, holds system
+            entries.
         """
+        encode = self._encode_mutable if self.mutable else self._encode_values
+        entries = list(self.committing.items())
+        for at in range(0, len(entries), ENCODE_SLICE):
+            yield encode(entries[at : at + ENCODE_SLICE])
+        yield self.committing_system
+
+    def _encode_values(self, entries: list[tuple[Any, Any]]) -> dict[bytes, bytes | None]:
+        encode_key, encode = self.encode_key, self._encode
+        return {
+            encode_key(key): None if value is DELETED else encode(key, value)
+            for key, value in entries
+        }
+
+    def _encode_mutable(self, entries: list[tuple[Any, Any]]) -> dict[bytes, bytes | None]:
         slice_: dict[bytes, bytes | None] = {}
-        encode_key, base, encoded = self.encode_key, self.committing_base, self.encoded
-        for key, value in list(self.committing.items()):
-            data: bytes | None
-            if value is DELETED:
-                data = None
-            elif self.mutable:
+        base, encoded = self.committing_base, self.encoded
+        for key, value in entries:
+            data: bytes | None = None
+            if value is not DELETED:
                 data = encoded.get(key)
                 if data is None:
                     data = encoded[key] = self._encode(key, value)
@@ -623,17 +687,12 @@ class TablePart:
                     self.committing[key] = DELETED
                     del base[key]
                     data = None
-            else:
-                data = self._encode(key, value)
-            slice_[encode_key(key)] = data
-            if len(slice_) >= ENCODE_SLICE:
-                yield slice_
-                slice_ = {}
-        slice_.update(self.committing_system)
-        yield slice_
+            slice_[self.encode_key(key)] = data
+        return slice_
 
     def settle(self) -> None:
         """The store holds ``committing`` now: keep it as clean entries, and drop it."""
+        self.near.clear()
         if self.committing:
             self.trim()
             cache, old = self.cache, self._cache_old

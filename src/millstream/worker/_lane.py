@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from millstream.agents import Instance, Run, Source
 from millstream.context import Scope
 from millstream.transports.batch import iterate_batches
+from millstream.worker._ahead import ReadAhead
 from millstream.worker._key_queue import KeyQueue, Waiting
 from millstream.worker._placement import Placement
 
@@ -156,7 +157,8 @@ class Inbox:
         while self.chunks:
             found = next(self.chunks[0], None)
             if found is not None:
-                self.batch, self.batch_end, self.batch_time = found
+                batch, self.batch_end, self.batch_time = found
+                self.batch = self._lane.ahead_of.batch(batch, self.source)
                 return True
             self.chunks.popleft()
         return False
@@ -237,6 +239,7 @@ class Lane:
         self.subtopology = shard.subtopology_of(spec.agent.name)
         self.subtopology.lanes.append(self)
         self._parts = shard.parts_of(spec.agent.name)
+        self.ahead_of = ReadAhead(self._parts)
         self._failures = shard.failures
         self.ahead = 0
         """Journaled events that are not committed."""
