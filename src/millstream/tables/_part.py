@@ -9,6 +9,9 @@ A key is looked up in four places, newest first::
     cache        clean entries that were used lately             values, or bytes where values can change
     store        what the changelog is known to hold             bytes
 
+``near`` is a part of the store that is at hand: what `millstream.worker._ahead` has read for the records to come.
+None of these entries is in ``committing`` or ``cache``, and the next cut ends it.
+
 A *cut* moves ``dirty`` to ``committing`` and starts an empty one; nothing is copied. The committer encodes
 ``committing`` in slices while events go on, hands it to the log, writes it to the store, and drops it
 (`settle`), or gives it back (`restore`) when the group has moved on and the shard stayed.
