@@ -159,7 +159,18 @@ def checks_of_joins(app: ms.App) -> None:
         assert_type(totals.join(users, total_of, how=how, name="rows"), ms.Table[str, str])
         assert_type(totals.join(users, total_of, how=how), TableStream[str, str])
     last = clicks.to_table("last")
-    assert_type(last.join(users, name_of, on="user", name="named"), ms.Table[str, str])
+    assert_type(last.join(users, lambda c, u: (c.ms, u.name)), TableStream[str, tuple[int, str]])
+    assert_type(last.join(users, lambda c, u: u.name, on="user", name="named"), ms.Table[str, str])
+    assert_type(last.join(users, name_of, how="left", on="user", name="named"), ms.Table[str, str])
+    assert_type(
+        last.filter(bool).join(
+            users, lambda c, u: 0 if c is None or u is None else c.ms, how="outer"
+        ),
+        TableStream[str, int],
+    )
+    last.join(users, lambda c, u: c.name)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    last.join(users, lambda c, u: u.name, how="left")  # type: ignore[call-overload]  # pyright: ignore[reportOptionalMemberAccess]
+    last.join(users, name_of, how="outer")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def checks_of_aggregates(app: ms.App) -> None:

@@ -185,4 +185,4 @@ def test_what_cannot_be() -> None:
     left = app.table("left", topic=app.topic("items", value=str))
     right = app.table("right", topic=app.topic("people", value=str))
     with pytest.raises(ConfigurationError, match="inner and left joins"):
-        left.join(right, pair, how="outer", on=owner_of)
+        left.join(right, pair, how="outer", on=owner_of)  # type: ignore[call-overload]

@@ -101,7 +101,7 @@ async def slowly(value: str) -> str:
     return value.swapcase()
 
 
-def pair(left: str | None, right: str | None) -> str:
+def pair(left: str | None, right: str | int | None) -> str:
     """Both sides."""
     return f"{left}|{right}"
 
@@ -372,7 +372,7 @@ def test_what_tables_refuse() -> None:
     with pytest.raises(ConfigurationError, match=r"map_values\(\) needs a name"):
         table.map_values(slowly)
     with pytest.raises(ConfigurationError, match=r"join\(\) needs a name"):
-        table.join(table.filter(bool), lambda a, b: a, how="outer").join(table, pair_later)
+        table.join(table.filter(bool), lambda a, b: a).join(table, pair_later)
     with pytest.raises(ConfigurationError, match="none of inner, left, outer"):
         table.join(table, pair, how="right")  # type: ignore[call-overload]
     with pytest.raises(TopologyError, match="give it a name, for example group_by"):

@@ -16,7 +16,13 @@ from millstream.streams._process import ProcessContext, Processor
 from millstream.streams._shapes import Emit
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
-from millstream.streams._tables import DerivedTable, Table, TableStream, WindowedTable
+from millstream.streams._tables import (
+    DerivedTable,
+    Table,
+    TableChanges,
+    TableStream,
+    WindowedTable,
+)
 from millstream.streams._versioned import VersionedPart, VersionedSource, VersionedTable
 
 __all__ = [
@@ -36,6 +42,7 @@ __all__ = [
     "StreamHome",
     "Suppress",
     "Table",
+    "TableChanges",
     "TableStream",
     "VersionedPart",
     "VersionedSource",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from millstream.streams._suppress import Suppress
     from millstream.windows import CalendarUnit, Window
 
-__all__ = ["DerivedTable", "Table", "TableStream", "WindowedTable"]
+__all__ = ["DerivedTable", "Table", "TableChanges", "TableStream", "WindowedTable"]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,48 +47,17 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 
-class TableStream(Generic[K, V]):
-    """The changes of a table, from which other tables and streams are made.
-
-    It keeps nothing by itself, unless a step is given a ``name``: then that step's table can be queried.
-    """
-
-    def __init__(self, operator: Operator, home: StreamHome) -> None:
-        self.operator = operator
-        self.home = home
-
-    def __repr__(self) -> str:
-        return f"<changes of {self.operator.name!r}>"
+class TableChanges(Generic[K, V]):
+    """What can be made of the changes of a table: a `Table` and a `TableStream` are such."""
 
     def _flow(self) -> TableStream[K, V]:
-        return self
-
-    def _then(self, operator: Operator, name: str | None = None) -> Any:
-        self.home.plan.add(operator)
-        if name is None:
-            return TableStream(operator, self.home)
-        kept = Keep(operator, name=name)
-        self.home.plan.add(kept)
-        return self.home.kept_table(
-            name,
-            key=kept.key_type,
-            value=kept.value_type,
-            codec=kept.values,
-            like=kept.topics[0],
-            operator=kept,
-        )
-
-    def _check_kept(self, function: Any, name: str | None, step: str) -> None:
-        if is_async(function) and name is None:
-            raise ConfigurationError(
-                f"table {self.operator.name!r}: an async function of {step} needs a name: its results"
-                f" have to be kept, because lookups cannot wait"
-            )
+        raise NotImplementedError
 
     def changes(self) -> DeclaredStream[V, K]:
         """The new values as a stream of records; None where a key was deleted."""
-        values = Values(self.operator, name=self.operator.name)
-        return DeclaredStream(self.home.plan.add(values), self.home)
+        flow = self._flow()
+        values = Values(flow.operator, name=flow.operator.name)
+        return DeclaredStream(flow.home.plan.add(values), flow.home)
 
     def to(self, topic: Topic[Any, Any]) -> None:
         """Send each new value to a topic under its key, a tombstone for a key that was deleted."""
@@ -104,8 +73,9 @@ class TableStream(Generic[K, V]):
         Raises:
             ConfigurationError: ``keep`` is async, and there is no ``name``: a lookup could not wait for it.
         """
-        self._check_kept(keep, name, "filter()")
-        return self._then(FilterTable(self.operator, keep, name=self.operator.name), name)
+        flow = self._flow()
+        flow.check_kept(keep, name, "filter()")
+        return flow.then(FilterTable(flow.operator, keep, name=flow.operator.name), name)
 
     @overload
     def map_values(
@@ -130,10 +100,11 @@ class TableStream(Generic[K, V]):
         Raises:
             ConfigurationError: ``function`` is async, and there is no ``name``: a lookup could not wait for it.
         """
-        self._check_kept(function, name, "map_values()")
+        flow = self._flow()
+        flow.check_kept(function, name, "map_values()")
         made = result_type(function) if value is None else value
-        operator = MapTable(self.operator, function, name=self.operator.name, value_type=made)
-        return self._then(operator, name)
+        operator = MapTable(flow.operator, function, name=flow.operator.name, value_type=made)
+        return flow.then(operator, name)
 
     def group_by(
         self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
@@ -146,7 +117,8 @@ class TableStream(Generic[K, V]):
             name: what goes with a function; the topic through which the changes move is named after it.
             type: the groups' type, where neither the field nor the function's annotation tells.
         """
-        operator = self.operator
+        flow = self._flow()
+        operator, home = flow.operator, flow.home
         if name is None:
             if not isinstance(key, str):
                 raise TopologyError(
@@ -160,7 +132,7 @@ class TableStream(Generic[K, V]):
             made = field_type(operator.value_type, key)
         elif made is None:
             made = without_none(result_type(key))
-        topic = self.home.repartition_topic(
+        topic = home.repartition_topic(
             name,
             key=made,
             value=Any,
@@ -169,18 +141,16 @@ class TableStream(Generic[K, V]):
         )
         getter = field_getter(key, operator.value_type)
         sink = GroupTable(operator, getter, topic, name=f"{name}-repartition")
-        self.home.plan.add(sink)
-        return GroupedTable(
-            self.home.plan.source([topic], operator.concurrency), operator, self.home
-        )
+        home.plan.add(sink)
+        return GroupedTable(home.plan.source([topic], operator.concurrency), operator, home)
 
     @overload
     def join(
         self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], Coroutine[Any, Any, R]],
+        other: TableChanges[Any, W],
+        joiner: Callable[[V, W], Coroutine[Any, Any, R]],
         *,
-        how: Literal["inner", "left", "outer"] = "inner",
+        how: Literal["inner"] = "inner",
         on: str | Callable[[V], Any] | None = None,
         name: str,
         value: Any = None,
@@ -188,10 +158,10 @@ class TableStream(Generic[K, V]):
     @overload
     def join(
         self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], R],
+        other: TableChanges[Any, W],
+        joiner: Callable[[V, W], R],
         *,
-        how: Literal["inner", "left", "outer"] = "inner",
+        how: Literal["inner"] = "inner",
         on: str | Callable[[V], Any] | None = None,
         name: str,
         value: Any = None,
@@ -199,17 +169,80 @@ class TableStream(Generic[K, V]):
     @overload
     def join(
         self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], R],
+        other: TableChanges[Any, W],
+        joiner: Callable[[V, W], R],
         *,
-        how: Literal["inner", "left", "outer"] = "inner",
+        how: Literal["inner"] = "inner",
         on: str | Callable[[V], Any] | None = None,
+        name: None = None,
+        value: Any = None,
+    ) -> TableStream[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: TableChanges[Any, W],
+        joiner: Callable[[V, W | None], Coroutine[Any, Any, R]],
+        *,
+        how: Literal["left"],
+        on: str | Callable[[V], Any] | None = None,
+        name: str,
+        value: Any = None,
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: TableChanges[Any, W],
+        joiner: Callable[[V, W | None], R],
+        *,
+        how: Literal["left"],
+        on: str | Callable[[V], Any] | None = None,
+        name: str,
+        value: Any = None,
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: TableChanges[Any, W],
+        joiner: Callable[[V, W | None], R],
+        *,
+        how: Literal["left"],
+        on: str | Callable[[V], Any] | None = None,
+        name: None = None,
+        value: Any = None,
+    ) -> TableStream[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: TableChanges[Any, W],
+        joiner: Callable[[V | None, W | None], Coroutine[Any, Any, R]],
+        *,
+        how: Literal["outer"],
+        name: str,
+        value: Any = None,
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: TableChanges[Any, W],
+        joiner: Callable[[V | None, W | None], R],
+        *,
+        how: Literal["outer"],
+        name: str,
+        value: Any = None,
+    ) -> Table[K, R]: ...
+    @overload
+    def join(
+        self,
+        other: TableChanges[Any, W],
+        joiner: Callable[[V | None, W | None], R],
+        *,
+        how: Literal["outer"],
         name: None = None,
         value: Any = None,
     ) -> TableStream[K, R]: ...
     def join(
         self,
-        other: Table[Any, W] | TableStream[Any, W],
+        other: TableChanges[Any, W],
         joiner: Callable[[Any, Any], Any],
         *,
         how: Literal["inner", "left", "outer"] = "inner",
@@ -230,12 +263,12 @@ class TableStream(Generic[K, V]):
 
         if how not in ("inner", "left", "outer"):
             raise ConfigurationError(f"join: how={how!r} is none of inner, left, outer")
-        right = other._flow().operator
+        flow, right = self._flow(), other._flow().operator
         made = result_type(joiner) if value is None else value
         if on is not None:
             kept = join_foreign(
-                self.home,
-                self.operator,
+                flow.home,
+                flow.operator,
                 right,
                 joiner,
                 how=how,
@@ -244,18 +277,60 @@ class TableStream(Generic[K, V]):
                 value_type=made,
             )
             return kept if name is not None else kept._flow()
-        self._check_kept(joiner, name, "join()")
-        stem = name or f"{self.operator.name}-{right.name}-join"
-        operator = JoinTables(self.operator, right, joiner, how, name=stem, value_type=made)
-        return self._then(operator, name)
+        flow.check_kept(joiner, name, "join()")
+        stem = name or f"{flow.operator.name}-{right.name}-join"
+        operator = JoinTables(flow.operator, right, joiner, how, name=stem, value_type=made)
+        return flow.then(operator, name)
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
         """The same changes, held back as `Suppress` says."""
-        name = name or f"{self.operator.name}-suppress"
-        return TableStream(suppressed(self.home, self.operator, suppress, name), self.home)
+        flow = self._flow()
+        name = name or f"{flow.operator.name}-suppress"
+        return TableStream(suppressed(flow.home, flow.operator, suppress, name), flow.home)
 
 
-class Table(tables.Table[K, V]):
+class TableStream(TableChanges[K, V]):
+    """The changes of a table, from which other tables and streams are made.
+
+    It keeps nothing by itself, unless a step is given a ``name``: then that step's table can be queried.
+    """
+
+    def __init__(self, operator: Operator, home: StreamHome) -> None:
+        self.operator = operator
+        self.home = home
+
+    def __repr__(self) -> str:
+        return f"<changes of {self.operator.name!r}>"
+
+    def _flow(self) -> TableStream[K, V]:
+        return self
+
+    def then(self, operator: Operator, name: str | None = None) -> Any:
+        """What an operator makes of the changes: a table, where it has a name."""
+        self.home.plan.add(operator)
+        if name is None:
+            return TableStream(operator, self.home)
+        kept = Keep(operator, name=name)
+        self.home.plan.add(kept)
+        return self.home.kept_table(
+            name,
+            key=kept.key_type,
+            value=kept.value_type,
+            codec=kept.values,
+            like=kept.topics[0],
+            operator=kept,
+        )
+
+    def check_kept(self, function: Any, name: str | None, step: str) -> None:
+        """Raise ConfigurationError for an async function whose results are not kept."""
+        if is_async(function) and name is None:
+            raise ConfigurationError(
+                f"table {self.operator.name!r}: an async function of {step} needs a name: its results"
+                f" have to be kept, because lookups cannot wait"
+            )
+
+
+class Table(tables.Table[K, V], TableChanges[K, V]):
     """A partitioned, changelogged map, whose changes streams can use as well.
 
     See `millstream.tables.Table` for its use inside of agents.
@@ -316,96 +391,6 @@ class Table(tables.Table[K, V]):
     def _flow(self) -> TableStream[K, V]:
         flow: Any = self._home()
         return cast("TableStream[K, V]", flow.flow())
-
-    def changes(self) -> DeclaredStream[V, K]:
-        """The new values as a stream of records; None where a key was deleted."""
-        return self._flow().changes()
-
-    def to(self, topic: Topic[Any, Any]) -> None:
-        """Send each new value to a topic under its key, a tombstone for a key that was deleted."""
-        self._flow().to(topic)
-
-    @overload
-    def filter(self, keep: Callable[[V], Any], *, name: str) -> Table[K, V]: ...
-    @overload
-    def filter(self, keep: Callable[[V], Any], *, name: None = None) -> TableStream[K, V]: ...
-    def filter(self, keep: Callable[[V], Any], *, name: Any = None) -> Any:
-        """The entries for whose values ``keep`` is true; see `TableStream.filter`."""
-        return self._flow().filter(keep, name=name)
-
-    @overload
-    def map_values(
-        self, function: Callable[[V], Coroutine[Any, Any, W]], *, name: str, value: Any = None
-    ) -> Table[K, W]: ...
-    @overload
-    def map_values(
-        self, function: Callable[[V], W], *, name: str, value: Any = None
-    ) -> Table[K, W]: ...
-    @overload
-    def map_values(
-        self, function: Callable[[V], W], *, name: None = None, value: Any = None
-    ) -> TableStream[K, W]: ...
-    def map_values(
-        self, function: Callable[[V], Any], *, name: Any = None, value: Any = None
-    ) -> Any:
-        """The same entries, with what ``function`` makes of their values; see `TableStream.map_values`."""
-        return self._flow().map_values(function, name=name, value=value)
-
-    def group_by(
-        self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
-    ) -> GroupedTable[V, L]:
-        """Groups of entries, by a field or a function of their values; see `TableStream.group_by`."""
-        return self._flow().group_by(key, name=name, type=type)
-
-    @overload
-    def join(
-        self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], Coroutine[Any, Any, R]],
-        *,
-        how: Literal["inner", "left", "outer"] = "inner",
-        on: str | Callable[[V], Any] | None = None,
-        name: str,
-        value: Any = None,
-    ) -> Table[K, R]: ...
-    @overload
-    def join(
-        self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], R],
-        *,
-        how: Literal["inner", "left", "outer"] = "inner",
-        on: str | Callable[[V], Any] | None = None,
-        name: str,
-        value: Any = None,
-    ) -> Table[K, R]: ...
-    @overload
-    def join(
-        self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], R],
-        *,
-        how: Literal["inner", "left", "outer"] = "inner",
-        on: str | Callable[[V], Any] | None = None,
-        name: None = None,
-        value: Any = None,
-    ) -> TableStream[K, R]: ...
-    def join(
-        self,
-        other: Table[Any, W] | TableStream[Any, W],
-        joiner: Callable[[Any, Any], Any],
-        *,
-        how: Literal["inner", "left", "outer"] = "inner",
-        on: str | Callable[[V], Any] | None = None,
-        name: Any = None,
-        value: Any = None,
-    ) -> Any:
-        """This table and another, by key or by a foreign key; see `TableStream.join`."""
-        return self._flow().join(other, joiner, how=how, on=on, name=name, value=value)
-
-    def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
-        """The table's changes, held back as `Suppress` says."""
-        return self._flow().suppress(suppress, name=name)
 
 
 class DerivedTable(Table[K, V]):
