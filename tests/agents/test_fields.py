@@ -77,6 +77,17 @@ def test_who_answers_for_any_name_is_asked_with_the_value() -> None:
     assert field_getter("anything", Open)(Open({"anything": 8})) == 8
 
 
+def test_what_is_set_afterwards_is_asked_with_the_value() -> None:
+    @dataclass
+    class Counted:
+        number: int
+
+        def __post_init__(self) -> None:
+            self.bucket = self.number // 10
+
+    assert field_getter("bucket", Counted)(Counted(42)) == 4
+
+
 def test_it_is_said_where_the_program_is_declared() -> None:
     """Not with the first record."""
     app = ms.App("shop", broker="memory://")

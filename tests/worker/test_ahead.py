@@ -8,9 +8,13 @@ import msgspec
 import pytest
 
 from millstream.agents import Source
+from millstream.clock import ManualClock
 from millstream.serialization import key_layout
 from millstream.state.memory import MemoryBackend
 from millstream.tables import MISSING, TablePart
+from millstream.tables._aligned_part import AlignedPart
+from millstream.tables._part import AHEAD_MAX
+from millstream.windows import Hopping
 from millstream.worker._ahead import MISSES, PAUSE_BATCHES_MIN, PIECE_RECORDS, ReadAhead
 from tests.tables.shards import Record
 
@@ -148,14 +152,18 @@ def test_new_keys() -> None:
 def test_keys_that_cannot_be_decoded() -> None:
     """Records go on to the agent, whose policy meets them."""
 
+    tried: list[bytes] = []
+
     def refuse(key: bytes) -> str:
+        tried.append(key)
         raise ValueError("no key")
 
     store = CountedStore()
     reader = Reader(store, decode_key=refuse)
-    for numbers in rounds(6):
+    for numbers in rounds(PAUSE_BATCHES_MIN):
         assert reader.batch(numbers) == numbers
     assert store.together == []
+    assert len(tried) == BATCH // PIECE_RECORDS, "tried for one batch, and then given up"
 
 
 def test_keys_of_another_type() -> None:
@@ -165,6 +173,25 @@ def test_keys_of_another_type() -> None:
     for numbers in rounds(6):
         assert reader.batch(numbers) == numbers
     assert store.together == []
+
+
+def test_many_windows_of_few_records() -> None:
+    """No more entries than the event loop may wait for, however many windows a record is in."""
+    store = CountedStore()
+    part = AlignedPart(
+        "t",
+        windows=Hopping(3_600_000, 1_000),
+        store=store,  # type: ignore[arg-type]
+        encode_key=TEXT.encode,
+        decode_key=TEXT.decode,
+        dumps=msgspec.json.encode,
+        loads=msgspec.json.decode,
+        mutable=False,
+        check=lambda key: None,
+        clock=ManualClock(),
+    )
+    part.read_ahead([f"key-{number}" for number in range(PIECE_RECORDS)], PIECE_RECORDS * [10**7])
+    assert store.together == [AHEAD_MAX]
 
 
 def test_damaged_values_are_met_by_their_event() -> None:

@@ -44,9 +44,10 @@ def _fields_of(value_type: Any) -> tuple[str, ...] | None:
 
 
 def _check_field(name: str, value_type: Any, fields: tuple[str, ...]) -> None:
-    # a property is as good as a field; who answers for any name is asked with the first value
-    if name in fields or hasattr(value_type, name) or hasattr(value_type, "__getattr__"):
+    if name in fields or hasattr(value_type, name):  # a property is as good as a field
         return
+    if hasattr(value_type, "__getattr__") or hasattr(value_type, "__post_init__"):
+        return  # what else it has is seen with the first value
     from difflib import get_close_matches
 
     close = get_close_matches(name, fields, n=1)

@@ -570,9 +570,6 @@ def _options(cache: Cache, buffers: WriteBufferManager) -> Options:
     options.set_write_buffer_manager(buffers)
     options.set_write_buffer_size(max(buffers.get_buffer_size() // 4, _MIB))
     options.set_arena_block_size(64 * 1024)
-    # Most keys that are looked up are not among the latest writes: without a filter, each costs a search there.
-    options.set_memtable_whole_key_filtering(True)
-    options.set_memtable_prefix_bloom_ratio(0.01)
 
     # A writer that stalls holds the GIL: let files pile up instead.
     options.set_level_zero_file_num_compaction_trigger(4)

@@ -157,9 +157,9 @@ class AlignedPart(WindowedPart):
             size = self.size_ms
             return [(at - at % size, key) for key, at in zip(keys, timestamps, strict=True)]
         starts = self.windows.starts
-        return [
+        return (
             (start, key) for key, at in zip(keys, timestamps, strict=True) for start in starts(at)
-        ]
+        )
 
     def opened(self, start: int) -> None:
         """A window has data, perhaps for the first time."""

@@ -9,8 +9,8 @@ A key is looked up in four places, newest first::
     cache        clean entries that were used lately             values, or bytes where values can change
     store        what the changelog is known to hold             bytes
 
-``near`` is a part of the store that is at hand: what `millstream.worker._ahead` has read for the records to come.
-None of these entries is in ``committing`` or ``cache``, and the next cut ends it.
+``near`` is a part of the store that is at hand: what `millstream.worker._ahead` has read for the records to come. The
+store's next change ends it.
 
 A *cut* moves ``dirty`` to ``committing`` and starts an empty one; nothing is copied. The committer encodes
 ``committing`` in slices while events go on, hands it to the log, writes it to the store, and drops it
@@ -66,6 +66,8 @@ FORM_MARK: Final = "\x00form: "
 """Where the text is that tells with which type all of the stored values can be read."""
 CHECK_SLICE: Final = 512
 """Stored values that are decoded before the event loop turns once."""
+AHEAD_MAX: Final = 512
+"""Entries that are read ahead at once: the event loop waits as long."""
 ENCODE_SLICE: Final = 512
 """Entries that are encoded before the event loop turns once."""
 
@@ -144,7 +146,7 @@ class TablePart:
         self.missed = 0
         """How often the store was asked for one entry."""
         self.near: dict[Any, bytes] = {}
-        """What was read ahead, until somebody asks for it, the next cut, or a change of the store."""
+        """What was read ahead, until somebody asks for it or the store changes."""
         self.value_bytes_max = 1 << 40
         """The largest value, in bytes; set by whoever makes the part."""
         self.show: Callable[[Any], Any] | None = None
@@ -236,11 +238,6 @@ class TablePart:
         """The value of a key that is not dirty, or `MISSING` or `DELETED`."""
         if self.mutable:
             return self._load_mutable(key)
-        if self.near:
-            data = self.near.pop(key, None)
-            if data is not None:
-                value = self.cache[key] = self.decode(key, data)
-                return value
         value = self.committing.get(key, MISSING)
         if value is MISSING:
             value = self.cache.get(key, MISSING)
@@ -258,8 +255,10 @@ class TablePart:
 
     def _load_mutable(self, key: Any) -> Any:
         data = self._bytes_of(key)
-        if data is None:
-            return MISSING
+        return MISSING if data is None else self._hand_out(key, data)
+
+    def _hand_out(self, key: Any, data: bytes) -> Any:
+        """The value of an entry, which may change in place from now on."""
         value = self.dirty[key] = self.decode(key, data)
         self.base[key] = data
         return value
@@ -283,9 +282,9 @@ class TablePart:
 
     def _stored(self, key: Any) -> bytes | None:
         """The bytes of a key that is in none of the dictionaries."""
+        self._check(key)
         data = self.near.pop(key, None)
         if data is None:
-            self._check(key)
             self.missed += 1
             data = self.store.get(self.encode_key(key))
         return data
@@ -304,12 +303,13 @@ class TablePart:
         near = self.near
         entries = [
             entry
-            for entry in dict.fromkeys(self.entries_of(keys, timestamps))
+            for entry in dict.fromkeys(
+                itertools.islice(self.entries_of(keys, timestamps), AHEAD_MAX)
+            )
             if not (entry in dirty or entry in cache or entry in committing or entry in old)
         ]
         if not entries:
             return 0, entries
-        self.trim()
         stored = self.store.get_many([self.encode_key(entry) for entry in entries])
         found = []
         for entry, data in zip(entries, stored, strict=True):
@@ -617,7 +617,6 @@ class TablePart:
         if not self._schema_is_kept and self.dirty:
             self.keep_schema(self.schema)
             self._schema_is_kept = True
-        self.near.clear()
         self.committing, self.dirty = self.dirty, {}
         self.committing_base, self.base = self.base, {}
         self.committing_system, self.changed_system = self.changed_system, {}

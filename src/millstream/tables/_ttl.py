@@ -62,13 +62,14 @@ class TtlPart(TablePart):
 
     def load(self, key: Any) -> Any:
         data = self._bytes_of(key)
-        if data is not None:
-            written = int.from_bytes(data[:TIME_BYTES], "big")
-            if self._is_over(written):
-                self.dirty[key] = DELETED
-                return DELETED
-            self._times[key] = written
-        return super().load(key)
+        if data is None:
+            return MISSING
+        written = int.from_bytes(data[:TIME_BYTES], "big")
+        if self._is_over(written):
+            self.dirty[key] = DELETED
+            return DELETED
+        self._times[key] = written
+        return self._hand_out(key, data)
 
     def decode(self, key: Any, data: bytes) -> Any:
         return super().decode(key, data[TIME_BYTES:])

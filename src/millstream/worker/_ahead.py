@@ -65,30 +65,35 @@ class _Input:
         elif not self.is_on:
             if self._part.missed - self._missed >= MISSES:
                 self.is_on = True
-                self.records = self.asked = self.used = 0
+                self._begin_trial()
         elif self.records >= TRIAL_RECORDS:
             self._judge()
         return self.is_on
 
     def _judge(self) -> None:
-        if self.used < self.asked / 2:  # nobody wants these, or most are not there
+        missed = self._part.missed - self._missed
+        # nobody wants these, or most are not there, or what is wanted cannot be read ahead
+        if self.used < self.asked / 2 or (not self.asked and missed >= MISSES):
             self.is_on = False
             self._pause = self._pause_next
             self._pause_next = min(2 * self._pause, PAUSE_BATCHES_MAX)
         else:
             self.is_on = self.asked > self.records / 8
             self._pause_next = PAUSE_BATCHES_MIN
+        self._begin_trial()
+
+    def _begin_trial(self) -> None:
         self._missed = self._part.missed
         self.records = self.asked = self.used = 0
 
-    def read(self, keys: list[Any], timestamps: list[int]) -> None:
-        """Read the entries of some records."""
+    def read(self, count: int, keys: list[Any], timestamps: list[int]) -> None:
+        """Read the entries of ``count`` records, as far as these have keys."""
         near = self._part.near
         for entry in self._waiting:
             if near.pop(entry, None) is None:
                 self.used += 1
         self._waiting = []
-        self.records += len(keys)
+        self.records += count
         with suppress(Exception):  # whoever asks for such an entry meets it again, and says it
             asked, self._waiting = self._part.read_ahead(keys, timestamps)
             self.asked += asked
@@ -127,9 +132,8 @@ def _read_before(
         try:
             keys = [decode(record.key) for record in keyed]  # type: ignore[arg-type]
         except Exception:
-            keys = []  # the agent's policy meets it when its turn comes
-        if keys:
-            timestamps = [record.timestamp for record in keyed]
-            for one in inputs:
-                one.read(keys, timestamps)
+            keyed, keys = [], []  # the agent's policy meets it when its turn comes
+        timestamps = [record.timestamp for record in keyed]
+        for one in inputs:
+            one.read(len(piece), keys, timestamps)
         yield from piece

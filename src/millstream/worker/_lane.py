@@ -239,7 +239,8 @@ class Lane:
         self.subtopology = shard.subtopology_of(spec.agent.name)
         self.subtopology.lanes.append(self)
         self._parts = shard.parts_of(spec.agent.name)
-        self.ahead_of = ReadAhead(self._parts)
+        # many at once take their records in long before they work on them
+        self.ahead_of = ReadAhead(self._parts if spec.agent.concurrency == 1 else {})
         self._failures = shard.failures
         self.ahead = 0
         """Journaled events that are not committed."""
