@@ -570,6 +570,10 @@ def _options(cache: Cache, buffers: WriteBufferManager) -> Options:
     options.set_write_buffer_manager(buffers)
     options.set_write_buffer_size(max(buffers.get_buffer_size() // 4, _MIB))
     options.set_arena_block_size(64 * 1024)
+    # Most keys that are looked up are not among the latest writes: a filter spares the search there. It is made with
+    # the memtable, so it is small: each table of each shard takes it from the common budget.
+    options.set_memtable_whole_key_filtering(True)
+    options.set_memtable_prefix_bloom_ratio(0.002)
 
     # A writer that stalls holds the GIL: let files pile up instead.
     options.set_level_zero_file_num_compaction_trigger(4)
