@@ -654,14 +654,15 @@ class TablePart:
         """Encode ``committing`` in slices; entries that have not changed fall out.
 
         Yields:
-            State key to value bytes, or None for a deleted entry; the last slice, which may be empty, holds system
-            entries.
+            State key to value bytes, or None for a deleted entry; the last slice holds system entries.
         """
         encode = self._encode_mutable if self.mutable else self._encode_values
         entries = list(self.committing.items())
-        for at in range(0, len(entries), ENCODE_SLICE):
-            yield encode(entries[at : at + ENCODE_SLICE])
-        yield self.committing_system
+        for at in range(0, max(1, len(entries)), ENCODE_SLICE):
+            slice_ = encode(entries[at : at + ENCODE_SLICE])
+            if at + ENCODE_SLICE >= len(entries):
+                slice_.update(self.committing_system)
+            yield slice_
 
     def _encode_values(self, entries: list[tuple[Any, Any]]) -> dict[bytes, bytes | None]:
         encode_key, encode = self.encode_key, self._encode
