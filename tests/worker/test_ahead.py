@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
+import millstream as ms
 from millstream.agents import Source
 from millstream.clock import ManualClock
 from millstream.serialization import key_layout
 from millstream.state.memory import MemoryBackend
+from millstream.state.rocks import RocksTable
 from millstream.tables import MISSING, TablePart
 from millstream.tables._aligned_part import AlignedPart
 from millstream.tables._part import AHEAD_MAX
@@ -20,6 +23,7 @@ from tests.tables.shards import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
 TEXT = key_layout(str)
 BATCH = 256
@@ -219,3 +223,39 @@ def test_a_record_without_key() -> None:
     reader.batch(list(range(BATCH)))
     records: list[Any] = [Record(0, 0), Record(1, 1, b"key-999"), Record(2, 2)]
     assert list(reader.ahead.batch(iter(records), reader.source)) == records
+
+
+class Order(msgspec.Struct):
+    account: str
+
+
+async def test_agents_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that begins with the state of many keys, and empty caches, asks for them together."""
+    together: list[int] = []
+    look_up = RocksTable.get_many
+
+    def get_many(table: RocksTable, keys: Sequence[bytes]) -> list[bytes | None]:
+        together.append(len(keys))
+        return look_up(table, keys)
+
+    monkeypatch.setattr(RocksTable, "get_many", get_many)
+    for run in (1, 2):
+        app = ms.App("shop", broker=f"local://{tmp_path / 'log.db'}", web=False, partitions=1)
+        orders = app.topic("orders", value=Order, key_from="account")
+        totals = app.table("totals", key=str, value=int, default=0)
+
+        @app.agent(orders)
+        async def count(stream: ms.Stream[Order]) -> None:
+            async for order in stream:
+                totals[order.account] += 1  # noqa: B023  # the run's own
+
+        together.clear()
+        async with app.running(worker=False):
+            for first in range(0, KEYS, BATCH):
+                await orders.send_many([Order(f"key-{n}") for n in range(first, first + BATCH)])
+        async with app.running():
+            async with asyncio.timeout(30):
+                view = totals.view()
+                while [n async for _, n in view.items()] != KEYS * [run]:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+    assert sum(together) >= KEYS / 2
