@@ -36,7 +36,8 @@ __all__ = ["GROUPS", "KEYED", "Sizes", "main"]
 GROUPS = ("pairs", "joins", "keys", "windows")
 KEYED = ("count", "tumbling", "stream-stream", "table-table")
 FEED_AT_ONCE = 20_000
-STORE_AT_ONCE = 64
+LOOKED_UP_AT_ONCE, WRITTEN_AT_ONCE = 64, 512
+"""As the engine does."""
 PAIR_ALLOWED, FLAT_ALLOWED = 1.3, 1.5
 
 
@@ -224,16 +225,17 @@ class Bench:
         backend = RocksBackend(self._directory / "store")
         store = backend.open("0")
         table = store.table("counts")
-        for at in range(0, keys, STORE_AT_ONCE):
-            rows = range(at, min(keys, at + STORE_AT_ONCE))
+        for at in range(0, keys, WRITTEN_AT_ONCE):
+            rows = range(at, min(keys, at + WRITTEN_AT_ONCE))
             store.write({"counts": {b"key-%d" % number: b"0" * 10 for number in rows}})
         store.flush()
         chosen = [b"key-%d" % choose.randrange(keys) for _ in range(self._sizes.events)]
         cpu = time.process_time()
-        for at in range(0, len(chosen), STORE_AT_ONCE):
-            piece = chosen[at : at + STORE_AT_ONCE]
-            table.get_many(piece)
-            store.write({"counts": dict.fromkeys(piece, b"1" * 10)})
+        for at in range(0, len(chosen), WRITTEN_AT_ONCE):
+            written = chosen[at : at + WRITTEN_AT_ONCE]
+            for first in range(0, len(written), LOOKED_UP_AT_ONCE):
+                table.get_many(written[first : first + LOOKED_UP_AT_ONCE])
+            store.write({"counts": dict.fromkeys(written, b"1" * 10)})
         cpu = time.process_time() - cpu
         store.close()
         backend.destroy("0")
