@@ -50,8 +50,9 @@ R = TypeVar("R")
 class TableChanges(Generic[K, V]):
     """What can be made of the changes of a table: a `Table` and a `TableStream` are such."""
 
-    def _flow(self) -> TableStream[K, V]:
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        def _flow(self) -> TableStream[K, V]: ...
 
     def changes(self) -> DeclaredStream[V, K]:
         """The new values as a stream of records; None where a key was deleted."""
