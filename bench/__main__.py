@@ -28,6 +28,8 @@ def main() -> int:
     streams.add_argument("--windows", type=int, default=100_000, help="open ones in all")
     streams.add_argument("--windows-max", type=int, default=1_000, help="open ones of a key")
     streams.add_argument("--rounds", type=int, default=3, help="runs of each, the least one counts")
+    streams.add_argument("--rate", type=int, default=10_000, help="events/s of what is fed live")
+    streams.add_argument("--seconds", type=float, default=15.0, help="how long that is measured")
     streams.add_argument("--json", metavar="FILE")
     other = suites.add_parser("memory", help="peak memory of a keyed count over many keys")
     other.add_argument("--events", type=int, default=10_000_000)
@@ -74,6 +76,8 @@ def main() -> int:
             windows=options.windows,
             windows_max=options.windows_max,
             rounds=options.rounds,
+            rate=options.rate,
+            live_s=options.seconds,
         )
         return dsl.main(options.only or dsl.GROUPS, sizes, options.json)
     if options.suite == "kafka":

@@ -3,12 +3,17 @@
 Changelogs, RocksDB and exactly-once epochs are on. What is measured is CPU of the whole process per event; a rate is
 that of one core, ``1 / CPU per event``. Ratios are of runs that follow one another in one process: agent and
 DSL take turns, and the least of each counts.
+
+Most rows go through a log that is full already, as fast as they can: epochs are long then, and where keys are few all of
+an epoch's changes of a key become one. Rows that say *live* are fed by another process at a steady rate, as a worker is
+that keeps up: epochs are short, and nearly every record has a key of its own in them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import os
 import random
 import sys
@@ -39,6 +44,15 @@ FEED_AT_ONCE = 20_000
 LOOKED_UP_AT_ONCE, WRITTEN_AT_ONCE = 64, 512
 """As the engine does."""
 PAIR_ALLOWED, FLAT_ALLOWED = 1.3, 1.5
+STEP_S = 0.01
+"""What is due at a steady rate is sent this often."""
+WARM_S = 2.0
+"""Of a steady feed, before the measurement begins, at most."""
+FEED_FOR = 3
+"""A steady feed ends by itself after so many times what is measured."""
+LATE_ALLOWED = 0.1
+QUIET_CPU, QUIET_S_MAX = 0.1, 120
+"""A worker is at rest when it uses less than this of a core; so long is waited for RocksDB to tidy up."""
 
 
 @dataclass
@@ -87,6 +101,9 @@ class Sizes:
     windows_max: int
     """Windows of a key."""
     rounds: int
+    rate: int
+    """Events a second of what is fed live."""
+    live_s: float
 
 
 class Bench:
@@ -203,21 +220,59 @@ class Bench:
         """
         sizes = self._sizes
         first: float | None = None
+        first_live: float | None = None
         for keys in (sizes.keys, sizes.keys_max):
             cpu_us = self._store_alone(keys)
             self.add(_flat("keys", f"store alone {keys:,} keys", sizes.events, cpu_us, first, None))
             first = first or cpu_us
         for kind in kinds:
-            first = None
+            first = first_live = None
             for keys in (sizes.keys, sizes.keys_max):
                 (filling, program), log = many_keys(kind, keys), f"keys-{kind}-{keys}"
                 known = asyncio.run(self.feed(log, filling, sizes.events, keys))
                 asyncio.run(self.run(log, "keys", filling, known))
                 total = known + asyncio.run(self.feed(log, program, sizes.events, keys))
                 _, cpu_us = asyncio.run(self.run(log, "keys", program, total, done=known))
-                self._remove(log)
                 self.add(_flat("keys", f"{kind} {keys:,} keys", total - known, cpu_us, first))
                 first = first or cpu_us
+                count, cpu_us = asyncio.run(self._live(log, kind, keys))
+                self._remove(log)
+                self.add(_flat("keys", f"{kind} {keys:,} keys live", count, cpu_us, first_live))
+                first_live = first_live or cpu_us
+
+    async def _live(self, log: str, kind: str, keys: int) -> tuple[int, float]:
+        """Go on with records that come at a steady rate; how many were measured, and the CPU of one in us."""
+        sizes = self._sizes
+        warm_s = min(WARM_S, sizes.live_s)
+        _, program = many_keys(kind, keys)
+        app, topics = self.app(log, "keys", program)
+        program.declare(app, topics)
+        feeder = multiprocessing.get_context("spawn").Process(
+            target=feed_live, args=(self._directory, log, kind, keys, sizes)
+        )
+        async with app.running():
+            assert app.runtime is not None
+            worker = app.runtime.worker
+            assert worker is not None
+            await worker.ready.wait()
+            await _at_rest()
+            begun = _processed(worker, program.topics)
+            feeder.start()
+            try:
+                while _processed(worker, program.topics) < begun + warm_s * sizes.rate:
+                    await asyncio.sleep(STEP_S)
+                    assert not feeder.exitcode, "the feeder failed"
+                begun, cpu = _processed(worker, program.topics), time.process_time()
+                await asyncio.sleep(sizes.live_s)
+                count = _processed(worker, program.topics) - begun
+                cpu = time.process_time() - cpu
+            finally:
+                feeder.terminate()
+                feeder.join()
+        late = 1 - count / (sizes.rate * sizes.live_s)
+        if late > LATE_ALLOWED:
+            print(f"the next row fell {late:.0%} short of {sizes.rate:,} events/s")
+        return count, cpu / count * 1e6
 
     def _store_alone(self, keys: int) -> float:
         """CPU in us of a look-up and a write of a small value in a table of so many keys, many at once."""
@@ -280,6 +335,36 @@ def _processed(worker: Worker, topics: Sequence[str]) -> int:
         for tp, offset in shard.committed.items()
         if tp.topic in topics
     )
+
+
+async def _at_rest() -> None:
+    """Wait until there is no more to do for what was done before."""
+    for _ in range(QUIET_S_MAX):
+        cpu = time.process_time()
+        await asyncio.sleep(1)
+        if time.process_time() - cpu < QUIET_CPU:
+            return
+
+
+def feed_live(directory: Path, log: str, kind: str, keys: int, sizes: Sizes) -> None:
+    """Send records at a steady rate, in a process of its own, until it is ended."""
+    bench = Bench(directory, sizes)
+    count = int(sizes.rate * (WARM_S + sizes.live_s) * FEED_FOR)
+    _, program = many_keys(kind, keys, after=sizes.events)
+    app, topics = bench.app(log, "feed", program, timestamp="ts")
+    rows = list(program.feed(count, keys))
+
+    async def send() -> None:
+        async with app.running(worker=False):
+            began, sent = time.perf_counter(), 0
+            while sent < count:
+                due = int((time.perf_counter() - began) * sizes.rate)
+                for name, topic in topics.items():
+                    await topic.send_many([value for at, value in rows[sent:due] if at == name])
+                sent = due
+                await asyncio.sleep(STEP_S)
+
+    asyncio.run(send())
 
 
 async def _to_the_end(worker: Worker, transport: Any, committed: asyncio.Event) -> None:

@@ -310,8 +310,12 @@ def many_windows(kind: str, open_windows: int) -> Program:
 # many keys ------------------------------------------------------------------------------------------
 
 
-def many_keys(kind: str, keys: int) -> tuple[Program, Program]:
-    """The same program twice: fed with a record or two for each of its keys; then with ``count`` for keys at random."""
+def many_keys(kind: str, keys: int, *, after: int = 0) -> tuple[Program, Program]:
+    """The same program twice: fed with a record or two for each of its keys; then with ``count`` for keys at random.
+
+    Args:
+        after: records of the second feed that came before, with other keys and earlier times.
+    """
     topics = EVENTS if kind in ("count", "tumbling") else BOTH
 
     def first(count: int, _: int) -> Iterator[Row]:
@@ -320,8 +324,8 @@ def many_keys(kind: str, keys: int) -> tuple[Program, Program]:
             yield topic, event(number, f"key-{number // len(topics)}", number + 1)
 
     def then(count: int, _: int) -> Iterator[Row]:
-        choose = random.Random(1)
-        for number in range(count):
+        choose = random.Random(after + 1)
+        for number in range(after, after + count):
             now = keys * len(topics) + number + 1
             topic = topics[number % len(topics)]
             yield topic, event(number, f"key-{choose.randrange(keys)}", now)

@@ -16,6 +16,7 @@ def test_dsl(tmp_path: Path) -> None:
     output = tmp_path / "dsl.json"
     sizes = ["--events", "2000", "--keys", "100", "--keys-max", "200"]
     sizes += ["--windows", "200", "--windows-max", "20", "--rounds", "1"]
+    sizes += ["--rate", "500", "--seconds", "0.3"]
     command = [sys.executable, "-m", "bench", "dsl", *sizes, "--json", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "events/s" in done.stdout
@@ -38,6 +39,7 @@ def test_dsl(tmp_path: Path) -> None:
     ours = [row for row in rows if row not in alone]
     assert {row["ratio_allowed"] for row in ours if row["ratio"] is not None} == {1.3, 1.5}
     flat = [row["name"] for row in ours if row["group"] in ("keys", "windows")]
-    assert len(flat) == 2 * 4 + 2 * 5
+    assert len(flat) == 2 * 2 * 4 + 2 * 5
+    assert sum(name.endswith(" live") for name in flat) == 2 * 4
     missed = sum(row["missed"] for row in rows)
     assert f"{missed} of {len(rows)} rows missed" in done.stdout
