@@ -399,6 +399,24 @@ async def test_no_partition_starves(transport: Transport) -> None:
     assert positions[A0] > 0
 
 
+async def test_who_gets_nothing_is_told_of_its_end(transport: Transport) -> None:
+    """A partition for which there was no room comes without data: who reads in order of time has to wait for it."""
+    for tp in (A0, A1, A2):
+        await transport.append({tp: [rec("x", "v" * 1_000)] * 3})
+    reader = transport.reader()
+    ends: dict[TopicPartition, int] = {}
+    async with asyncio.timeout(DEADLINE_S):
+        while ends.keys() != {A0, A1, A2}:
+            for fetched in await reader.fetch(
+                {A0: 0, A1: 0, A2: 0}, max_bytes=100, max_wait_s=DEADLINE_S
+            ):
+                assert fetched.next_offset == (3 if fetched.data else 0)
+                ends[fetched.tp] = fetched.end_offset
+    assert ends == {A0: 3, A1: 3, A2: 3}
+    fetched = (await fetch_now(transport, {A0: 0, A1: 0, A2: 0}, max_bytes=100))[0]
+    assert fetched.data
+
+
 async def test_partitions_share_one_fetch(transport: Transport) -> None:
     """A long backlog of one partition leaves room for the others in the same answer."""
     for _ in range(50):

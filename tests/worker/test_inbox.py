@@ -33,7 +33,7 @@ def make_inbox() -> Inbox:
         ahead_of=ReadAhead({}),
     )
     source = Source(topic="t", decode=bytes, decode_key=bytes, time_of=None, type_name="bytes")
-    return Inbox(source, 0, lane)
+    return Inbox(source, 0, 0, lane)
 
 
 @pytest.mark.parametrize("look", ["take", "peek"])

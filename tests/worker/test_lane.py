@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
 import msgspec
 import pytest
 
 import millstream as ms
 from millstream.testing import TestApp
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class Tick(msgspec.Struct):
     source: str
     at: int
+    more: str = ""
 
 
 def reading(
-    *waits: str, concurrency: int = 1
+    *waits: str, concurrency: int = 1, broker: str | None = None
 ) -> tuple[ms.App, list[ms.Topic[Tick]], list[tuple[str, int]]]:
     """An agent over the topics a, b, …, each with its ``max_wait``; notes what it reads."""
-    app = ms.App("ticks", partitions=1)
+    app = ms.App("ticks", broker=broker, partitions=1)
     topics = [
         app.topic(name, value=Tick, timestamp="at", max_wait=wait)
         for name, wait in zip("abc", waits, strict=False)
@@ -41,6 +48,40 @@ async def test_oldest_first() -> None:
         await b.send_many([Tick("b", at) for at in (2, 3, 6)])
         await t.settle()
         assert [at for _, at in seen] == [1, 2, 3, 4, 5, 6]
+
+
+async def test_one_moment_in_two_topics() -> None:
+    """Topics take their turns by name then, so that a worker which begins in the middle goes on as the one before."""
+    whole: list[tuple[str, int]] = []
+    for begun in (0, 1, 2, 3):
+        app, (a, b), seen = reading("0s", "0s")
+        async with TestApp(app) as t:
+            ticks = [(b, Tick("b", 1)), (b, Tick("b", 2)), (b, Tick("b", 3)), (a, Tick("a", 2))]
+            for topic, tick in ticks[:begun]:
+                await t.send(topic, tick)
+            await t.crash()
+            for topic in (a, b):
+                rest = [tick for name, tick in ticks[begun:] if name is topic]
+                if rest:
+                    await topic.send_many(rest)
+            await t.settle()
+            whole = whole or seen
+            if begun < 2:  # from then on, b's second one came before anybody knew of a's
+                assert seen == [("b", 1), ("a", 2), ("b", 2), ("b", 3)] == whole
+
+
+async def test_large_records_that_wait_already(tmp_path: Path) -> None:
+    """What a first fetch has no room for is waited for all the same."""
+    url, waits = f"local://{tmp_path / 'log.db'}", ("0s", "0s", "0s")
+    app, topics, seen = reading(*waits, broker=url)
+    async with app.running(worker=False, web=False):
+        for at, topic in zip((3, 2, 1), topics, strict=True):
+            await topic.send(Tick(topic.name, at, "x" * 900_000))
+    app, topics, seen = reading(*waits, broker=url)
+    async with app.running(web=False), asyncio.timeout(30):
+        while len(seen) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert seen == [("c", 1), ("b", 2), ("a", 3)]
 
 
 async def test_an_empty_partition_does_not_block() -> None:

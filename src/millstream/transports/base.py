@@ -77,7 +77,8 @@ class Fetched(NamedTuple):
     ``data`` is one or more whole v2 record batches of committed data, back to back, or empty. The first
     may begin before the position that was asked for: the reader skips those records. Offsets may have
     gaps (compaction, transaction markers). ``next_offset`` is the position to go on from, also when
-    ``data`` is empty; ``end_offset`` is the end of the partition as far as it was known then.
+    ``data`` is empty; ``end_offset`` is the end of the partition as far as it was known then. One that has more, for
+    which there was no room, comes with no data and the position that was asked for.
     ``checked`` tells that the reader has compared the batches with their checksums.
     """
 

@@ -414,7 +414,7 @@ class MemoryTransport:
                 self._partition(tp).end_offset,
             )
             for tp in order
-            if reached_offset[tp] > positions[tp]
+            if self._partition(tp).end_offset > positions[tp]
         ]
         return fetched, refused
 

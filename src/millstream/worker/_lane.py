@@ -66,7 +66,7 @@ class Inbox:
         "wait_until",
     )
 
-    def __init__(self, source: Source, position: int, lane: Lane) -> None:
+    def __init__(self, source: Source, position: int, end: int, lane: Lane) -> None:
         self.source = source
         self.looked_at = Placement.looks_at(source)
         """Whether its records are looked at, if those of the lane are."""
@@ -75,7 +75,7 @@ class Inbox:
         """The offset of the next record to take."""
         self.fetched = position
         """The offset to fetch from."""
-        self.end = position
+        self.end = max(position, end)
         """The end of the partition, as far as it is known."""
         self.chunks: deque[Iterator[Any]] = deque()
         self.size = 0
@@ -91,8 +91,11 @@ class Inbox:
 
     def add(self, fetched: Fetched) -> None:
         """Take what a fetch brought."""
+        news = fetched.next_offset > self.fetched
         self.fetched = fetched.next_offset
         self.end = max(self.end, fetched.end_offset)
+        if not news:
+            return  # there is more, which this fetch had no room for
         if fetched.data:
             self.size += len(fetched.data)
             self.chunks.append(self._read(fetched))
@@ -223,12 +226,14 @@ class Lane:
         *,
         shard: Shard,
         positions: Mapping[TopicPartition, int],
+        ends: Mapping[TopicPartition, int],
         inbox_bytes_max: int,
         placement: Placement | None = None,
     ) -> None:
         """
         Args:
             positions: from where its inputs are read.
+            ends: where these end now: what lies before has its place in the order of time.
             inbox_bytes_max: bound on what is fetched and not taken; each input has an equal share of it.
             placement: looks whether records are where their keys belong; None where that does not matter.
         """
@@ -254,7 +259,7 @@ class Lane:
         self._bytes_max = inbox_bytes_max
         self._inbox_bytes_max = inbox_bytes_max // max(1, len(positions))
         for tp in sorted(positions):
-            self.inboxes[tp] = Inbox(spec.sources[tp.topic], positions[tp], self)
+            self.inboxes[tp] = Inbox(spec.sources[tp.topic], positions[tp], ends[tp], self)
         self.active_at = shard.clock.monotonic()
         """When data came last, or something was still to do; see `millstream.worker._idle`."""
         self._wait_until: float | None = None
@@ -329,9 +334,9 @@ class Lane:
             self.active_at = self.shard.clock.monotonic()
         self._arrived.set()
 
-    def add_input(self, tp: TopicPartition, at: int) -> None:
+    def add_input(self, tp: TopicPartition, at: int, end: int) -> None:
         """Read another partition as well, from ``at`` on; its topic is among the sources by now."""
-        self.inboxes[tp] = Inbox(self._spec.sources[tp.topic], at, self)
+        self.inboxes[tp] = Inbox(self._spec.sources[tp.topic], at, end, self)
         self.inboxes = dict(sorted(self.inboxes.items()))
         self._inbox_bytes_max = self._bytes_max // len(self.inboxes)
 
@@ -429,7 +434,7 @@ class Lane:
         return Run(tp, inbox.source, records, start=start)
 
     def _oldest(self) -> tuple[TopicPartition, Inbox, float] | None:
-        """The input whose head is oldest, and the time of the next one's; of equal ones the first by name."""
+        """The input whose head is oldest, and up to which time it goes before the others; of equal ones the first by name."""
         oldest: tuple[TopicPartition, Inbox] | None = None
         least = bound = float("inf")
         awaited = []
@@ -444,7 +449,8 @@ class Lane:
             inbox.wait_until = None
             time = inbox.head_time
             if oldest is None or time < least:
-                oldest, least, bound = (tp, inbox), time, least
+                # those before it by name come first in a moment that they share
+                oldest, least, bound = (tp, inbox), time, least - 1
             elif time < bound:
                 bound = time
         if oldest is None:

@@ -133,6 +133,7 @@ class Shard:
         self.counters: Counter[str] = Counter()
         self.due = DueFailures(tables, self.counters)
         self._positions: Positions = {}
+        self._ends: dict[TopicPartition, int] = {}
         """Where the agents began."""
         self._settled: Positions = {}
         """Those that are committed."""
@@ -280,6 +281,8 @@ class Shard:
             if table.clocks:
                 clocks = [cast("TimedPart", self.own_parts[name]) for name in table.clocks]
                 cast("WindowedPart", self.own_parts[table.name]).clocks = clocks
+        # Late, as recovery takes its time: a partition with records that nobody has heard of would count as read
+        self._ends = await options.transport.end_offsets(inputs) if inputs else {}
         for part in self.own_parts.values():
             part.recovered()
             part.check_form()
@@ -317,6 +320,7 @@ class Shard:
             return
         found = await self._options.transport.committed(self._options.group, new)
         starts = await self._options.transport.start_offsets(new)
+        ends = await self._options.transport.end_offsets(new)
         if self.lanes is not lanes or not self.ready.is_set():
             return  # it starts over, with all of them
         self._know_sources()
@@ -324,7 +328,7 @@ class Shard:
             self._place(tp, found.get(tp), starts[tp])
             for name, lane in lanes.items():
                 if tp.topic in self._agents[name].sources:
-                    lane.add_input(tp, self._positions[name, tp])
+                    lane.add_input(tp, self._positions[name, tp], ends[tp])
 
     def _make_part(self, table: TableSpec) -> TablePart:
         return table.make(self.store.table(table.name), self._check(table))
@@ -367,6 +371,7 @@ class Shard:
                 spec,
                 shard=self,
                 positions={tp: at for (agent, tp), at in self._positions.items() if agent == name},
+                ends=self._ends,
                 inbox_bytes_max=self._options.inbox_bytes_max,
                 placement=Placement(self.count) if self._keeps_by_key else None,
             )

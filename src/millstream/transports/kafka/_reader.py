@@ -179,7 +179,7 @@ class KafkaReader:
             if isinstance(brought, Exception):
                 del self._arrived[place]
                 raise brought
-            if found and total + len(brought.data) > max_bytes:
+            if found and brought.data and total + len(brought.data) > max_bytes:
                 continue
             del self._arrived[place]
             total += len(brought.data)
@@ -424,7 +424,8 @@ class KafkaReader:
         found = committed_data(part.records or b"", aborted, position=position, where=str(tp))
         if found.next_offset > position:
             self._epochs[tp] = (found.next_offset, found.leader_epoch)
-            end = max(int(part.high_watermark), found.next_offset)
+        end = max(int(part.high_watermark), found.next_offset)
+        if end > position:
             self._arrived[place] = Fetched(tp, found.data, found.next_offset, end)
 
     async def _out_of_range(self, place: _Place) -> None:

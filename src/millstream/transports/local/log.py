@@ -284,7 +284,6 @@ def fetch(
             turn.tp, _read(connection, turn), turn.next_offset, turn.row.end_offset, checked=True
         )
         for turn in turns
-        if turn.next_offset > positions[turn.tp]
     ]
     return FetchPlan(fetched, next_first)
 
