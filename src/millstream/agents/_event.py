@@ -38,7 +38,11 @@ class Event(Generic[V, K]):
 
 
 def current_event() -> Event[Any] | None:
-    """The event that is being processed here, or None. Its value is decoded once more, unlike the stream's."""
+    """The record at hand, which drives what is done here; None where time does, or nothing.
+
+    Its value is decoded once more, unlike the stream's. In functions of a declared stream it belongs to the value
+    they are given only where no step before has held records back, joined them or given them another key.
+    """
     scope = current.get(None)
     if scope is None or not scope.open or scope.record is None or scope.tp is None:
         return None
