@@ -95,23 +95,20 @@ class Agents(dict[str, Agent[Any, Any]]):
 
     def nodes(self) -> dict[str, AgentNode]:
         """The agents as data."""
-        return {
-            agent.name: AgentNode(
-                name=agent.name,
-                sources=tuple(
-                    dict.fromkeys(
-                        name
-                        for stream in agent.sources
-                        for topic in stream.topics
-                        for name in topic.names
-                    )
-                ),
-                sinks=tuple(_sink_name(sink) for sink in agent.sinks),
-                concurrency=agent.concurrency,
-                internal=agent.internal,
-            )
-            for agent in self.values()
-        }
+        return {agent.name: self._node(agent) for agent in self.values()}
+
+    def _node(self, agent: Agent[Any, Any]) -> AgentNode:
+        steps = self._streams.steps.get(agent.name, ())
+        topics = [topic for stream in agent.sources for topic in stream.topics]
+        return AgentNode(
+            name=agent.name,
+            sources=tuple(dict.fromkeys(name for topic in topics for name in topic.names)),
+            sinks=tuple(_sink_name(sink) for sink in agent.sinks),
+            concurrency=agent.concurrency,
+            internal=agent.internal,
+            tables=tuple(dict.fromkeys(table for step in steps for table in step.keeps)),
+            steps=steps,
+        )
 
 
 def _sink_name(sink: Any) -> str:

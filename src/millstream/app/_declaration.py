@@ -224,7 +224,9 @@ class DeclaredTable(Generic[K, V]):
         """That agent as data; None where there is none."""
         if self.topic is None or self.everywhere or self.operator is not None:
             return None
-        return AgentNode(name=self.reader_name, sources=(self.topic.name,), internal=True)
+        return AgentNode(
+            name=self.reader_name, sources=(self.topic.name,), internal=True, tables=(self.name,)
+        )
 
     def reader(self) -> Agent[Any, Any] | None:
         """The agent that reads the table from its topic; None where there is none."""

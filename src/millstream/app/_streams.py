@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock, Duration
     from millstream.streams import Compat, Operator
     from millstream.tables import TablePart
+    from millstream.topology import StepNode
     from millstream.windows import AnyWindows
 
 __all__ = ["Streams"]
@@ -33,6 +34,8 @@ class Streams:
         self.plan = Plan()
         self._compiled = -1
         self._agents: list[str] = []
+        self.steps: dict[str, tuple[StepNode, ...]] = {}
+        """What the agents of the pipelines do, by their names."""
 
     @property
     def clock(self) -> Clock:
@@ -199,7 +202,9 @@ class Streams:
         for name in self._agents:
             del self._app.agents[name]
         self._agents = []
+        self.steps = {}
         for pipeline in self.plan.pipelines():
+            self.steps[pipeline.name] = pipeline.steps()
             agent = pipeline_agent(pipeline, lambda: self._app.clock)
             self._agents.append(self._app.agents.add(agent).name)
 

@@ -158,7 +158,8 @@ def _target(other: Any, home: StreamHome) -> _Target:
     if declared.everywhere:
         _same_home(declared.app.streams, home, other.name)
         find = find_in_part(other.name)
-        return _Target(other.name, (), find, declared.key_type, None, everywhere=True)
+        reads = (other.name,)
+        return _Target(other.name, reads, find, declared.key_type, None, everywhere=True)
     if declared.operator is None and declared.topic is None:
         _same_home(declared.app.streams, home, other.name)
         history = declared.versioned_ms

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import TopologyError
-from millstream.streams._stateless import SourceOperator
+from millstream.streams._stateless import SourceOperator, ToTopic
+from millstream.topology import StepNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,6 +56,25 @@ class Pipeline:
     def sinks(self) -> list[str]:
         """Topics that it sends to, as far as they are known."""
         return sorted({sink for operator in self.operators for sink in operator.sinks})
+
+    def steps(self) -> tuple[StepNode, ...]:
+        """The operators as data."""
+        number = {operator: n for n, operator in enumerate(self.operators, start=1)}
+        return tuple(
+            StepNode(
+                kind=operator.kind,
+                name=operator.name,
+                after=tuple(number[parent] for parent in operator.parents),
+                topics=()
+                if operator.parents
+                else tuple(name for topic in operator.topics for name in topic.names),
+                reads=tuple(operator.reads),
+                keeps=tuple(operator.stores),
+                sinks=tuple(operator.sinks),
+                chooses=isinstance(operator, ToTopic) and not operator.sinks,
+            )
+            for operator in self.operators
+        )
 
 
 class Plan:

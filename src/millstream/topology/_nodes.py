@@ -11,7 +11,7 @@ from millstream.errors import PartitionCountError, TopologyError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["AgentNode", "TableNode", "TimerNode", "TopicNode", "Topology"]
+__all__ = ["AgentNode", "StepNode", "TableNode", "TimerNode", "TopicNode", "Topology"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,28 @@ class TableNode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepNode:
+    """A step of the streams and tables that an agent runs."""
+
+    kind: str
+    """``source``, ``filter``, ``join``, ``aggregate`` and so on."""
+    name: str
+    """What it keeps and moves is named after it; steps that do neither may share one."""
+    after: tuple[int, ...] = ()
+    """Whose results it takes: numbers of the agent's steps, from 1."""
+    topics: tuple[str, ...] = ()
+    """Topics whose records it takes."""
+    reads: tuple[str, ...] = ()
+    """Tables of others that it looks up."""
+    keeps: tuple[str, ...] = ()
+    """Tables that it writes."""
+    sinks: tuple[str, ...] = ()
+    """Topics that it sends to."""
+    chooses: bool = False
+    """A function of the program chooses for each value which topic it sends to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentNode:
     """An agent: reads ``sources``, and sends to ``sinks`` as far as they were declared."""
 
@@ -57,6 +79,10 @@ class AgentNode:
     """``sources`` before the patterns among them became names; empty where there are none."""
     partitions: int | None = None
     """For an agent whose patterns match nothing yet: how many partitions are expected."""
+    tables: tuple[str, ...] = ()
+    """Tables that it writes, as far as that was declared: what a program's own agent writes shows when it runs."""
+    steps: tuple[StepNode, ...] = ()
+    """Of an agent that runs streams: what it does, each step after those that it follows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +166,12 @@ class Topology:
                 agent = replace(
                     agent,
                     sources=tuple(dict.fromkeys(listed)),
+                    steps=tuple(
+                        replace(
+                            step, topics=tuple(n for t in step.topics for n in found.get(t, [t]))
+                        )
+                        for step in agent.steps
+                    ),
                     declared=agent.sources,
                     partitions=next((count for count in expected if count is not None), None),
                 )
