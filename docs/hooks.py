@@ -20,7 +20,7 @@ NOTES = {
     "on_error": "See [Handle errors](errors.md).",
     "inbox_bytes_max": "See [Memory](sizing.md#memory).",
     "web_host": "See [The HTTP port](security.md#the-http-port).",
-    "compat": "See [Coming from Kafka Streams](../why/kafka-streams.md#what-is-meant-differently).",
+    "compat": "See [Where Kafka Streams loses data](../why/lost-results.md).",
     "instance_id": "See [Restarts that move nothing](workers.md#restarts-that-move-nothing).",
     "slot": "See [Ports and state](workers.md#ports-and-state).",
 }
