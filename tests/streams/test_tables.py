@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import millstream as ms
-from millstream.errors import ConfigurationError, TopologyError
+from millstream.errors import ConfigurationError, OutsideEventError, TopologyError
 from millstream.testing import TestApp
 from tests.streams.running import Disturbance, feed, fold, interrupt, read
 
@@ -361,6 +362,50 @@ async def test_agents_read_what_streams_make() -> None:
         view = sums.view()
         assert await view.get("b") == 5
         assert sorted([pair async for pair in view.items()]) == [("a", 3), ("b", 5)]
+
+
+@pytest.mark.parametrize("interruption", ["", "crash", "rebalance"])
+async def test_what_a_table_was(interruption: Disturbance) -> None:
+    """``as_of`` finds the value of a time, whatever came when, as far as history goes."""
+    app = ms.App("history", partitions=1)
+    prices, questions = app.topic("prices", value=float), app.topic("questions", value=int)
+    of_topic = app.table("of-topic", topic=prices, versioned="1m")
+    own = app.table("own", key=str, value=float, versioned="1m")
+    found: list[tuple[Any, Any]] = []
+
+    @app.agent(prices)
+    async def keep(stream: ms.Stream[float]) -> None:
+        async for event in stream.events():
+            own[event.key] = event.value
+
+    @app.agent(questions)
+    async def ask(stream: ms.Stream[int]) -> None:
+        async for key, moment in stream.items():
+            at = datetime.fromtimestamp(moment / 1_000, UTC)
+            found.append((of_topic.as_of(key, moment, "none"), own.as_of(key, at, "none")))
+
+    async with TestApp(app) as t:
+        for moment, price in [(10_000, 1.0), (30_000, 3.0), (20_000, 2.0)]:
+            await t.send(prices, price, key="a", timestamp=moment)
+        await t.send(prices, 9.0, key="b", timestamp=35_000)
+        await t.send(prices, None, key="a", timestamp=40_000)
+        if interruption == "crash":
+            await t.crash()
+        elif interruption == "rebalance":
+            await t.rebalance()
+        for moment in (9_999, 10_000, 19_999, 20_000, 29_999, 30_000, 39_999):
+            await t.send(questions, moment, key="a", timestamp=40_000)
+        of_both = [pair[0] for pair in found]
+        assert of_both == ["none", 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+        assert [pair[1] for pair in found] == of_both
+        await t.send(questions, 40_000, key="a", timestamp=40_000)
+        assert found[-1][0] == "none"  # deleted
+        await t.send(prices, 1.0, key="b", timestamp=95_000)
+        await t.send(questions, 34_999, key="b", timestamp=95_000)
+        await t.send(questions, 35_000, key="b", timestamp=95_000)
+        assert [pair[0] for pair in found[-2:]] == ["none", 9.0]  # a minute, and no more
+    with pytest.raises(OutsideEventError, match="of-topic"):
+        of_topic.as_of("a", 10_000)
 
 
 def test_what_tables_refuse() -> None:
