@@ -8,6 +8,8 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import os
+import sys
 import tempfile
 from typing import Any
 
@@ -51,4 +53,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # whoever read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,6 +55,19 @@ def lines(form: str, folder: Path | None) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_reader_that_has_seen_enough() -> None:
+    """Where what it prints goes to ``head``, which does not read to the end, it ends without an error."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "examples.movies"]
+    with os.fdopen(write_end, "wb") as nobody:
+        done = subprocess.run(
+            command, cwd=ROOT, stdout=nobody, stderr=subprocess.PIPE, timeout=120, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_example(form: str) -> None:
     """Run as a program it prints the best movies, as a plain sum over the data has them."""
