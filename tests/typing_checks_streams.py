@@ -7,7 +7,13 @@ from typing import Any, Literal, TypeAlias, assert_type
 import msgspec
 
 import millstream as ms
-from millstream.streams import DeclaredStream, GroupedStream, TableStream, WindowedTable
+from millstream.streams import (
+    DeclaredStream,
+    GroupedStream,
+    ProcessContext,
+    TableStream,
+    WindowedTable,
+)
 
 
 class Click(msgspec.Struct):
@@ -32,6 +38,11 @@ class Seen(msgspec.Struct):
     clicks: int
 
 
+class Sized:
+    def process(self, key: str, click: Click, context: ProcessContext) -> None:
+        context.forward(User(click.user), key=click.ms)
+
+
 def checks(app: ms.App) -> None:
     clicks = app.topic("clicks", value=Click)
     users = app.table("users", topic=app.topic("users", value=User))
@@ -45,6 +56,10 @@ def checks(app: ms.App) -> None:
     assert_type(stream.key_by(lambda c: c.ms), DeclaredStream[Click, int])
     assert_type(stream.merge(stream.map(lambda c: c.ms)), DeclaredStream[Click | int, str])
     assert_type(stream.split({"fast": lambda c: c.ms < 3}), dict[str, DeclaredStream[Click, str]])
+
+    by_size = stream.process(Sized(), name="by-size", key=int, value=User)
+    assert_type(by_size, DeclaredStream[Any, int])
+    assert_type(stream.process(Sized(), name="sized"), DeclaredStream[Any, str])
 
     async def slow(click: Click) -> User:
         return User(click.user)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import millstream as ms
-from millstream.errors import ConfigurationError, ProgramError
+from millstream.errors import AgentError, ConfigurationError, ProgramError
 from millstream.testing import TestApp
 
 if TYPE_CHECKING:
@@ -118,8 +118,68 @@ async def test_wall_timers_have_to_be_asked_for() -> None:
         async with TestApp(app) as t:
             await t.send(notes, "call", key="ada")
     with pytest.raises(ConfigurationError, match="has no method process"):
-        app.stream(notes).process(object(), name="other")  # type: ignore[arg-type]
+        app.stream(notes).process(object(), name="other")  # type: ignore[call-overload]
     assert issubclass(ProgramError, Exception)
+
+
+class Country:
+    """Forwards each account under its country."""
+
+    def process(self, key: str, value: str, context: ProcessContext) -> None:
+        context.forward(key, key=value)
+
+
+class Same:
+    """Forwards each record as it is."""
+
+    def process(self, key: str, value: str, context: ProcessContext) -> None:
+        context.forward(value, key=key)
+
+
+async def test_other_keys_move_where_something_needs_them() -> None:
+    """With ``key=`` groups, joins, distinct and another process share one topic, named after the process."""
+    app = ms.App("shop", partitions=4)
+    accounts, out = app.topic("accounts", value=str), app.topic("out", value=str)
+    names = app.table("names", topic=app.topic("countries", value=str))
+    by_country = app.stream(accounts).process(Country(), name="by-country", key=str, value=str)
+    by_country.group_by().count(name="counts")
+    by_country.join(names, lambda account, name: f"{account}: {name}").to(out)
+    by_country.distinct(within="1h").to(app.topic("first", value=str))
+    by_country.process(Same(), name="again", value=str).to_table("last")
+    async with TestApp(app) as t:
+        for country in ("de", "fr", "it"):
+            await t.send(app.topics["countries"], country.upper(), key=country)
+        for number, account in enumerate("abcdef"):
+            await t.send(accounts, ("de", "fr", "it")[number % 3], key=account)
+        assert t.table(app.tables["counts"].table) == {"de": 2, "fr": 2, "it": 2}
+        assert sorted(t.sent(out)) == ["a: DE", "b: FR", "c: IT", "d: DE", "e: FR", "f: IT"]
+        assert sorted(t.sent(app.topics["first"])) == ["a", "b", "c"]
+        assert t.table(app.tables["last"].table) == {"de": "d", "fr": "e", "it": "f"}
+    moved = [name for name in app.topology.topics if name.endswith("-repartition")]
+    assert moved == ["shop-by-country-repartition"]
+
+
+async def test_other_keys_that_nobody_said() -> None:
+    """Without ``key=`` nothing moves, and another key is an error where something goes by keys, not else."""
+    app = ms.App("shop", partitions=1)
+    accounts, out = app.topic("accounts", value=str), app.topic("out", value=str)
+    stream = app.stream(accounts)
+    stream.process(Country(), name="sent", value=str).to(out)
+    stream.process(Country(), name="moved", value=str).key_by(str.upper).group_by().count(name="n")
+    stream.process(Same(), name="same", value=str).filter(bool).group_by().count(name="counts")
+    async with TestApp(app) as t:
+        await t.send(accounts, "de", key="a")
+        assert [(record.key, record.value) for record in t.records(out)] == [("de", "a")]
+        assert t.table(app.tables["n"].table) == {"A": 1}
+        assert t.table(app.tables["counts"].table) == {"a": 1}
+    moved = [name for name in app.topology.topics if name.endswith("-repartition")]
+    assert moved == ["shop-moved-keyed-repartition"]
+    stream.process(Country(), name="by-country", value=str).filter(bool).to_table("last")
+    with pytest.raises(
+        AgentError, match=r"'by-country' has .* 'de', with 'a' .*\(\.\.\., key=str\)"
+    ):
+        async with TestApp(app) as t:
+            await t.send(accounts, "de", key="a")
 
 
 @pytest.mark.parametrize("crashes", [False, True])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.context import PreImage, Scope
     from millstream.streams._home import StreamHome
+    from millstream.streams._plan import Pipeline
 
 __all__ = ["ProcessContext", "Processor", "process"]
 
@@ -38,7 +39,7 @@ class Processor(Protocol):
     ``on_timer`` may be left out where no timers are set.
     """
 
-    def process(self, key: Any, value: Any, context: ProcessContext) -> Any:
+    def process(self, key: Any, value: Any, context: ProcessContext, /) -> Any:
         """Take a record."""
         ...
 
@@ -46,12 +47,12 @@ class Processor(Protocol):
 class ProcessContext:
     """What a processor can do besides using tables, while it is called."""
 
-    __slots__ = ("_context", "_name", "_wall", "key", "results", "timestamp")
+    __slots__ = ("_context", "_keyed", "_process", "key", "results", "timestamp")
 
-    def __init__(self, context: Context, name: str, *, wall: bool) -> None:
+    def __init__(self, context: Context, process: Process) -> None:
         self._context = context
-        self._name = name
-        self._wall = wall
+        self._process = process
+        self._keyed = process.keyed()
         self.key: Any = None
         """The key at hand."""
         self.timestamp = 0
@@ -61,18 +62,26 @@ class ProcessContext:
     @property
     def stream_time(self) -> int:
         """The highest event time that the processor has seen in this shard; -1 before the first record."""
-        part: TimedPart = self._context.parts[self._name]
+        part: TimedPart = self._context.parts[self._process.name]
         return part.stream_time
 
     def forward(self, value: Any, *, key: Any = None, timestamp: int | None = None) -> None:
-        """Hand on a result; with the key and the time at hand unless told otherwise."""
-        self.results.append(
-            (
-                self.key if key is None else key,
-                value,
-                self.timestamp if timestamp is None else timestamp,
+        """Hand on a result; with the key and the time at hand unless told otherwise.
+
+        Raises:
+            ProgramError: another key, where what follows needs the results in the shards of their keys and
+                ``process(..., key=)`` has not said that there are others.
+        """
+        if key is None:
+            key = self.key
+        elif self._keyed is not None and key != self.key:
+            raise ProgramError(
+                f"processor {self._process.name!r} has forwarded under {key!r}, with {self.key!r} at hand, and"
+                f" {self._keyed.kind} {self._keyed.name!r} after it needs each key in its own shard. Say that"
+                f" it forwards under other keys, with their type, so that the results move there:"
+                f" process(..., key={type(key).__name__})"
             )
-        )
+        self.results.append((key, value, self.timestamp if timestamp is None else timestamp))
 
     def set_timer(
         self,
@@ -97,9 +106,9 @@ class ProcessContext:
         """
         if (at is None) == (after is None):
             raise ProgramError("set_timer: give either the moment, or after=")
-        if time == "wall" and not self._wall:
+        if time == "wall" and not self._process.wall:
             raise ProgramError(
-                f"processor {self._name!r}: timers of the wall clock need to be looked at; say how often:"
+                f"processor {self._process.name!r}: timers of the wall clock need to be looked at; say how often:"
                 f" process(..., wall_timers='1s')"
             )
         if at is not None:
@@ -108,7 +117,7 @@ class ProcessContext:
             assert after is not None
             now = self.timestamp if time == "event" else self._context.clock.now()
             moment = now + duration_ms(after, what="set_timer(after=)")
-        part: TimerPart = self._context.parts[self._name]
+        part: TimerPart = self._context.parts[self._process.name]
         part.schedule(
             (WALL if time == "wall" else EVENT, moment, self.key if key is None else key),
             self._context.scope,
@@ -118,7 +127,7 @@ class ProcessContext:
         self, at: datetime | float, *, key: Any = None, time: Literal["event", "wall"] = "event"
     ) -> None:
         """Forget a timer; nothing happens if there is none."""
-        part: TimerPart = self._context.parts[self._name]
+        part: TimerPart = self._context.parts[self._process.name]
         entry = (
             WALL if time == "wall" else EVENT,
             timestamp_ms(at),
@@ -221,19 +230,27 @@ class Process(Operator):
         name: str,
         clock: Callable[[], Clock],
         wall: bool,
+        key_type: Any,
         value_type: Any,
     ) -> None:
+        """
+        Args:
+            key_type: of what it hands on, where its keys may be others; else None.
+        """
         super().__init__(parent, name=name)
         self.processor = processor
         self.value_type, self.codec = value_type, None
+        if key_type is not None:
+            self.key_type = key_type
+            self.rekeyed, self.windowed = True, False
         self.stores.append(name)
         self._clock = clock
-        self._wall = wall
+        self.wall = wall
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         part = context.parts[self.name]
         call = self.processor.process
-        face = ProcessContext(context, self.name, wall=self._wall)
+        face = ProcessContext(context, self)
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             scope = context.scope
@@ -265,6 +282,11 @@ class Process(Operator):
                 await done
 
         return [take]
+
+    def keyed(self) -> Operator | None:
+        """What takes the results by their keys in this very shard, where these may be no others."""
+        assert self.pipeline is not None
+        return None if self.rekeyed else _by_key(self, self.pipeline)
 
     @staticmethod
     def _hand_on(face: ProcessContext, forward: Callable[..., Done]) -> Done:
@@ -321,8 +343,18 @@ class Process(Operator):
         part: TimerPart = scope.parts[self.name]
         now = part.stream_time if clock == EVENT else self._clock().now()
         forward = bound(self.pipeline, scope, self._clock()).forward(self)
-        face = ProcessContext(context, self.name, wall=self._wall)
-        await self._fire(context, face, forward, clock, now)
+        await self._fire(context, ProcessContext(context, self), forward, clock, now)
+
+
+def _by_key(operator: Operator, pipeline: Pipeline) -> Operator | None:
+    """What takes an operator's results by their keys, before these change or go through a topic."""
+    for child, _ in pipeline.children[operator]:
+        if child.stores or child.reads:
+            return child
+        found = None if child.rekeyed else _by_key(child, pipeline)
+        if found is not None:
+            return found
+    return None
 
 
 def process(
@@ -332,6 +364,7 @@ def process(
     *,
     name: str,
     wall_timers: Duration | None,
+    key_type: Any,
     value_type: Any,
 ) -> Operator:
     """Declare the operator and the table of its timers.
@@ -349,13 +382,14 @@ def process(
         name=name,
         clock=lambda: home.clock,
         wall=wall_timers is not None,
+        key_type=key_type,
         value_type=value_type,
     )
     home.plan.add(operator)
-    key_type = str if parent.key_type is Any else parent.key_type
+    keyed_by = str if parent.key_type is Any else parent.key_type
     home.kept_table(
         name,
-        key=tuple[int, int, key_type],  # type: ignore[valid-type]
+        key=tuple[int, int, keyed_by],  # type: ignore[valid-type]
         value=bytes,
         codec="raw",
         like=parent.topics[0],

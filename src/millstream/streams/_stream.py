@@ -426,14 +426,35 @@ class DeclaredStream(Generic[V, K]):
         )
         return DeclaredStream(operator, self.home)
 
+    @overload
     def process(
         self,
         processor: Processor,
         *,
         name: str,
         wall_timers: Duration | None = None,
+        key: None = None,
         value: Any = None,
-    ) -> DeclaredStream[Any, K]:
+    ) -> DeclaredStream[Any, K]: ...
+    @overload
+    def process(
+        self,
+        processor: Processor,
+        *,
+        name: str,
+        wall_timers: Duration | None = None,
+        key: TypeForm[L],
+        value: Any = None,
+    ) -> DeclaredStream[Any, L]: ...
+    def process(
+        self,
+        processor: Processor,
+        *,
+        name: str,
+        wall_timers: Duration | None = None,
+        key: Any = None,
+        value: Any = None,
+    ) -> DeclaredStream[Any, Any]:
         """What an object of the program makes of the records, with tables and timers of its own.
 
         Args:
@@ -442,12 +463,20 @@ class DeclaredStream(Generic[V, K]):
                 keeps in itself is lost and mixed: state belongs into tables.
             name: of its timers' table.
             wall_timers: how often timers of the wall clock are looked at, where it sets any.
+            key: the type of the keys that it forwards under, where these are others than the records'. What
+                it forwards then moves to the shards of its keys when something needs it there, as after `key_by`.
             value: the type of what it forwards.
         """
         moved = self.by_key().operator
         made = Any if value is None else value
         operator = process(
-            self.home, moved, processor, name=name, wall_timers=wall_timers, value_type=made
+            self.home,
+            moved,
+            processor,
+            name=name,
+            wall_timers=wall_timers,
+            key_type=key,
+            value_type=made,
         )
         return DeclaredStream(operator, self.home)
 
