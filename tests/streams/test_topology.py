@@ -208,6 +208,28 @@ def test_names_that_clash() -> None:
         stream.to_table("plain")
 
 
+def test_other_partitions_need_another_name() -> None:
+    """A topic has one number of partitions: who wants another one gives another name, or an error says so."""
+    app, orders = shop()
+    stream = app.stream(orders)
+    stream.repartition(partitions=3)
+    stream.repartition()
+    stream.repartition(partitions=3)
+    with pytest.raises(
+        TopologyError, match=r"partitions= was 3\. .*\(partitions=4, name='orders-2'\)"
+    ):
+        stream.repartition(partitions=4)
+    stream.repartition(partitions=4, name="orders-2")
+    stream.key_by("id").by_key()
+    with pytest.raises(TopologyError, match="partitions= was left out"):
+        stream.key_by("id").repartition(partitions=5)
+    assert {name: app.topics[name].partitions for name in app.topics if name != "orders"} == {
+        "shop-orders-repartition": 3,
+        "shop-orders-2-repartition": 4,
+        "shop-orders-by-id-repartition": None,
+    }
+
+
 def test_topics_of_others() -> None:
     """A stream reads topics of its own app, and at least one."""
     app, orders = shop()

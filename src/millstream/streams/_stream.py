@@ -216,7 +216,17 @@ class DeclaredStream(Generic[V, K]):
     def repartition(
         self, *, name: str | None = None, partitions: int | None = None
     ) -> DeclaredStream[V, K]:
-        """The same records by way of a topic of their own, so that each shard has all of its keys."""
+        """The same records by way of a topic of their own, so that each shard has all of its keys.
+
+        Args:
+            name: of the topic, ``{app}-{name}-repartition``; from the stream where it is left out. All who give the
+                same one share it.
+            partitions: how many the topic has; where left out, as many as the topics that the app reads if these
+                agree, and else as the setting says.
+
+        Raises:
+            TopologyError: the topic is there with other partitions.
+        """
         return self._moved(name or self.operator.name, partitions)
 
     def _moved(
@@ -225,6 +235,13 @@ class DeclaredStream(Generic[V, K]):
         """By way of the topic that the operator's records move through; made once for all who need it."""
         operator = self.operator
         found = self.home.plan.moved.get((operator, name))
+        if found is not None and partitions not in (None, found.topics[0].partitions):
+            before = found.topics[0].partitions
+            raise TopologyError(
+                f"repartition(partitions={partitions}): {operator.name!r} moves through {found.name!r} already,"
+                f" and there partitions= was {'left out' if before is None else before}. Give the other one a"
+                f" name, for example .repartition(partitions={partitions}, name={name + '-2'!r})"
+            )
         if found is None:
             topic = self.home.repartition_topic(
                 name,
