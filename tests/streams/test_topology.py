@@ -79,6 +79,87 @@ def test_a_new_key_moves_once() -> None:
     ]
 
 
+def test_a_key_that_is_there_already() -> None:
+    """A step that keeps the values keeps what their key is: then nothing moves for that key, or not again."""
+    app, orders = shop()
+    more = app.topic("more", value=Order, key_from="account")
+    stream, large = app.stream(orders), lambda order: order.amount > 5
+    branch = stream.split({"large": large})["large"]
+    for number, one in enumerate([stream.filter(large), stream.peek(print), branch]):
+        one.group_by("account").count(name=f"a{number}")
+        one.key_by("account").group_by().count(name=f"b{number}")
+    stream.distinct("account", within="1s").group_by("account").count(name="c")
+    stream.merge(stream.filter(large)).group_by("account").count(name="d")
+    app.stream(orders, more).group_by("account").count(name="e")
+    names = app.table("names", topic=app.topic("people", value=str))
+    stream.key_by("account").join(names, lambda order, name: name).to(app.topic("out", value=str))
+    assert moved(app) == []
+    by_id = stream.group_by("id").filter(large)
+    by_id.group_by("id").count(name="f")
+    by_id.distinct("id", within="1s").key_by("id").group_by("id").count(name="g")
+    assert moved(app) == ["shop-orders-by-id-repartition"]
+    stream.key_by("id").group_by("id").count(name="h")
+    assert moved(app) == ["shop-orders-by-id-repartition"]
+
+
+def test_a_key_that_is_not_there() -> None:
+    """New values, another type of key, streams of different keys, or keys in any shard: the records move."""
+    app, orders = shop()
+    stream = app.stream(orders)
+    doubled = stream.map(
+        lambda order: Order(order.id, order.account, order.amount * 2), value=Order
+    )
+    doubled.group_by("account").count(name="a")
+    stream.key_by("id").merge(stream).group_by("account", name="b").count(name="b")
+    stream.map_keys(str.upper).group_by("account", name="c").count(name="c")
+    stream.group_by("account", type=int, name="d").count(name="d")
+    loose = app.topic("loose", value=Order, key_from="account", partitioner="any")
+    app.stream(loose).group_by("account", name="e").count(name="e")
+    assert moved(app) == [
+        "shop-b-repartition",
+        "shop-c-repartition",
+        "shop-d-repartition",
+        "shop-e-repartition",
+        "shop-orders-by-account-repartition",
+    ]
+
+
+def test_a_function_or_a_table_that_moves_once() -> None:
+    """The same function under the same name is one move, and so is the same group of a table."""
+    app, orders = shop()
+    stream, table = app.stream(orders), app.table("all", topic=orders)
+
+    def initial(order: Order) -> str:
+        return order.id[0]
+
+    for number in range(2):
+        stream.group_by(initial, name="initial").count(name=f"a{number}")
+        stream.key_by(initial).to_table(f"b{number}")
+        table.group_by("id").count(name=f"c{number}")
+        table.group_by(initial, name="of-table").count(name=f"d{number}")
+    assert moved(app) == [
+        "shop-all-by-id-repartition",
+        "shop-initial-repartition",
+        "shop-of-table-repartition",
+        "shop-orders-keyed-repartition",
+    ]
+    with pytest.raises(TopologyError, match=r"name='of-table-2'"):
+        table.group_by("id", name="of-table")
+    with pytest.raises(TopologyError, match=r"name='initial-2'"):
+        stream.group_by("id", name="initial")
+
+
+def test_a_group_of_the_own_key_has_a_name() -> None:
+    """``name=`` without a key names the topic, where one is needed."""
+    app, orders = shop()
+    by_id = app.stream(orders).key_by("id")
+    by_id.filter(bool).group_by(name="some").count(name="a")
+    by_id.map(lambda order: order.amount).group_by(name="amounts").sum()
+    app.stream(orders).group_by(name="not-moved").count(name="b")
+    assert moved(app) == ["shop-amounts-repartition", "shop-some-repartition"]
+    assert sorted(app.tables) == ["a", "amounts-sum", "b"]
+
+
 async def test_what_moved_is_where_its_key_belongs() -> None:
     """On the other side of the topic, all records of a key are in one shard, with timestamp and headers."""
     app, orders = shop()

@@ -24,6 +24,7 @@ class Distinct(Operator):
     """Drops a record if one of its key has passed less than ``within`` before or after it, by event time."""
 
     kind = "distinct"
+    keeps_records = True
 
     def __init__(self, parent: Operator, within_ms: int, *, name: str) -> None:
         super().__init__(parent, name=name)

@@ -101,6 +101,8 @@ class Operator:
     """Likewise: whether it matters, where there is no new value, that there was an old one."""
     tells_deleted: ClassVar[bool] = False
     """Of operators that hand on changes: whether they can say that for less than the old value."""
+    keeps_records: ClassVar[bool] = False
+    """Whether it hands on records as it was given them: not all of them, perhaps, but none with another key or value."""
 
     def __init__(self, *parents: Operator, name: str) -> None:
         self.parents = parents
@@ -127,6 +129,9 @@ class Operator:
         """Whether its keys are `Windowed`."""
         self.rekeyed: bool = any(parent.rekeyed for parent in parents)
         """Whether the key may be another than that of the record in its topic."""
+        same = self.keeps_records and all(one.key_from == parents[0].key_from for one in parents)
+        self.key_from: str | Callable[[Any], Any] | None = parents[0].key_from if same else None
+        """The field of the values, or the function of them, that their keys are; None where it is not known."""
         self.concurrency: int = max((parent.concurrency for parent in parents), default=1)
 
     def __repr__(self) -> str:

@@ -87,7 +87,9 @@ class Plan:
         self.moved: dict[tuple[Operator, str], SourceOperator] = {}
         """What reads the topics through which operators' records move to the shards of their keys."""
         self.rekeyed: dict[tuple[Operator, Any, str], Operator] = {}
-        """What gives records a field of theirs for a key, by operator, field and name."""
+        """What gives records another key, by operator, field or function, and name."""
+        self.grouped: dict[tuple[Operator, Any, str], SourceOperator] = {}
+        """What reads the topics through which tables' changes move to the shards of their groups, likewise."""
         self.version = 0
         """Counts declarations."""
 

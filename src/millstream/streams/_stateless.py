@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.agents import TopicGroup
 from millstream.errors import ProgramError, TopologyError
+from millstream.serialization import any_partition
 from millstream.streams._operator import WAITS, Context, Done, Operator, each, finish
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class SourceOperator(Operator):
         same = all(topic.value_type is first.value_type for topic in self._topics)
         self.value_type = first.value_type if same else Any
         self.codec = first.value_codec if len(self._topics) == 1 else None
+        if all(
+            topic.key_from == first.key_from and topic.partitioner is not any_partition
+            for topic in self._topics
+        ):
+            self.key_from = first.key_from
 
     @property
     def topics(self) -> tuple[Topic[Any, Any], ...]:
@@ -55,6 +61,7 @@ class Filter(Operator):
     """Lets values pass for which a function is true."""
 
     kind = "filter"
+    keeps_records = True
 
     def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
         super().__init__(parent, name=name)
@@ -144,11 +151,13 @@ class Rekey(Operator):
         *,
         name: str,
         of_key: bool = False,
+        key_from: str | Callable[[Any], Any] | None = None,
         key_type: Any = Any,
     ) -> None:
         super().__init__(parent, name=name)
         self.function = function
         self.of_key = of_key
+        self.key_from = key_from
         self.key_type = key_type
         self.rekeyed = True
         self.windowed = False
@@ -169,6 +178,7 @@ class Peek(Operator):
     """Calls a function with each value, and hands the value on."""
 
     kind = "peek"
+    keeps_records = True
 
     @property
     def acts(self) -> bool:
@@ -194,6 +204,7 @@ class Merge(Operator):
     """The records of several streams, as they come."""
 
     kind = "merge"
+    keeps_records = True
 
     def __init__(self, *parents: Operator, name: str) -> None:
         super().__init__(*parents, name=name)
@@ -210,6 +221,7 @@ class Split(Operator):
     """Numbers each record by the first of some predicates that is true for it: `Branch` takes its own."""
 
     kind = "split"
+    keeps_records = True
 
     def __init__(
         self, parent: Operator, predicates: Sequence[Callable[[Any], Any]], *, name: str
@@ -249,6 +261,7 @@ class Branch(Operator):
     """The records of a `Split` that have one number."""
 
     kind = "branch"
+    keeps_records = True
 
     def __init__(self, parent: Split, number: int, *, name: str) -> None:
         super().__init__(parent, name=name)

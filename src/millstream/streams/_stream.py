@@ -5,6 +5,7 @@ A declared stream is a value: every step makes a new one. Nothing runs before th
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
@@ -23,7 +24,6 @@ from millstream.streams._stateless import (
     Merge,
     Peek,
     Rekey,
-    SourceOperator,
     Split,
     ToTopic,
 )
@@ -129,21 +129,30 @@ class DeclaredStream(Generic[V, K]):
     def key_by(self, key: str | Callable[[V], Any], *, type: Any = None) -> DeclaredStream[V, Any]:
         """The same values with another key: a field, or what a function makes of the value.
 
-        The records move to the shard of their new key when something needs them there: see `group_by`.
+        The records move to the shard of their new key when something needs them there: see `group_by`. Where it
+        is their key already, because their topic has it for its ``key_from``, they are as they were.
         """
+        if self._has_key(key, type):
+            return self
         made = field_type(self.operator.value_type, key) if type is None else type
         name = f"{self.operator.name}-by-{key}" if isinstance(key, str) else self._named("keyed")
         return DeclaredStream(self._rekeyed(key, name, made), self.home)
 
+    def _has_key(self, key: str | Callable[[V], Any], key_type: Any) -> bool:
+        """Whether the records have that key as it is."""
+        operator = self.operator
+        return operator.key_from == key and key_type in (None, operator.key_type)
+
     def _rekeyed(self, key: str | Callable[[V], Any], name: str, key_type: Any) -> Operator:
-        """The operator that gives the records another key; one for all who want the same field for it."""
-        known = self.home.plan.rekeyed.get((self.operator, key, name))
+        """The operator that gives the records another key; one for all who want the same one for it."""
+        shared = self.operator, key, name
+        known = self.home.plan.rekeyed.get(shared) if isinstance(key, Hashable) else None
         if known is not None and known.key_type == key_type:
             return known
         getter = field_getter(key, self.operator.value_type)
-        operator = Rekey(self.operator, getter, name=name, key_type=key_type)
-        if isinstance(key, str):
-            self.home.plan.rekeyed[self.operator, key, name] = operator
+        operator = Rekey(self.operator, getter, name=name, key_from=key, key_type=key_type)
+        if isinstance(key, Hashable):
+            self.home.plan.rekeyed[shared] = operator
         return self.home.plan.add(operator)
 
     @overload
@@ -255,18 +264,21 @@ class DeclaredStream(Generic[V, K]):
             sink = ToTopic(operator, topic, put_record, name=f"{name}-repartition", grouped=True)
             self.home.plan.add(sink)
             source = self.home.plan.source([topic], operator.concurrency)
+            source.key_from = operator.key_from
             found = self.home.plan.moved[operator, name] = source
         return DeclaredStream(found, self.home)
 
     def by_key(self) -> DeclaredStream[V, K]:
         """The same records where all of a key are in one shard: moved only if the key may have changed."""
-        return self._by_key(None)
+        return self._by_key()
 
-    def _by_key(self, beside: Topic[Any, Any] | None) -> DeclaredStream[V, K]:
-        """`by_key`, to the shards of a topic."""
+    def _by_key(
+        self, beside: Topic[Any, Any] | None = None, name: str | None = None
+    ) -> DeclaredStream[V, K]:
+        """`by_key`, to the shards of a topic, or by way of one of that name."""
         if not self.operator.rekeyed:
             return self
-        return self._moved(self.operator.name, beside=beside)
+        return self._moved(name or self.operator.name, beside=beside)
 
     # joins ----------------------------------------------------------------------------------------
 
@@ -530,21 +542,17 @@ class DeclaredStream(Generic[V, K]):
 
         Args:
             key: a field, or a function of the value; left out: the records' own key.
-            name: what goes with a function, because the topic through which the records move to their
-                shards is named after it, and has to keep its name. Nothing moves that need not.
+            name: of the topic through which the records move to their shards, where they have to. It goes with
+                a function, because the topic has to keep its name. Nothing moves that need not.
             type: the keys' type, where neither the field nor the function's annotation tells.
         """
         from millstream.streams._grouped import GroupedStream
 
-        if key is None:
+        if key is None and name is None:
             return GroupedStream(self.operator, self.home)
+        if key is None or self._has_key(key, type):
+            return GroupedStream(self._by_key(name=name).operator, self.home)
         operator = self.operator
-        if (
-            isinstance(operator, SourceOperator)
-            and len(operator.topics) == 1
-            and operator.topics[0].key_from == key
-        ):
-            return GroupedStream(operator, self.home)
         stem = name
         if stem is None:
             shown = operator.name.removeprefix(f"{self.home.id}-")

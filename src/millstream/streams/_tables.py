@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar
@@ -133,17 +134,22 @@ class TableChanges(Generic[K, V]):
             made = field_type(operator.value_type, key)
         elif made is None:
             made = without_none(result_type(key))
-        topic = home.repartition_topic(
-            name,
-            key=made,
-            value=Any,
-            codec=PairCodec(operator.values),
-            like=operator.topics,
-        )
-        getter = field_getter(key, operator.value_type)
-        sink = GroupTable(operator, getter, topic, name=f"{name}-repartition")
-        home.plan.add(sink)
-        return GroupedTable(home.plan.source([topic], operator.concurrency), operator, home)
+        shared = operator, key, name
+        source = home.plan.grouped.get(shared) if isinstance(key, Hashable) else None
+        if source is None or source.key_type != made:
+            topic = home.repartition_topic(
+                name,
+                key=made,
+                value=Any,
+                codec=PairCodec(operator.values),
+                like=operator.topics,
+            )
+            getter = field_getter(key, operator.value_type)
+            home.plan.add(GroupTable(operator, getter, topic, name=f"{name}-repartition"))
+            source = home.plan.source([topic], operator.concurrency)
+            if isinstance(key, Hashable):
+                home.plan.grouped[shared] = source
+        return GroupedTable(source, operator, home)
 
     @overload
     def join(
