@@ -205,7 +205,7 @@ async def test_a_queried_table_shows_what_is_held() -> None:
 
 
 def test_what_cannot_be() -> None:
-    """No limit without windows; finals neither; words other than the two."""
+    """No limit without windows; finals neither; words other than the two; limits and bounds that are none."""
     app = ms.App("shop", partitions=1)
     source = app.topic("source", value=str)
     with pytest.raises(ConfigurationError, match="there are no windows here"):
@@ -216,3 +216,15 @@ def test_what_cannot_be() -> None:
         app.stream(source).group_by().count(name="d", emit="often")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="neither 'emit' nor 'stop'"):
         ms.Suppress("1s", when_full="drop")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="limit='-5s' is below 0"):
+        ms.Suppress("-5s")
+    bounds: list[Any] = [-1, 0, "1MB", 1.5, True]
+    for bound in bounds:
+        with pytest.raises(
+            ConfigurationError, match=f"bytes_max={bound!r} is not a number of bytes"
+        ):
+            ms.Suppress("1s", bytes_max=bound)
+        with pytest.raises(
+            ConfigurationError, match=f"records_max={bound!r} is not a number of rec"
+        ):
+            ms.Suppress("1s", records_max=bound)

@@ -53,7 +53,8 @@ class Suppress:
             the worker unless ``on_error`` says otherwise.
 
     Raises:
-        ConfigurationError: a limit that is no duration, or a word that is neither of the two.
+        ConfigurationError: a limit that is no duration or below 0, a bound that is no number above 0, or a word
+            that is neither of the two.
     """
 
     limit: Duration | None = None
@@ -62,8 +63,14 @@ class Suppress:
     when_full: Literal["emit", "stop"] = "emit"
 
     def __post_init__(self) -> None:
-        if self.limit is not None:
-            duration_ms(self.limit, what="Suppress(limit)")
+        if self.limit is not None and duration_ms(self.limit, what="Suppress(limit)") < 0:
+            raise ConfigurationError(f"Suppress: limit={self.limit!r} is below 0")
+        for name, unit in ("bytes_max", "bytes"), ("records_max", "records"):
+            bound = getattr(self, name)
+            if bound is not None and (type(bound) is not int or bound < 1):
+                raise ConfigurationError(
+                    f"Suppress: {name}={bound!r} is not a number of {unit} above 0; leave it out for no bound"
+                )
         if self.when_full not in ("emit", "stop"):
             raise ConfigurationError(
                 f"Suppress: when_full={self.when_full!r} is neither 'emit' nor 'stop'"
