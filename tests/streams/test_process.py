@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +11,8 @@ from millstream.errors import AgentError, ConfigurationError, ProgramError
 from millstream.testing import TestApp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from millstream.streams import ProcessContext
 
 
@@ -120,6 +122,38 @@ async def test_wall_timers_have_to_be_asked_for() -> None:
     with pytest.raises(ConfigurationError, match="has no method process"):
         app.stream(notes).process(object(), name="other")  # type: ignore[call-overload]
     assert issubclass(ProgramError, Exception)
+
+
+class Wrong:
+    """Does what it is told."""
+
+    def __init__(self, does: Any) -> None:
+        self.process = does
+
+
+def one_by_one(key: str, value: str, context: ProcessContext) -> Iterator[str]:
+    yield value
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        (lambda key, value, context: 5, r"'wrong': process\(\) has returned 5, .*context\.forward"),
+        (one_by_one, r"'wrong': process\(\) has returned <generator .*context\.forward"),
+        (
+            lambda key, value, context: context.set_timer(after="1h"),
+            r"no method on_timer\(key, con",
+        ),
+    ],
+)
+async def test_processors_that_cannot_work(does: Any, said: str) -> None:
+    """The first record says what is wrong: a result that nobody takes, a timer that nobody answers."""
+    app = ms.App("wrong", partitions=1)
+    notes = app.topic("notes", value=str)
+    app.stream(notes).process(Wrong(does), name="wrong")
+    with pytest.raises(AgentError, match=said):
+        async with TestApp(app) as t:
+            await t.send(notes, "call", key="ada")
 
 
 class Country:

@@ -8,6 +8,7 @@ order in which they are due, made from that table.
 from __future__ import annotations
 
 import heapq
+import inspect
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from millstream.clock import Duration, duration_ms, timestamp_ms
@@ -102,10 +103,12 @@ class ProcessContext:
             time: by which clock.
 
         Raises:
-            ProgramError: neither or both of ``at`` and ``after``, or no interval for the wall clock was given.
+            ProgramError: neither or both of ``at`` and ``after``, no ``on_timer``, or no interval for the wall
+                clock was given.
         """
         if (at is None) == (after is None):
             raise ProgramError("set_timer: give either the moment, or after=")
+        self._process.on_timer()
         if time == "wall" and not self._process.wall:
             raise ProgramError(
                 f"processor {self._process.name!r}: timers of the wall clock need to be looked at; say how often:"
@@ -262,7 +265,7 @@ class Process(Operator):
             face.key, face.timestamp = key, timestamp
             waits = call(key, value, face)
             if waits is not None:
-                return rest(waits)
+                return rest(self._awaitable(waits, "process"))
             return self._hand_on(face, forward)
 
         async def later(key: Any, value: Any, timestamp: int) -> None:
@@ -270,7 +273,7 @@ class Process(Operator):
             face.key, face.timestamp = key, timestamp
             waits = call(key, value, face)
             if waits is not None:
-                await waits
+                await self._awaitable(waits, "process")
             done = self._hand_on(face, forward)
             if done is not None:
                 await done
@@ -282,6 +285,28 @@ class Process(Operator):
                 await done
 
         return [take]
+
+    def on_timer(self) -> Callable[[Any, ProcessContext], Any]:
+        """What the program has for its timers.
+
+        Raises:
+            ProgramError: it has nothing.
+        """
+        found: Any = getattr(self.processor, "on_timer", None)
+        if not callable(found):
+            raise ProgramError(
+                f"processor {self.name!r} sets timers, and {self.processor!r} has no method"
+                f" on_timer(key, context) that they could call"
+            )
+        return found  # type: ignore[no-any-return]
+
+    def _awaitable(self, returned: Any, method: str) -> Awaitable[Any]:
+        if not inspect.isawaitable(returned):
+            raise ProgramError(
+                f"processor {self.name!r}: {method}() has returned {returned!r}, and nobody takes that: hand"
+                f" results on with context.forward(value), and return nothing"
+            )
+        return returned
 
     def keyed(self) -> Operator | None:
         """What takes the results by their keys in this very shard, where these may be no others."""
@@ -309,9 +334,9 @@ class Process(Operator):
         async def go(entry: tuple[int, int, Any]) -> None:
             _, face.timestamp, face.key = entry
             face.results = []
-            waits = self.processor.on_timer(face.key, face)
+            waits = self.on_timer()(face.key, face)
             if waits is not None:
-                await waits
+                await self._awaitable(waits, "on_timer")
             done = self._hand_on(face, forward)
             if done is not None:
                 await done
