@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 import millstream as ms
-from millstream.errors import AgentError, TopologyError
+from millstream.errors import AgentError, ConfigurationError, TopologyError
 from millstream.testing import TestApp
 from tests.streams.running import Record, by_key, feed, read
 
@@ -180,6 +180,60 @@ async def test_to_what_is_no_topic() -> None:
     with pytest.raises(AgentError, match="'out' is no topic"):
         async with TestApp(app) as t:
             await t.send(clicks, INPUT[0])
+
+
+def elsewhere() -> Any:
+    """A stream of another app."""
+    app, clicks, _ = program()
+    return app.stream(clicks)
+
+
+WRONG: list[tuple[Any, str]] = [
+    (lambda s: s.filter(None), r"filter\(\) of 'clicks': None is not a function"),
+    (lambda s: s.map(3), r"map\(\) of 'clicks': 3 is not a function"),
+    (lambda s: s.flat_map([1]), r"flat_map\(\) of 'clicks': \[1\] is not a function"),
+    (lambda s: s.peek("print"), r"peek\(\) of 'clicks': 'print' is not a function"),
+    (lambda s: s.map_keys("user"), r"map_keys\(\) of 'clicks': 'user' is not a function"),
+    (lambda s: s.key_by(3), "3 is neither the name of a field nor a function"),
+    (lambda s: s.group_by(3), "3 is neither the name of a field nor a function"),
+    (lambda s: s.group_by(3, name="three"), "3 is neither the name of a field nor a function"),
+    (lambda s: s.split([bool]), "does not name the branches.*for example split"),
+    (lambda s: s.split({"all": True}), r"split\(\) of 'clicks': True is not a function"),
+    (lambda s: s.merge(s.to_table("t")), r"'t'> is not a stream.*table\.changes\(\)"),
+    (lambda s: s.merge(elsewhere()), "<stream 'clicks'> belongs to another app"),
+    (lambda s: s.to_table("t").filter(None), r"filter\(\) of 't': None is not a function"),
+    (lambda s: s.to_table("t").map_values(3), r"map_values\(\) of 't': 3 is not a function"),
+    (lambda s: s.to_table("t").group_by(3), "3 is neither the name of a field nor a function"),
+    (lambda s: s.group_by().top_k("n"), r"top_k\('n'\): the first argument is how many"),
+    (lambda s: s.group_by().count(emit_every=0), "clicks-count: emit_every=0 is not above 0"),
+    (lambda s: s.distinct(within=0), r"distinct\(within=0, grace=None\): .*above 0"),
+    (lambda s: s.distinct(within=1, grace=-1), r"distinct\(within=1, grace=-1\): .*below 0"),
+    (lambda s: s.process(Peeked(), name="p", wall_timers=0), "'p'.*: wall_timers=0 is not above 0"),
+]
+
+
+class Peeked:
+    """A processor that does nothing."""
+
+    def process(self, key: str, click: Click, context: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("step", "said"), WRONG)
+def test_steps_that_are_none(step: Any, said: str) -> None:
+    """What no step can be is an error where it is declared, and names the step and the option."""
+    app, clicks, _ = program()
+    with pytest.raises((ConfigurationError, TopologyError), match=said):
+        step(app.stream(clicks))
+
+
+def test_tables_of_what_is_no_topic() -> None:
+    """A name is no topic: the error says what is."""
+    app, _, _ = program()
+    for declare in (app.table, app.global_table):
+        with pytest.raises(TopologyError, match=r"'clicks' is not a topic: give what app\.topic"):
+            declare("t", topic="clicks")  # type: ignore[call-overload]
+    with pytest.raises(TopologyError, match=r"'clicks' is not a topic: give what app\.topic"):
+        app.table("t", topic="clicks", versioned="1d")  # type: ignore[call-overload]
 
 
 async def test_tombstones_and_missing_keys() -> None:

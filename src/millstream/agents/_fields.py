@@ -17,10 +17,15 @@ def field_getter(field: str | Callable[[Any], Any], value_type: Any = Any) -> Ca
     """A function that reads a field from an object or a mapping; a function is returned as it is.
 
     Raises:
-        ConfigurationError: values are of a type that says its fields, and this is none of them.
+        ConfigurationError: neither a name nor a function, or values are of a type that says its fields, and this is
+            none of them.
     """
     if callable(field):
         return field
+    if not isinstance(field, str):
+        raise ConfigurationError(
+            f"{field!r} is neither the name of a field nor a function of the value"
+        )
     attribute = attrgetter(field)
     fields = _fields_of(value_type)
     if fields is not None:

@@ -57,6 +57,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
                 f" read from one. Read them with an agent that writes the table"
             )
         if topic is not None:
+            self._app.topics.check_own(topic, f"table {name!r}")
             key = topic.key_type if key is None else key
             value = topic.value_type if value is None else value
         if versioned is not None:
@@ -129,7 +130,6 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
             **options,
         )
         if topic is not None:
-            self._app.topics.check_own(topic, f"table {name!r}")
             source = VersionedSource(topic, name=name, value_type=declared.value_type)
             declared.operator = self._app.streams.plan.add(source)
             declared.table.read_only = True
@@ -154,6 +154,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
                 compacted=True,
                 internal=True,
             )
+        self._app.topics.check_own(topic, f"table {name!r}")
         return self.add(
             DeclaredTable(
                 self._app,

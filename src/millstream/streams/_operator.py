@@ -24,6 +24,7 @@ import inspect
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
 
+from millstream.errors import ConfigurationError
 from millstream.streams._codec import value_codec
 from millstream.tables import MISSING
 
@@ -45,6 +46,7 @@ __all__ = [
     "Kept",
     "Operator",
     "Windowed",
+    "check_function",
     "each",
     "fan_out",
     "finish",
@@ -246,6 +248,16 @@ async def _others(
 
 def nowhere(*_: Any) -> None:
     """Where results go that nobody takes."""
+
+
+def check_function(function: Any, step: str, of: Operator) -> None:
+    """See that a step was given a function.
+
+    Raises:
+        ConfigurationError: it was not.
+    """
+    if not callable(function):
+        raise ConfigurationError(f"{step}() of {of.name!r}: {function!r} is not a function")
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -395,8 +395,11 @@ def process(
     """Declare the operator and the table of its timers.
 
     Raises:
-        ConfigurationError: the object has no ``process``.
+        ConfigurationError: the object has no ``process``, or the interval is not above 0.
     """
+    wall_ms = None if wall_timers is None else duration_ms(wall_timers, what=f"{name}: wall_timers")
+    if wall_ms is not None and wall_ms < 1:
+        raise ConfigurationError(f"process({name!r}): wall_timers={wall_timers!r} is not above 0")
     if not callable(getattr(processor, "process", None)):
         raise ConfigurationError(
             f"process({name!r}): {processor!r} has no method process(key, value, context)"

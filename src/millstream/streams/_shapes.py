@@ -246,6 +246,10 @@ def check_count(count: int) -> None:
     Raises:
         ConfigurationError: they cannot.
     """
+    if type(count) is not int:
+        raise ConfigurationError(
+            f"top_k({count!r}): the first argument is how many, for example top_k(3, by='amount')"
+        )
     if count < 1:
         raise ConfigurationError(f"top_k: {count} is not above 0")
 

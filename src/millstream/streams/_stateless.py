@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 from millstream.agents import TopicGroup
 from millstream.errors import ProgramError, TopologyError
 from millstream.serialization import any_partition
-from millstream.streams._operator import WAITS, Context, Done, Operator, each, finish
+from millstream.streams._operator import (
+    WAITS,
+    Context,
+    Done,
+    Operator,
+    check_function,
+    each,
+    finish,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
@@ -65,6 +73,7 @@ class Filter(Operator):
 
     def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
         super().__init__(parent, name=name)
+        check_function(keep, self.kind, parent)
         self.function = keep
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
@@ -95,6 +104,7 @@ class Map(Operator):
         value_type: Any = Any,
     ) -> None:
         super().__init__(parent, name=name)
+        check_function(function, self.kind, parent)
         self.function = function
         self.value_type = value_type
         self.codec = None
@@ -155,6 +165,7 @@ class Rekey(Operator):
         key_type: Any = Any,
     ) -> None:
         super().__init__(parent, name=name)
+        check_function(function, "map_keys" if of_key else self.kind, parent)
         self.function = function
         self.of_key = of_key
         self.key_from = key_from
@@ -186,6 +197,7 @@ class Peek(Operator):
 
     def __init__(self, parent: Operator, function: Callable[[Any], Any], *, name: str) -> None:
         super().__init__(parent, name=name)
+        check_function(function, self.kind, parent)
         self.function = function
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
@@ -227,6 +239,8 @@ class Split(Operator):
         self, parent: Operator, predicates: Sequence[Callable[[Any], Any]], *, name: str
     ) -> None:
         super().__init__(parent, name=name)
+        for predicate in predicates:
+            check_function(predicate, self.kind, parent)
         self.predicates = tuple(predicates)
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:

@@ -5,14 +5,14 @@ A declared stream is a value: every step makes a new one. Nothing runs before th
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
 from millstream.agents import Topic, field_getter
 from millstream.clock import duration_ms
-from millstream.errors import TopologyError
+from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._distinct import distinct
 from millstream.streams._process import process
 from millstream.streams._sink import put_record
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
         Callable,
         Coroutine,
         Iterable,
-        Mapping,
     )
 
     from typing_extensions import TypeForm
@@ -177,7 +176,18 @@ class DeclaredStream(Generic[V, K]):
         self.peek(function)
 
     def merge(self, *others: DeclaredStream[W, K]) -> DeclaredStream[V | W, K]:
-        """The records of this stream and of others, as they come."""
+        """The records of this stream and of others, as they come.
+
+        Raises:
+            TopologyError: one of them is no stream of this app.
+        """
+        for other in others:
+            if not isinstance(other, DeclaredStream):
+                raise TopologyError(
+                    f"merge: {other!r} is not a stream; a table's changes are one: table.changes()"
+                )
+            if other.home is not self.home:
+                raise TopologyError(f"merge: {other!r} belongs to another app")
         operators = [self.operator, *(other.operator for other in others)]
         name = "-".join(dict.fromkeys(operator.name for operator in operators))
         return self._then(Merge(*operators, name=name))
@@ -190,6 +200,11 @@ class DeclaredStream(Generic[V, K]):
         Args:
             default: name of a branch for the records that no other one takes; they are dropped without.
         """
+        if not isinstance(branches, Mapping):
+            raise TopologyError(
+                f"split: {branches!r} does not name the branches: give a function for each by its name, for"
+                f" example split({{'large': lambda order: order.amount > 100}}, default='rest')"
+            )
         if default in branches:
             raise TopologyError(f"split: default={default!r} is one of the branches already")
         operator = Split(self.operator, tuple(branches.values()), name=self._named("split"))
@@ -446,10 +461,15 @@ class DeclaredStream(Generic[V, K]):
                 unless given.
             name: of what is remembered; from the source where it is left out.
         """
-        moved = self.by_key() if key is None else self.group_by(key, name=name)
-        stem = moved.operator.name.removeprefix(f"{self.home.id}-").removesuffix("-repartition")
         within_ms = duration_ms(within, what="distinct(within=)")
         grace_ms = within_ms if grace is None else duration_ms(grace, what="distinct(grace=)")
+        if within_ms < 1 or grace_ms < 0:
+            raise ConfigurationError(
+                f"distinct(within={within!r}, grace={grace!r}): the first has to be above 0, and the second may"
+                f" not be below 0"
+            )
+        moved = self.by_key() if key is None else self.group_by(key, name=name)
+        stem = moved.operator.name.removeprefix(f"{self.home.id}-").removesuffix("-repartition")
         operator = distinct(
             self.home, moved.operator, within_ms, grace_ms, f"{name or stem}-distinct"
         )
@@ -556,7 +576,7 @@ class DeclaredStream(Generic[V, K]):
         stem = name
         if stem is None:
             shown = operator.name.removeprefix(f"{self.home.id}-")
-            if not isinstance(key, str):
+            if callable(key):
                 raise TopologyError(
                     f"group_by over {shown} has a function: give it a name, for example"
                     f" group_by(..., name={shown + '-regrouped'!r}). The topic behind it is named"

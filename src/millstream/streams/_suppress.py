@@ -395,7 +395,13 @@ def suppressed(
 
 
 def emitted_every(home: StreamHome, parent: Operator, interval: Duration, name: str) -> Operator:
-    """The latest change of each key, every ``interval`` of the wall clock."""
+    """The latest change of each key, every ``interval`` of the wall clock.
+
+    Raises:
+        ConfigurationError: the interval is no duration, or not above 0.
+    """
+    if duration_ms(interval, what=f"{parent.name}: emit_every") < 1:
+        raise ConfigurationError(f"{parent.name}: emit_every={interval!r} is not above 0")
     operator = SuppressChanges(parent, name=name, clock=lambda: home.clock)
     _keep(home, operator)
     home.due_hook(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import ProgramError
-from millstream.streams._operator import WAITS, Context, Done, Kept, Operator
+from millstream.streams._operator import WAITS, Context, Done, Kept, Operator, check_function
 from millstream.tables import DELETED, MISSING
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class FilterTable(_Looked):
 
     def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
         super().__init__(parent, name=name)
+        check_function(keep, self.kind, parent)
         self.function = keep
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
@@ -100,6 +101,7 @@ class MapTable(_Looked):
         self, parent: Operator, function: Callable[[Any], Any], *, name: str, value_type: Any
     ) -> None:
         super().__init__(parent, name=name)
+        check_function(function, self.kind, parent)
         self.function = function
         self.value_type = value_type
         self.codec = None

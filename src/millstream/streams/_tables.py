@@ -122,7 +122,7 @@ class TableChanges(Generic[K, V]):
         flow = self._flow()
         operator, home = flow.operator, flow.home
         if name is None:
-            if not isinstance(key, str):
+            if callable(key):
                 raise TopologyError(
                     f"group_by over table {operator.name!r} has a function: give it a name, for example"
                     f" group_by(..., name={operator.name + '-regrouped'!r}). The topic behind it is named"
@@ -134,6 +134,7 @@ class TableChanges(Generic[K, V]):
             made = field_type(operator.value_type, key)
         elif made is None:
             made = without_none(result_type(key))
+        getter = field_getter(key, operator.value_type)
         shared = operator, key, name
         source = home.plan.grouped.get(shared) if isinstance(key, Hashable) else None
         if source is None or source.key_type != made:
@@ -144,7 +145,6 @@ class TableChanges(Generic[K, V]):
                 codec=PairCodec(operator.values),
                 like=operator.topics,
             )
-            getter = field_getter(key, operator.value_type)
             home.plan.add(GroupTable(operator, getter, topic, name=f"{name}-repartition"))
             source = home.plan.source([topic], operator.concurrency)
             if isinstance(key, Hashable):
