@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import millstream as ms
+from millstream.errors import AgentError, EncodeError
 from millstream.testing import TestApp
+from tests.streams.running import feed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass
+class Stats:
+    """A value that changes in place."""
+
+    n: int = 0
+
+    def seen(self, _: object) -> Stats:
+        """One more."""
+        self.n += 1
+        return self
+
+    def left(self, _: object) -> Stats:
+        """One less."""
+        self.n -= 1
+        return self
 
 
 def texts(so_far: str, value: str) -> str:
@@ -47,3 +72,150 @@ async def test_a_slow_input_of_a_cogroup_finds_its_windows(
         await t.send(a, "w", key="K", timestamp=1_001)
         starts = {window.start for _, window in t.table(app.tables["t"].table)}
         assert min(starts) >= 100
+
+
+def without_types(stream: Any) -> Any:
+    """A stream of values that nothing declares."""
+    return stream.map(lambda value: Stats(value))
+
+
+UNKNOWN: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "reduce": (lambda s: without_types(s).group_by().reduce(lambda a, b: b, name="t"), "=Stats"),
+    "top_k": (
+        lambda s: without_types(s).group_by().top_k(2, lambda v: v.n, name="t"),
+        r"=list\[Stats\]",
+    ),
+    "max": (lambda s: s.group_by().max(lambda v: (v, "a"), name="t"), r"=tuple\[int, str\]"),
+    "min": (
+        lambda s: s.group_by().min(lambda v: datetime(2024, 1, 1, tzinfo=UTC), name="t"),
+        "=datetime",
+    ),
+    "sum": (lambda s: s.group_by().sum(lambda v: Decimal("0.1"), name="t"), "=Decimal"),
+    "dict": (
+        lambda s: s.group_by().aggregate(default=dict, add=lambda d, v: {**d, v: 1}, name="t"),
+        r"=dict\[int, int\]",
+    ),
+    "none": (
+        lambda s: s.group_by().aggregate(default=None, add=lambda _, v: Stats(v), name="t"),
+        "=Stats",
+    ),
+    "windowed": (
+        lambda s: s.group_by().tumbling("1h").aggregate(default=list, add=tuples, name="t"),
+        r"=list\[tuple\[int, int\]\]",
+    ),
+    "table": (
+        lambda s: s.to_table("last").group_by(str, name="g").max(lambda v: (v, v), name="t"),
+        r"=list\[tuple\[tuple\[int, int\], int\]\]",
+    ),
+}
+
+
+def current() -> Any:
+    """The event at hand."""
+    event = ms.current_event()
+    assert event is not None
+    return event
+
+
+def tuples(so_far: list[Any], value: int) -> list[Any]:
+    """A list of what JSON has no form for."""
+    return [*so_far, (value, value)]
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+async def test_values_of_unknown_type_come_back_as_they_went(what: str) -> None:
+    """What would come back as something else after a commit is an error, before anything is committed."""
+    make, advice = UNKNOWN[what]
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    make(app.stream(source))
+    with pytest.raises(AgentError, match=rf"table 't'.*value{advice}") as caught:
+        async with TestApp(app) as t:
+            await feed(t, source, [("a", 1, 0)])
+    assert isinstance(caught.value.__cause__, EncodeError)
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_the_type_is_that_of_the_first_value(together: bool) -> None:
+    """A lambda without annotations makes it, too; wherever commits fall, the results are the same."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    groups: Any = app.stream(source).group_by()
+    stats = groups.aggregate(default=lambda: Stats(), add=Stats.seen, name="stats")
+    sets = groups.aggregate(default=lambda: set(), add=lambda s, v: s | {v}, name="sets")
+    pairs = groups.aggregate(
+        default=lambda: (0, 0.0), add=lambda p, v: (p[0] + 1, p[1] + v), name="pairs"
+    )
+    counts = groups.aggregate(default=None, add=lambda n, _: (n or 0) + 1, name="counts")
+    async with TestApp(app) as t:
+        records = [("a", value, value) for value in range(3)]
+        for batch in [records] if together else [[record] for record in records]:
+            await feed(t, source, batch)
+        assert t.table(stats) == {"a": Stats(3)}
+        assert t.table(sets) == {"a": {0, 1, 2}}
+        assert t.table(pairs) == {"a": (3, 3.0)}
+        assert t.table(counts) == {"a": 3}
+
+
+async def test_a_factory_that_needs_an_event_is_called_in_one() -> None:
+    """It says nothing about the type then."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    first = (
+        app.stream(source)
+        .group_by()
+        .aggregate(default=lambda: current().key, add=lambda key, v: f"{key}{v}", name="t")
+    )
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 0), ("a", 2, 1)])
+        assert t.table(first) == {"a": "a12"}
+
+
+@pytest.mark.parametrize("windows", ["none", "tumbling", "session", "table"])
+async def test_a_value_that_is_not_of_the_type(windows: str) -> None:
+    """The event that makes it fails, and no other one: on_error decides, and the state can be read."""
+    app = ms.App("shop", partitions=1, on_error="skip")
+    source = app.topic("source", value=float)
+    groups: Any = app.stream(source).group_by()
+    fold: dict[str, Any] = {"default": 0, "add": lambda n, v: n + (v if v % 1 else int(v))}
+    if windows == "tumbling":
+        groups = groups.tumbling("1h")
+    elif windows == "session":
+        groups = groups.session("1h")
+    elif windows == "table":
+        groups = app.stream(source).to_table("last").group_by(lambda v: "a", name="g")
+        fold["subtract"] = lambda n, _: n
+    table = groups.aggregate(name="t", **fold)
+    async with TestApp(app) as t:
+        for at, value in enumerate([1.0, 0.5, 2.0]):
+            await feed(t, source, [("a", value, at)])
+        await feed(t, source, [("a", value, 10) for value in (4.0, 0.25, 8.0)])
+        await t.crash()
+        assert [value for _, value in t.table(table).items()] == [15]
+
+
+async def test_the_error_names_the_types() -> None:
+    """It says where the type came from can be given another one."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=float)
+    groups: Any = app.stream(source).group_by()
+    groups.aggregate(default=0, add=lambda n, v: n + v, name="spent")
+    named = r"table 'spent', key 'a'.*1\.5 would not come back as int.*value=float.*default=0\.0"
+    with pytest.raises(AgentError, match=named):
+        async with TestApp(app) as t:
+            await feed(t, source, [("a", 1.5, 0)])
+
+
+async def test_a_wider_type_takes_what_is_narrower() -> None:
+    """An int is a float."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    table = (
+        app.stream(source)
+        .group_by()
+        .aggregate(default=0, value=float, add=lambda n, v: n + v, name="t")
+    )
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 0)])
+        await feed(t, source, [("a", 2, 0)])
+        assert t.table(table) == {"a": 3.0}

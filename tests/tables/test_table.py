@@ -213,6 +213,23 @@ async def test_a_default_object_is_not_shared() -> None:
         assert t.table(lists) == {"a": [0, 1], "b": [0, 2]}
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "advice"),
+    [
+        (int, 1.5, "value=float"),
+        (dict, {1: 2}, r"value=dict\[int, int\]"),
+        (Any, (1,), "value=tuple"),
+    ],
+)
+async def test_values_are_of_the_declared_type(kind: Any, value: Any, advice: str) -> None:
+    """What the table could not read again is an error of the event that writes it."""
+    events = Events()
+    table = events.app.table("t", key=str, value=kind)
+    with pytest.raises(AgentError, match=rf"table 't', key 'a'.*come back.*{advice}"):
+        async with TestApp(events.app) as t:
+            await events.run(t, lambda: table.update(a=value))
+
+
 KEYS: list[tuple[Any, list[Any]]] = [
     (str, ["", "a", "a\x00", "aa", "b", "ü"]),
     (int, [-(2**70), -5, -1, 0, 1, 255, 256, 2**70]),

@@ -19,6 +19,8 @@ from millstream.serialization import (
     key_codec_for,
     key_layout,
     partitioner,
+    strict_codec,
+    type_of,
     value_schema,
 )
 from millstream.streams import DerivedTable, Table, WindowedTable, store_retention_ms
@@ -86,6 +88,7 @@ class DeclaredTable(Generic[K, V]):
         shown: Callable[[Any], Any] | None = None,
         stamped: bool = False,
         checked: bool = True,
+        remedy: Callable[[Any], str] | None = None,
         help: str = "",
     ) -> None:
         if ttl_ms is not None and ttl_ms < 1:
@@ -101,6 +104,9 @@ class DeclaredTable(Generic[K, V]):
             if isinstance(codec, str)
             else codec
         )
+        self._dumps = self.codec.dumps
+        if isinstance(codec, str) and topic is None and codec in ("json", "msgpack"):
+            self._dumps = strict_codec(self.codec, value, remedy or _declare_it).dumps
         self._placed_by_sources = key_codec is None and topic is None
         if key_codec is None:
             key_codec = topic.key_codec if topic is not None else key_codec_for(key)
@@ -436,7 +442,7 @@ class DeclaredTable(Generic[K, V]):
                 store=store,
                 encode_key=self.layout.encode,
                 decode_key=self.layout.decode,
-                dumps=self.codec.dumps,
+                dumps=self._dumps,
                 loads=self.loads,
                 mutable=True,
                 check=check,
@@ -449,7 +455,7 @@ class DeclaredTable(Generic[K, V]):
                 store=store,
                 encode_key=self.layout.encode,
                 decode_key=self.layout.decode,
-                dumps=self.codec.dumps,
+                dumps=self._dumps,
                 loads=self.loads,
                 mutable=mutable,
                 check=check,
@@ -458,7 +464,7 @@ class DeclaredTable(Generic[K, V]):
         made: WindowedPart = self.table.make_part(
             store,
             check,
-            dumps=self.codec.dumps,
+            dumps=self._dumps,
             loads=self.loads,
             mutable=mutable,
             clock=self.app.clock,
@@ -469,3 +475,8 @@ class DeclaredTable(Generic[K, V]):
             made.store_retention_ms = store_retention_ms(self.windows)
         made.idle_ms = self.idle_timeout_ms
         return made
+
+
+def _declare_it(value: Any) -> str:
+    """What to do about a value that is not of its table's type."""
+    return f"give the table the type of its values, app.table(..., value={type_of(value)})"

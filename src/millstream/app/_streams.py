@@ -108,6 +108,7 @@ class Streams:
         shown: Callable[[Any], Any] | None = None,
         stamped: bool = True,
         checked: bool = True,
+        remedy: Callable[[Any], str] | None = None,
         clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
@@ -127,6 +128,7 @@ class Streams:
             shown=shown,
             stamped=stamped,
             checked=checked,
+            remedy=remedy,
             help=help,
         )
         declared.clocks = tuple(clocks)

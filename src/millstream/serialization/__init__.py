@@ -18,6 +18,7 @@ from millstream.serialization.registry import (
     register_codec,
 )
 from millstream.serialization.schema import value_schema
+from millstream.serialization.strict import strict_codec, type_of
 
 __all__ = [
     "PARTITIONERS",
@@ -35,5 +36,7 @@ __all__ = [
     "murmur2",
     "partitioner",
     "register_codec",
+    "strict_codec",
+    "type_of",
     "value_schema",
 ]

@@ -98,11 +98,11 @@ class Aggregate(Kept):
                 part.set(key, (timestamp, new), context.scope)
             return forward(key, new, old, timestamp)
 
-        def copy(value: Any) -> Any:
+        def own(key: Any, value: Any) -> Any:
             """A value that may change in place while the old one is handed on beside it."""
-            return part.loads(part.dumps(value)) if copies else value
+            return copy(key, value) if copies else value
 
-        copies = part.mutable and self.old_wanted
+        copies, copy = part.mutable and self.old_wanted, part.copy
         loads = not part.mutable
         silent = forward is nowhere
         if is_async(add):
@@ -113,7 +113,7 @@ class Aggregate(Kept):
                     return
                 new = value
                 if stored is not MISSING or initial is not None:
-                    new = await add(initial() if stored is MISSING else copy(stored[1]), value)  # type: ignore[misc]
+                    new = await add(initial() if stored is MISSING else own(key, stored[1]), value)  # type: ignore[misc]
                 done = after(key, new, stored, timestamp)
                 if done is not None:
                     await done
@@ -134,7 +134,7 @@ class Aggregate(Kept):
                     and not part.fresh
                 ):
                     newest, old = stored
-                    new = add(copy(old) if copies else old, value)
+                    new = add(copy(key, old) if copies else old, value)
                     if newest > timestamp:
                         timestamp = newest
                     dirty[key] = DELETED if new is None else (timestamp, new)
@@ -145,7 +145,7 @@ class Aggregate(Kept):
             if stored is MISSING:
                 new = value if initial is None else add(initial(), value)
             else:
-                new = add(copy(stored[1]) if copies else stored[1], value)
+                new = add(own(key, stored[1]), value)
             return after(key, new, stored, timestamp)
 
         return take

@@ -5,44 +5,24 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-from millstream.serialization import codec_for
+from millstream.serialization import codec_for, strict_codec, type_of
 
 if TYPE_CHECKING:
     from millstream.serialization import Codec
 
-__all__ = ["PairCodec", "value_codec"]
+__all__ = ["PairCodec", "annotate", "value_codec"]
 
 _length = struct.Struct(">i")
-_PLAIN = (dict, list, str, int, float, bool, type(None))
 
 
 def value_codec(value_type: Any) -> Codec[Any]:
-    """The codec of values whose type is what annotations say; a strict one where they say nothing."""
-    return UnknownCodec() if value_type is Any else codec_for("json", value_type)
+    """The codec of values whose type is what annotations say; what they say wrong, or not at all, it refuses."""
+    return strict_codec(codec_for("json", value_type), value_type, annotate)
 
 
-class UnknownCodec:
-    """JSON for values of a type that nothing declares: those that come back as they went, and no others."""
-
-    name = "json"
-    type_name = "a value of unknown type"
-
-    def __init__(self) -> None:
-        json = codec_for("json", Any)
-        self._dumps, self.loads = json.dumps, json.loads
-
-    def dumps(self, value: Any) -> bytes:
-        """Value to bytes.
-
-        Raises:
-            TypeError: JSON would bring the value back as something else.
-        """
-        if type(value) not in _PLAIN:
-            raise TypeError(
-                f"the stream's type is not known, and a {type(value).__name__} would come back as another"
-                f" type: annotate what the function returns, or give map(..., value={type(value).__name__})"
-            )
-        return self._dumps(value)
+def annotate(value: Any) -> str:
+    """What to do about a value whose type a stream does not know."""
+    return f"annotate what the function returns, or give map(..., value={type_of(value)})"
 
 
 class PairCodec:

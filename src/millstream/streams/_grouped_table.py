@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
+from millstream.streams._codec import annotate
 from millstream.streams._operator import is_async
 from millstream.streams._shapes import (
     check_count,
@@ -18,7 +19,7 @@ from millstream.streams._shapes import (
     with_number,
 )
 from millstream.streams._table_ops import TableAggregate, TableFold
-from millstream.streams._types import default_type, make_default
+from millstream.streams._types import first_value, typed_by
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -239,10 +240,16 @@ class GroupedTable(Generic[V, K]):
             emit: when results come out, see `Emit`.
             emit_every: at most so often by the wall clock, the latest value of each group.
         """
-        fold = TableFold(make_default(default, "aggregate"), add, subtract)
-        value = default_type(default) if value is None else value
+        remedy = typed_by(value)
+        initial, value = first_value(default, value)
         return self._table(  # type: ignore[no-any-return]
-            fold, "aggregate", value=value, name=name, emit=emit, emit_every=emit_every
+            TableFold(initial, add, subtract),
+            "aggregate",
+            value=value,
+            name=name,
+            emit=emit,
+            emit_every=emit_every,
+            remedy=remedy,
         )
 
     def cogroup(
@@ -282,15 +289,17 @@ class CogroupedTable(Generic[A, K]):
         emit_every: Duration | None = None,
     ) -> Table[K, A]:
         """The table of what they make; arguments as for `GroupedTable.aggregate`."""
-        initial = make_default(default, "aggregate")
+        remedy = typed_by(value)
+        initial, value = first_value(default, value)
         return _declare(  # type: ignore[no-any-return]
             self._groups,
             [TableFold(initial, add, subtract) for add, subtract in self._functions],
             "aggregate",
-            value=default_type(default) if value is None else value,
+            value=value,
             name=name,
             emit=emit,
             emit_every=emit_every,
+            remedy=remedy,
         )
 
 
@@ -305,6 +314,7 @@ def _declare(
     emit_every: Duration | None,
     shown: Callable[[Any], Any] | None = None,
     value_shown: Any = None,
+    remedy: Callable[[Any], str] = annotate,
 ) -> Any:
     """Declare operator and table; returns the table.
 
@@ -325,6 +335,7 @@ def _declare(
         like=parents[0].topics[0],
         operator=operator,
         shown=shown,
+        remedy=remedy,
     )
     hand_on(home, operator, shown, emit=emit, emit_every=emit_every, value_type=value_shown)
     return table

@@ -73,6 +73,7 @@ class StreamHome(Protocol):
         shown: Callable[[Any], Any] | None = None,
         stamped: bool = True,
         checked: bool = True,
+        remedy: Callable[[Any], str] | None = None,
         clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
@@ -86,6 +87,7 @@ class StreamHome(Protocol):
             shown: makes what programs see of what is kept.
             stamped: whether each value is kept with a timestamp, as ``(timestamp, value)``.
             checked: whether a key has to belong to the shard that uses it.
+            remedy: says of a value that is not of the type what the program should do.
             clocks: of windows, tables whose time decides what expires, the slowest one's; its own where
                 there are none.
 

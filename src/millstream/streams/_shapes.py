@@ -9,10 +9,11 @@ from millstream import windows as kinds
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
+from millstream.streams._codec import annotate
 from millstream.streams._operator import is_async
 from millstream.streams._suppress import Suppress, emitted_every, suppressed
 from millstream.streams._table_ops import MapTable
-from millstream.streams._types import default_type, field_type, make_default, result_type
+from millstream.streams._types import field_type, first_value, result_type, typed_by
 from millstream.tables import TimedPart
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Shape:
         value: Any,
         shown: Callable[[Any], Any] | None = None,
         merge: Callable[[Any, Any], Any] | None = None,
+        remedy: Callable[[Any], str] = annotate,
     ) -> None:
         self.streams = streams
         self.folds = folds
@@ -66,6 +68,7 @@ class Shape:
         self.value = value
         self.shown = shown
         self.merge = merge
+        self.remedy = remedy
 
     @property
     def home(self) -> StreamHome:
@@ -107,6 +110,7 @@ class Shape:
             windows=windows,
             merge=self.merge if isinstance(windows, kinds.Session) else None,
             shown=self.shown,
+            remedy=self.remedy,
             clocks=operator.stores[1:],
         )
         if isinstance(operator, WindowedAggregate) and final:
@@ -295,9 +299,9 @@ def aggregate_shape(
     *,
     windows: AnyWindows | None = None,
 ) -> Shape:
-    initial = make_default(default, "aggregate")
-    value = default_type(default) if value is None else value
+    remedy = typed_by(value)
+    initial, value = first_value(default, value)
     # as in Kafka Streams: without windows, and with sliding ones, a record without a value is dropped
     skips = windows is None or isinstance(windows, kinds.Sliding)
     folds = [Fold(initial, add, skips_null=skips) for add in adds]
-    return Shape(streams, folds, "aggregate", value=value, merge=merge)
+    return Shape(streams, folds, "aggregate", value=value, merge=merge, remedy=remedy)

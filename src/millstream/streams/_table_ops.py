@@ -268,7 +268,7 @@ class TableAggregate(Kept):
             if stored is MISSING:
                 return None, None, timestamp
             newest, value = stored
-            before = part.loads(part.dumps(value)) if copies else value
+            before = part.copy(key, value) if copies else value
             return value, before, max(newest, timestamp)
 
         def end(key: Any, value: Any, before: Any, timestamp: int) -> Done:

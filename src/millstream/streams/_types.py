@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from millstream.errors import ConfigurationError
+from millstream.serialization import type_of
 
-__all__ = ["default_type", "field_type", "make_default", "result_type", "without_none"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["field_type", "first_value", "result_type", "typed_by", "without_none"]
 
 
 def result_type(function: Any, otherwise: Any = Any, *, inside: bool = False) -> Any:
@@ -37,30 +41,56 @@ def without_none(found: Any) -> Any:
 
 
 def default_type(default: Any) -> Any:
-    """The type of values that begin as ``default``, which may be what makes them."""
+    """The type of values that begin as ``default``, which may be what makes them; Any where None says nothing."""
     if isinstance(default, type):
         return default
     if callable(default):
-        return result_type(default)
-    return type(default)
+        found = result_type(default)
+        if found is not Any:
+            return found
+        try:
+            default = default()
+        except Exception:  # it may need an event, and then its first value comes too late to tell
+            return Any
+    return Any if default is None else type(default)
 
 
-def make_default(default: Any, what: str) -> Any:
-    """A function that makes the first value of a group.
+def first_value(default: Any, value_type: Any) -> tuple[Callable[[], Any], Any]:
+    """A function that makes the first value of a group, and the type of values.
+
+    Args:
+        value_type: None where the program does not say it.
 
     Raises:
-        ConfigurationError: ``default`` is one object that all groups would share and change.
+        ConfigurationError: the function is async, or ``default`` is one object that all groups would share and change.
     """
+    if inspect.iscoroutinefunction(default):
+        raise ConfigurationError("aggregate: default= may not be async")
+    value_type = default_type(default) if value_type is None else value_type
     if callable(default):
-        if inspect.iscoroutinefunction(default):
-            raise ConfigurationError(f"{what}: default= may not be async")
-        return default
+        return default, value_type
     if isinstance(default, (list, dict, set, bytearray)):
         raise ConfigurationError(
-            f"{what}: default={default!r} would be one object for all groups; give what makes a new"
+            f"aggregate: default={default!r} would be one object for all groups; give what makes a new"
             f" one, for example default={type(default).__name__}"
         )
-    return lambda: default
+    return lambda: default, value_type
+
+
+def typed_by(value_type: Any) -> Callable[[Any], str]:
+    """What to do about a value of an aggregate that is not of its type.
+
+    Args:
+        value_type: None where the program does not say it.
+    """
+
+    def remedy(value: Any) -> str:
+        given = f"give aggregate(..., value={type_of(value)})"
+        if value_type is not None or type(value) not in (int, float, str):
+            return given
+        return f"{given}, or a default of that type: default={type(value)()!r}"
+
+    return remedy
 
 
 def field_type(value_type: Any, field: Any) -> Any:

@@ -103,6 +103,17 @@ class StampedPart(TablePart):
     def value_of(self, stored: Any) -> Any:
         return stored[1] if self.show is None else self.show(stored[1])
 
+    def copy(self, key: Any, value: Any) -> Any:
+        """Another object like a value of this key, which may change in place.
+
+        Raises:
+            EncodeError, RecordTooLargeError: the value cannot be kept.
+        """
+        try:
+            return self.loads(self.dumps(value))
+        except Exception:
+            return self.decode(key, self._encode(key, (0, value)))[1]  # says what is wrong
+
     def replace(self, key: Any, value: Any, timestamp: int, scope: Scope) -> tuple[int, Any] | None:
         """Give the key a value, or none where it is None; what it had before, or None."""
         stored = self.get(key, scope)

@@ -35,6 +35,8 @@ import inspect
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
+
 from millstream.tables._part import DELETED, MISSING, TablePart
 from millstream.tables._timed_part import NEVER, TIME_KEY, Due, TimedPart
 
@@ -391,7 +393,9 @@ class WindowedPart(TimedPart):
         self.tie(self._final_at(due.entry), scope)
         try:
             value = self.peek(due.entry, scope)
-            data = None if value is MISSING else self.dumps(self.value_of(value))
+            # what is shown is of another type than what is kept, and so not for the table's codec
+            dumps = self.dumps if self.show is None else msgspec.json.encode
+            data = None if value is MISSING else dumps(self.value_of(value))
         except Exception:  # it is because of something like that that nobody reads it
             data = None
         self.set(self.cursor_entry, due.place, scope)
