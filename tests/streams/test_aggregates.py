@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import millstream as ms
-from millstream.errors import AgentError, EncodeError
+from millstream.errors import AgentError, ConfigurationError, EncodeError
 from millstream.testing import TestApp
 from tests.streams.running import feed
 
@@ -219,3 +219,37 @@ async def test_a_wider_type_takes_what_is_narrower() -> None:
         await feed(t, source, [("a", 1, 0)])
         await feed(t, source, [("a", 2, 0)])
         assert t.table(table) == {"a": 3.0}
+
+
+@pytest.mark.parametrize("kind", ["plain", "cogroup", "windowed", "table"])
+async def test_a_default_object_is_not_shared(kind: str) -> None:
+    """Each group has a copy of its own, in whatever way groups are made."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    groups: Any = app.stream(source).group_by()
+    default = Stats()
+    fold: dict[str, Any] = {"default": default, "add": Stats.seen}
+    if kind == "cogroup":
+        groups = groups.cogroup(fold.pop("add"))
+    elif kind == "windowed":
+        groups = groups.tumbling("1h")
+    elif kind == "table":
+        groups = app.stream(source).to_table("last").group_by(lambda v: f"{v}", name="g")
+        fold["subtract"] = Stats.left
+    table = groups.aggregate(name="t", **fold)
+    async with TestApp(app) as t:
+        await feed(t, source, [(key, at, at) for at, key in enumerate("abac")])
+        found = [value.n for _, value in t.table(table).items()]
+        assert found == ([0, 1, 1, 1] if kind == "table" else [2, 1, 1])
+    assert default == Stats(0)
+
+
+async def test_a_default_that_cannot_be_copied() -> None:
+    """It is an error of the declaration."""
+    app = ms.App("shop", partitions=1)
+    groups: Any = app.stream(app.topic("source", value=int)).group_by()
+    with pytest.raises(ConfigurationError, match=r"default=\{1: 2\}.*value=dict\[int, int\]"):
+        groups.aggregate(default={1: 2}, add=lambda d, v: d, name="t")
+    with pytest.raises(ConfigurationError, match="object"):
+        groups.aggregate(default=object(), add=lambda d, v: d, name="t")
+    groups.aggregate(default={1: 2}, value=dict[int, int], add=lambda d, v: d, name="t")

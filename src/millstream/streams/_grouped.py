@@ -166,7 +166,7 @@ class GroupedStream(DeclaredStream[V, K]):
         """What ``add(so far, value)`` makes of them, one after the other.
 
         Args:
-            default: what a group begins with, or a function that makes it.
+            default: what a group begins with, each with a copy of its own, or a function that makes it.
             add: returns the new value; None deletes the group.
             value: the type of what is kept, where ``default`` does not tell.
             name: of the table and its changelog; from the sources where it is left out.
@@ -361,7 +361,7 @@ class WindowedStream(Generic[V, K]):
         """What ``add(so far, value)`` makes of them, one after the other.
 
         Args:
-            default: what a group begins with, or a function that makes it.
+            default: what a group begins with, each with a copy of its own, or a function that makes it.
             add: returns the new value; None deletes the group.
             merge: of sessions: makes one value of two that a record joins, the earlier one first.
             value: the type of what is kept, where ``default`` does not tell.

@@ -234,7 +234,7 @@ class GroupedTable(Generic[V, K]):
         """What ``add(so far, value)`` makes of them, and ``subtract(so far, value)`` undoes.
 
         Args:
-            default: what a group begins with, or a function that makes it.
+            default: what a group begins with, each with a copy of its own, or a function that makes it.
             value: the type of what is kept, where ``default`` does not tell.
             name: of the table and its changelog; from the sources where it is left out.
             emit: when results come out, see `Emit`.

@@ -6,7 +6,8 @@ import inspect
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from millstream.errors import ConfigurationError
-from millstream.serialization import type_of
+from millstream.serialization import is_immutable_type, type_of
+from millstream.streams._codec import value_codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,23 +59,29 @@ def default_type(default: Any) -> Any:
 def first_value(default: Any, value_type: Any) -> tuple[Callable[[], Any], Any]:
     """A function that makes the first value of a group, and the type of values.
 
+    Each group has an object of its own: a ``default`` that may change in place is copied.
+
     Args:
         value_type: None where the program does not say it.
 
     Raises:
-        ConfigurationError: the function is async, or ``default`` is one object that all groups would share and change.
+        ConfigurationError: the function is async, or ``default`` cannot be copied.
     """
     if inspect.iscoroutinefunction(default):
         raise ConfigurationError("aggregate: default= may not be async")
     value_type = default_type(default) if value_type is None else value_type
     if callable(default):
         return default, value_type
-    if isinstance(default, (list, dict, set, bytearray)):
+    if is_immutable_type(type(default)):
+        return lambda: default, value_type
+    codec = value_codec(value_type)
+    try:
+        data = codec.dumps(default)
+    except Exception as exc:
         raise ConfigurationError(
-            f"aggregate: default={default!r} would be one object for all groups; give what makes a new"
-            f" one, for example default={type(default).__name__}"
-        )
-    return lambda: default, value_type
+            f"aggregate: each group gets a copy of default={default!r}, which cannot be copied: {exc}"
+        ) from exc
+    return lambda: codec.loads(data), value_type
 
 
 def typed_by(value_type: Any) -> Callable[[Any], str]:
