@@ -253,3 +253,16 @@ async def test_a_default_that_cannot_be_copied() -> None:
     with pytest.raises(ConfigurationError, match="object"):
         groups.aggregate(default=object(), add=lambda d, v: d, name="t")
     groups.aggregate(default={1: 2}, value=dict[int, int], add=lambda d, v: d, name="t")
+
+
+async def test_a_default_may_not_be_async() -> None:
+    """Also where it is a lambda that calls what is."""
+    app = ms.App("shop", partitions=1)
+    groups: Any = app.stream(app.topic("source", value=int)).group_by()
+
+    async def make() -> int:
+        return 0
+
+    for default in (make, lambda: make()):
+        with pytest.raises(ConfigurationError, match="default= may not be async"):
+            groups.aggregate(default=default, add=lambda n, _: n, name="t")

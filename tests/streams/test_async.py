@@ -37,6 +37,18 @@ def later(function: Callable[..., Any]) -> Callable[..., Any]:
     return waits
 
 
+def hidden(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of which nobody sees that it returns something to await."""
+    waits = later(function)
+    return lambda *arguments: waits(*arguments)
+
+
+def now_and_then(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that returns something to await for some arguments only."""
+    waits = later(function)
+    return lambda *arguments: (waits if hash(str(arguments)) % 3 else function)(*arguments)
+
+
 def joined(left: Any, right: Any) -> str:
     """A joiner that shows both sides."""
     return f"{left}/{right}"
@@ -117,6 +129,8 @@ def program(wrap: Any, concurrency: int) -> tuple[ms.App, Any, Any, list[ms.Topi
     plus, minus = wrap(lambda x, y: x + y), wrap(lambda x, y: x - y)
     to("table-sum", by_digit.aggregate(default=0, add=plus, subtract=minus))
     to("table-mean", by_digit.mean(double))
+    to("table-max", by_digit.max(double))
+    to("table-top", by_digit.top_k(2, double))
     by_owner = last.join(right, wrap(joined), on=wrap(lambda v: "AB"[v % 2]), how="left", name="fk")
     to("foreign", by_owner)
     everywhere = app.global_table("everywhere", topic=app.topic("all", value=int))
@@ -130,10 +144,14 @@ def program(wrap: Any, concurrency: int) -> tuple[ms.App, Any, Any, list[ms.Topi
         to("outer-join", outer)
         hops = groups.hopping("10ms", "5ms").aggregate(name="hopping", emit=ms.Suppress(), **fold)
         to("hopping", hops)
+        reduced = groups.hopping("10ms", "5ms").reduce(wrap(lambda x, y: x + y), name="reduced")
+        to("reduced", reduced)
     return app, a, b, outs
 
 
-UNORDERED = {"out-table-sum", "out-table-mean", "out-foreign"}
+UNORDERED = {
+    f"out-{name}" for name in ["table-sum", "table-mean", "table-max", "table-top", "foreign"]
+}
 """Behind another topic the order of several keys' changes is open; the last values are compared."""
 
 
@@ -161,10 +179,11 @@ async def results(wrap: Any, concurrency: int, crashes: bool = False) -> dict[st
     }
 
 
+@pytest.mark.parametrize("wrap", [later, hidden, now_and_then])
 @pytest.mark.parametrize(("concurrency", "crashes"), [(1, False), (1, True), (8, False)])
-async def test_async_functions_anywhere(concurrency: int, crashes: bool) -> None:
+async def test_async_functions_anywhere(wrap: Any, concurrency: int, crashes: bool) -> None:
     """The results are those of functions that do not wait, key by key and in order, also with a crash in between."""
-    found = await results(later, concurrency, crashes)
+    found = await results(wrap, concurrency, crashes)
     wanted = await results(at_once, 1)
     assert all(wanted.values())
     for name, keys in found.items():

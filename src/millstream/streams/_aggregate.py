@@ -6,21 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.context import current
 from millstream.streams._operator import (
+    WAITS,
     Context,
     Done,
     Kept,
     Operator,
     Windowed,
     each,
-    is_async,
     nowhere,
 )
 from millstream.streams._pipeline import bound
-from millstream.tables import DELETED, MISSING, drive_later
+from millstream.tables import DELETED, MISSING, advance
 from millstream.windows import Session, Sliding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from millstream.clock import Clock
     from millstream.tables import TimedPart
@@ -98,27 +98,15 @@ class Aggregate(Kept):
                 part.set(key, (timestamp, new), context.scope)
             return forward(key, new, old, timestamp)
 
-        def own(key: Any, value: Any) -> Any:
-            """A value that may change in place while the old one is handed on beside it."""
-            return copy(key, value) if copies else value
-
+        # a value may change in place while the old one is handed on beside it
         copies, copy = part.mutable and self.old_wanted, part.copy
         loads = not part.mutable
         silent = forward is nowhere
-        if is_async(add):
 
-            async def later(key: Any, value: Any, timestamp: int) -> None:
-                stored = before(key, value)
-                if stored is None:
-                    return
-                new = value
-                if stored is not MISSING or initial is not None:
-                    new = await add(initial() if stored is MISSING else own(key, stored[1]), value)  # type: ignore[misc]
-                done = after(key, new, stored, timestamp)
-                if done is not None:
-                    await done
-
-            return later
+        async def later(key: Any, made: Any, stored: Any, timestamp: int) -> None:
+            done = after(key, await made, stored, timestamp)
+            if done is not None:
+                await done
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             if key is not None and value is not None and context.scope.journal is None:
@@ -135,6 +123,8 @@ class Aggregate(Kept):
                 ):
                     newest, old = stored
                     new = add(copy(key, old) if copies else old, value)
+                    if new.__class__ in WAITS:
+                        return later(key, new, stored, timestamp)
                     if newest > timestamp:
                         timestamp = newest
                     dirty[key] = DELETED if new is None else (timestamp, new)
@@ -145,7 +135,9 @@ class Aggregate(Kept):
             if stored is MISSING:
                 new = value if initial is None else add(initial(), value)
             else:
-                new = add(own(key, stored[1]), value)
+                new = add(copy(key, stored[1]) if copies else stored[1], value)
+            if new.__class__ in WAITS:
+                return later(key, new, stored, timestamp)
             return after(key, new, stored, timestamp)
 
         return take
@@ -234,8 +226,6 @@ class WindowedAggregate(Operator):
         context: Context,
         forward: Callable[..., Done],
     ) -> Callable[..., Done]:
-        if is_async(fold.add) or (self.merge is not None and is_async(self.merge)):
-            return self._bind_later(fold, time, context, forward)
         part = context.parts[self.name]
         skips_null = fold.skips_null
         dropped = context.counters
@@ -263,56 +253,41 @@ class WindowedAggregate(Operator):
                 if mine > timestamp:
                     time.tie(mine, scope)
             if aligned:
-                part.fold(key, value, add, first, scope, changed, mine)
+                steps = part.fold(key, value, add, first, scope, changed, mine)
             else:
-                part.update(key, add, value, initial, scope, changed, mine)
+                steps = part.updating(key, add, value, initial, scope, changed, mine)
+            if steps is not None:
+                waits = advance(steps)
+                if waits is not None:
+                    return later(key, steps, waits, changed, event_time)
             if event_time != timestamp:
                 scope.timestamp = event_time
-            if not changed:
-                return None
+            return hand_on(key, changed) if changed else None
+
+        def hand_on(key: Any, changed: list[tuple[Window, Any, Any]]) -> Done:
             if len(changed) == 1:
                 return forward(*shown(key, *changed[0]))
             return each([shown(key, *change) for change in changed], forward)
 
-        return take
-
-    def _bind_later(
-        self,
-        fold: Fold,
-        time: TimedPart | None,
-        context: Context,
-        forward: Callable[..., Done],
-    ) -> Callable[..., Done]:
-        """Where a function is async: no window closes that an update under way was still accepted by."""
-        part, dropped, skips_null = context.parts[self.name], context.counters, fold.skips_null
-        make, add = fold.initial, _first_or(fold.add)
-        shown = _shown_session if isinstance(self.windows, Session) else _shown_pair
-
-        def initial(key: Any, _: Any) -> Any:
-            return NOTHING if make is None else make()
-
-        async def take(key: Any, value: Any, timestamp: int) -> None:
-            if key is None or (value is None and skips_null):
-                dropped["null_keys_dropped" if key is None else "null_values_dropped"] += 1
-                return
+        async def later(
+            key: Any,
+            steps: Generator[Any, Any, Any],
+            waits: Any,
+            changed: list[tuple[Window, Any, Any]] | None,
+            event_time: int,
+        ) -> None:
+            """Go on once a function is through: no window closes that an update under way was still accepted by."""
             scope = context.scope
-            event_time, scope.timestamp = scope.timestamp, timestamp
-            changed: list[tuple[Window, Any, Any]] = []
-            mine = None
-            if time is not None:
-                mine = time.seen(scope)
-                if mine > timestamp:
-                    time.tie(mine, scope)
             part.begin_work()
             try:
-                await drive_later(part.updating(key, add, value, initial, scope, changed, mine))
+                while waits is not None:
+                    waits = advance(steps, await waits)
             finally:
                 part.end_work()
             scope.timestamp = event_time
-            if not self.final:
-                done = each([shown(key, *change) for change in changed], forward)
-                if done is not None:
-                    await done
+            done = hand_on(key, changed) if changed else None
+            if done is not None:
+                await done
 
         return take
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 from typing_extensions import TypeVar
 
 from millstream.streams._codec import annotate
-from millstream.streams._operator import is_async
+from millstream.streams._operator import WAITS
 from millstream.streams._shapes import (
     check_count,
     check_emit,
@@ -153,17 +153,19 @@ class GroupedTable(Generic[V, K]):
         check_count(count)
         get, number = number_of(self._members.value_type, by)
 
-        def ranked(value: V) -> tuple[Any, V]:
-            return get(value), value
+        def ranked(value: V) -> Any:
+            number = get(value)
+            return ranked_later(number, value) if number.__class__ in WAITS else (number, value)
 
-        async def ranked_later(value: V) -> tuple[Any, V]:
-            return await get(value), value
+        async def ranked_later(number: Any, value: V) -> tuple[Any, V]:
+            return await number, value
 
         def greatest(kept: list[tuple[Any, V]]) -> list[V]:
             return [value for _, value in kept[: -count - 1 : -1]]
 
-        both = ranked_later if is_async(get) else ranked
-        fold = TableFold(list, with_number(both, _with_member), with_number(both, _without_member))
+        fold = TableFold(
+            list, with_number(ranked, _with_member), with_number(ranked, _without_member)
+        )
         value = self._members.value_type
         return self._table(  # type: ignore[no-any-return]
             fold,

@@ -18,15 +18,13 @@ one.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from millstream.errors import ConfigurationError
 from millstream.streams._codec import value_codec
-from millstream.tables import MISSING
+from millstream.tables import MISSING, WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,9 +51,6 @@ __all__ = [
     "is_async",
     "nowhere",
 ]
-
-WAITS: Final = frozenset({CoroutineType, asyncio.Future, asyncio.Task})
-"""Types of what a function returns whose result is still to come."""
 
 
 class Windowed(NamedTuple):

@@ -10,9 +10,9 @@ from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
 from millstream.streams._codec import annotate
-from millstream.streams._operator import is_async
+from millstream.streams._operator import WAITS
 from millstream.streams._suppress import Suppress, emitted_every, suppressed
-from millstream.streams._table_ops import MapTable
+from millstream.streams._table_ops import MapTable, awaited
 from millstream.streams._types import field_type, first_value, result_type, typed_by
 from millstream.tables import TimedPart
 
@@ -197,14 +197,16 @@ def number_of(
 def with_number(
     get: Callable[[Any], Any], add: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any], Any]:
-    """A fold over what is read from each value; async where the reading is."""
-    if not is_async(get):
-        return lambda so_far, value: add(so_far, get(value))
+    """A fold over what is read from each value; one to await where the reading is."""
 
-    async def later(so_far: Any, value: Any) -> Any:
-        return add(so_far, await get(value))
+    def take(so_far: Any, value: Any) -> Any:
+        number = get(value)
+        return later(so_far, number) if number.__class__ in WAITS else add(so_far, number)
 
-    return later
+    async def later(so_far: Any, number: Any) -> Any:
+        return add(so_far, await number)
+
+    return take
 
 
 def sum_shape(stream: DeclaredStream[Any, Any], of: Any) -> Shape:
@@ -266,23 +268,23 @@ def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any) -> Shape:
         order = heapq.nlargest(count, range(len(values)), key=numbers.__getitem__)
         return [values[at] for at in order]
 
-    def among(*lists: list[Any]) -> list[Any]:
-        values = [value for some in lists for value in some]
-        return best(values, [get(value) for value in values])
+    def among(*lists: list[Any]) -> Any:
+        values, numbers = [value for some in lists for value in some], []
+        for value in values:
+            number = get(value)
+            if number.__class__ in WAITS:
+                return among_later(values, numbers, number)
+            numbers.append(number)
+        return best(values, numbers)
 
-    async def among_later(*lists: list[Any]) -> list[Any]:
-        values = [value for some in lists for value in some]
-        return best(values, [await get(value) for value in values])
+    async def among_later(values: list[Any], numbers: list[Any], waits: Any) -> list[Any]:
+        numbers.append(await waits)
+        numbers += [await awaited(get(value)) for value in values[len(numbers) :]]
+        return best(values, numbers)
 
-    async def add_later(top: list[Any], value: Any) -> list[Any]:
-        return await among_later(top, [value])
-
-    waits = is_async(get)
-    fold = Fold(list, add_later if waits else lambda top, value: among(top, [value]))
+    fold = Fold(list, lambda top, value: among(top, [value]))
     value_type = list[stream.operator.value_type]  # type: ignore[name-defined]
-    return Shape(
-        [stream], [fold], f"top-{count}", value=value_type, merge=among_later if waits else among
-    )
+    return Shape([stream], [fold], f"top-{count}", value=value_type, merge=among)
 
 
 def reduce_shape(stream: DeclaredStream[Any, Any], function: Any) -> Shape:

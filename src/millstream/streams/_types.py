@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 from millstream.errors import ConfigurationError
 from millstream.serialization import is_immutable_type, type_of
 from millstream.streams._codec import value_codec
+from millstream.tables import WAITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,6 +54,10 @@ def default_type(default: Any) -> Any:
             default = default()
         except Exception:  # it may need an event, and then its first value comes too late to tell
             return Any
+        if default.__class__ in WAITS:
+            if hasattr(default, "close"):
+                default.close()
+            raise ConfigurationError("aggregate: default= may not be async")
     return Any if default is None else type(default)
 
 

@@ -24,7 +24,7 @@ from millstream.tables._timed_part import NEVER, Due, DueError, DueRow, TimedPar
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
-from millstream.tables._windowed_base import drive_later
+from millstream.tables._windowed_base import WAITS, advance
 from millstream.tables._windowed_part import WindowedPart, index_key_of
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "NO_DEFAULT",
     "POSITION_KEY",
     "TIME_BYTES",
+    "WAITS",
     "BadQueryError",
     "Due",
     "DueError",
@@ -60,8 +61,8 @@ __all__ = [
     "WindowView",
     "WindowedPart",
     "WindowedTable",
+    "advance",
     "decode_position",
-    "drive_later",
     "encode_position",
     "index_key_of",
     "no_part",

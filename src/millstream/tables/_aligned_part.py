@@ -12,6 +12,7 @@ from millstream.tables._windowed_base import (
     DUE_MAX,
     EXPIRE_KEYS_MAX,
     NEVER,
+    WAITS,
     Due,
     WindowedPart,
 )
@@ -210,36 +211,6 @@ class AlignedPart(WindowedPart):
             if changed is not None:
                 changed.append((self.windows.window(start), value, before))
 
-    def updating(
-        self,
-        key: Any,
-        operation: Callable[[Any, Any], Any],
-        operand: Any,
-        initial: Callable[[Any, TablePart], Any],
-        scope: Scope,
-        changed: list[tuple[Window, Any, Any]] | None = None,
-        stream_time: int | None = None,
-    ) -> Generator[Any, Any, Any]:
-        timestamp = scope.timestamp
-        for start in self._accepted(scope, stream_time):
-            entry = (start, key)
-            stored: Any = self.get(entry, scope)
-            if self.store_retention_ms:
-                stored = MISSING if self.is_gone(start) else stored
-                self.store_time = max(self.store_time, start)
-            if stored is MISSING:
-                newest, value = timestamp, initial(key, self)
-                if self.closes:
-                    self.opened(start)
-            else:
-                newest, value = stored if self.stamped else (timestamp, stored)
-            made: Any = yield operation(value, operand)
-            if self.stamped:
-                made = max(newest, timestamp), made
-            self.set(entry, made, scope)
-            if changed is not None:
-                changed.append((self.windows.window(start), made, stored))
-
     def fold(
         self,
         key: Any,
@@ -249,19 +220,28 @@ class AlignedPart(WindowedPart):
         scope: Scope,
         changed: list[tuple[Window, Any, Any]] | None,
         stream_time: int | None,
-    ) -> None:
-        """`update` of stamped values: ``add(value so far, value)`` for every window that takes the event."""
+        starts: Sequence[int] | None = None,
+    ) -> Generator[Any, Any, None] | None:
+        """`update` of stamped values: ``add(value so far, value)`` for every window that takes the event.
+
+        Args:
+            starts: of the windows, where those of the event are not all meant.
+
+        Returns:
+            None, or the steps that are left because what ``add`` has returned is still to come: they give that, and
+            are sent its result.
+        """
         timestamp, plain = scope.timestamp, scope.journal is None
         own_time = self.stream_time
         if not plain or timestamp > own_time:
             own_time = self.seen(scope)
         if stream_time is None:
             stream_time = own_time
-        starts: Iterable[int]
-        if self.tumbles:
-            starts = (timestamp - timestamp % self.size_ms,)
-        else:
-            starts = self.windows.starts(timestamp)
+        if starts is None:
+            if self.tumbles:
+                starts = (timestamp - timestamp % self.size_ms,)
+            else:
+                starts = self.windows.starts(timestamp)
         for start in starts:
             if timestamp < stream_time:
                 final_at = self.windows.end(start) + self.grace_ms
@@ -277,18 +257,61 @@ class AlignedPart(WindowedPart):
                 before = MISSING if self.is_gone(start) else before
                 self.store_time = max(self.store_time, start)
             if before is MISSING:
-                stored = timestamp, add(first(), value)
+                newest, made = timestamp, add(first(), value)
                 if self.closes:
                     self.opened(start)
             else:
                 newest, old = cast("tuple[int, Any]", before)
-                stored = newest if newest > timestamp else timestamp, add(old, value)
+                made = add(old, value)
+                if newest < timestamp:
+                    newest = timestamp
+            if made.__class__ in WAITS:
+                rest = starts[starts.index(start) + 1 :]
+                return self._fold_later(
+                    start,
+                    before,
+                    newest,
+                    made,
+                    key,
+                    value,
+                    add,
+                    first,
+                    scope,
+                    changed,
+                    stream_time,
+                    rest,
+                )
+            stored = newest, made
             if there and not self.fresh:
                 self.dirty[entry] = stored
             else:
                 self.set(entry, stored, scope)
             if changed is not None:
                 changed.append((self.windows.window(start), stored, before))
+        return None
+
+    def _fold_later(
+        self,
+        start: int,
+        before: Any,
+        newest: int,
+        made: Any,
+        key: Any,
+        value: Any,
+        add: Callable[[Any, Any], Any],
+        first: Callable[[], Any],
+        scope: Scope,
+        changed: list[tuple[Window, Any, Any]] | None,
+        stream_time: int,
+        rest: Sequence[int],
+    ) -> Generator[Any, Any, None]:
+        stored = newest, (yield made)
+        self.set((start, key), stored, scope)
+        if changed is not None:
+            changed.append((self.windows.window(start), stored, before))
+        steps = self.fold(key, value, add, first, scope, changed, stream_time, rest)
+        if steps is not None:
+            yield from steps
 
     def event_windows(
         self, key: Any, initial: Callable[[Any, TablePart], Any], scope: Scope

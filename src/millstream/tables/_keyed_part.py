@@ -261,6 +261,10 @@ class KeyedPart(WindowedPart):
         changed: list[tuple[Window, Any, Any]] | None = None,
         stream_time: int | None = None,
     ) -> Generator[Any, Any, Any]:
+        """`update` step by step: gives what ``operation`` has returned, and is sent what goes on with.
+
+        Stamped values are their own here, without the stamp.
+        """
         update = self._update_sliding if self._stamped else self._update_session
         return update(key, operation, operand, initial, scope, changed, stream_time)
 

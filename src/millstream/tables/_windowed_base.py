@@ -31,8 +31,9 @@ moved it: each window is closed once.
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 from abc import abstractmethod
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
@@ -54,15 +55,18 @@ __all__ = [
     "EXPIRE_KEYS_MAX",
     "NEVER",
     "TIME_KEY",
+    "WAITS",
     "Due",
     "WindowedPart",
+    "advance",
     "drive",
-    "drive_later",
 ]
 
 STORE_TIME_KEY: Final = b"\x00store"
 CLOSED_KEY: Final = b"\x00closed"
 
+WAITS: Final = frozenset({CoroutineType, asyncio.Future, asyncio.Task})
+"""Types of what a function returns whose result is still to come."""
 EXPIRE_KEYS_MAX: Final = 1_000
 """Entries of the store that expire with one cut."""
 DUE_MAX: Final = 1_000
@@ -79,14 +83,22 @@ def drive(steps: Generator[Any, Any, Any]) -> Any:
         return end.value
 
 
-async def drive_later(steps: Generator[Any, Any, Any]) -> Any:
-    """The same where some of the functions are async."""
+def advance(steps: Generator[Any, Any, Any], made: Any = None) -> Any:
+    """Take steps until what a function has returned is still to come.
+
+    Args:
+        made: what the step before has given, once it is there; None to begin with.
+
+    Returns:
+        What is to be awaited, or None where all steps are taken.
+    """
     try:
-        made = next(steps)
-        while True:
-            made = steps.send(await made if inspect.isawaitable(made) else made)
-    except StopIteration as end:
-        return end.value
+        made = steps.send(made)
+        while made.__class__ not in WAITS:
+            made = steps.send(made)
+    except StopIteration:
+        return None
+    return made
 
 
 class WindowedPart(TimedPart):
@@ -257,22 +269,6 @@ class WindowedPart(TimedPart):
             changed: collects what has changed, in order: window, stored value, and the one before. A
                 value is `MISSING` where the window was not there, or is not any more.
             stream_time: decides which windows take the event, where it is not the part's own.
-        """
-
-    @abstractmethod
-    def updating(
-        self,
-        key: Any,
-        operation: Callable[[Any, Any], Any],
-        operand: Any,
-        initial: Callable[[Any, TablePart], Any],
-        scope: Scope,
-        changed: list[tuple[Window, Any, Any]] | None = None,
-        stream_time: int | None = None,
-    ) -> Generator[Any, Any, Any]:
-        """`update` step by step: gives what ``operation`` has returned, and is sent what goes on with.
-
-        Stamped values are their own here, without the stamp.
         """
 
     @abstractmethod
