@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Aligned:
-    """Tumbling and hopping windows: every start up to the record is tried."""
+    """Tumbling and hopping windows: from the last start before the record, as far back as windows reach."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         self.size: int = params["size"]
@@ -46,9 +46,14 @@ class Aligned:
     def feed(self, key: str, added: str | None, time: int, stream_time: int) -> list[Row]:
         """Results of a record, in order of window start."""
         rows = []
-        for start in range(0, time + 1, self.advance):
+        starts: list[int] = []
+        start = time - time % self.advance
+        while start >= 0 and time < start + self.size:
+            starts.insert(0, start)
+            start -= self.advance
+        for start in starts:
             end = start + self.size
-            if time < end and end > stream_time - self.grace:
+            if end > stream_time - self.grace:
                 value, newest = self.held.get((key, start), ("", -1))
                 self.held[key, start] = value + (added or "_;"), max(newest, time)
                 rows.append(Row(key, start, end, *self.held[key, start]))
