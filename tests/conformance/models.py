@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["DEFECTS", "MODELS", "group_of", "model_of"]
+__all__ = ["DEFECTS", "MODELS", "defect_of", "group_of", "model_of"]
 
 Input = tuple[str, str | None, str | None, int]
 """Topic, key, value, timestamp."""
@@ -314,7 +314,8 @@ def stream_stream(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
 def self_join(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
     """A stream with itself: each record is a left one first, and then a right one, which finds itself as well."""
     before, after = params["before"], params["after"]
-    kept = max(before + after + params["grace"], 1)
+    ordered = max(before, after) + 1 if min(before, after) < 0 else 1
+    kept = max(before + after + params["grace"], ordered)
     rows: list[JoinRow] = []
     stream_time = -1
     out: Output = []
@@ -330,11 +331,12 @@ def self_join(inputs: Sequence[Input], params: dict[str, Any]) -> Output:
                 if time > stream_time - kept:
                     rows.append(row)
             reach = (before, after) if left else (after, before)
+            last = max(0, time + reach[1])  # Kafka Streams has it so at the beginning of time
             near = [
                 one
                 for one in rows
                 if one.key == key
-                and time - reach[0] <= one.time <= time + reach[1]
+                and time - reach[0] <= one.time <= last
                 and one.time > stream_time - kept
             ]
             near.sort(key=lambda one: one.time)
@@ -355,10 +357,13 @@ MODELS: dict[str, Callable[[Sequence[Input], dict[str, Any]], Output]] = {
 }
 
 LOST = "emit-on-close is clipped by the expiry of the store: windows are lost"
-GONE = "a session that is open by the grace rule has expired in the store"
-TWICE = "suppress takes a window for final 1 ms before the aggregate does, and again when it is"
-FORGOTTEN = "a window to which one input may still add has expired by the time of the other"
-NOTHING = "a join without reach and grace keeps nothing, and so finds nothing"
+TWICE = (
+    "suppress can give a final result twice: it takes a {} for final 1 ms before the aggregate does"
+)
+A_SESSION = "a session that is still open by the grace rule has expired in the store"
+# the same expiry, of what other operators keep
+A_WINDOW = "a window that is still open by one input's time has expired in the store by another's"
+A_ROW = "a row that is in reach of a join has expired in the store"
 WAITS = (
     "rows without a partner that are due wait for a later record, or for a throttle of one second"
 )
@@ -367,19 +372,20 @@ DEFECTS = {
     "tumbling close": LOST,
     "hopping close": LOST,
     "sliding close": LOST,
-    "sliding suppress": TWICE,
-    "sliding suppress long_retention": TWICE,
-    "session update": GONE,
-    "session close": GONE,
-    "session suppress": TWICE,
-    "session suppress long_retention": TWICE,
-    "cogroup_tumbling": FORGOTTEN,
-    "self_join": NOTHING,
-    "stream_stream inner": NOTHING,
-    "stream_stream left": WAITS,
-    "stream_stream outer": WAITS,
+    "sliding suppress": TWICE.format("sliding window"),
+    "session update": A_SESSION,
+    "session close": f"{A_SESSION}, or {LOST}",
+    "session suppress": TWICE.format("session"),
+    "cogroup_tumbling": A_WINDOW,
+    "self_join": A_ROW,
+    "stream_stream inner": A_ROW,
+    "stream_stream left": f"{WAITS}, or {A_ROW}",
+    "stream_stream outer": f"{WAITS}, or {A_ROW}",
 }
-"""By group: the defect of Kafka Streams' (semantics, section 7) on which some recorded answers rest."""
+"""The defect of Kafka Streams' (semantics, section 7) on which some recorded answers rest, however long it keeps.
+
+By group, without ``long_retention``: a store that keeps a day expires as well.
+"""
 
 KINDS = ("emit", "long_retention", "kind", "table", "versioned", "materialized", "buffer")
 """Parameters that make a group of their own."""
@@ -391,6 +397,11 @@ def group_of(case: dict[str, Any]) -> str:
     words = [params[name] if isinstance(params[name], str) else name * params[name]
              for name in KINDS if name in params]  # fmt: skip
     return " ".join([case["topology"], *(word.partition(" ")[0] for word in words if word)])
+
+
+def defect_of(group: str) -> str | None:
+    """The defect on which a group's recorded answers may rest."""
+    return DEFECTS.get(group.removesuffix(" long_retention"))
 
 
 def model_of(case: dict[str, Any]) -> Output:
