@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -9,8 +11,14 @@ import msgspec
 import pytest
 
 import millstream as ms
+from millstream.app._runtime import Runtime
 from millstream.errors import ConfigurationError, LogUnavailableError
+from millstream.records import TopicPartition
+from millstream.state.memory import MemoryBackend
 from millstream.testing import TestApp
+from millstream.transports.base import OffsetAndMetadata
+from millstream.transports.memory import MemoryTransport
+from millstream.worker._passage import Passage
 
 T2013 = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1_000)
 
@@ -280,3 +288,182 @@ async def test_silence_counts_once_where_agents_become_connected(first: str) -> 
         await t.advance("26s")
         assert len(shard.subtopologies) == 1
         assert T2013 + 100_000 <= shard.stream_time_of("early-counts") <= T2013 + 120_000
+
+
+# between the stages of a program ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+@pytest.mark.parametrize("moves", [1, 2])
+async def test_windows_behind_other_keys(partitions: int, moves: int) -> None:
+    """Windows close over a silence of the source also where records have moved to the shards of other keys."""
+    app = ms.App("shop", partitions=partitions)
+    numbers = app.topic("numbers", value=int, idle_timeout="5s")
+    out = app.topic("out", value=int)
+    stream: Any = app.stream(numbers)
+    if moves == 2:
+        stream = stream.key_by(str).repartition(name="first")
+    groups = stream.group_by(lambda number: f"k{number}", name="second")
+    groups.tumbling("1m", grace="10s").count(emit="final").to(out)
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="x", timestamp=T2013)
+        await t.send(numbers, 2, key="y", timestamp=T2013 + 1_000)
+        await t.advance("65s")
+        assert t.records(out) == []
+        await t.crash(lose_state=True)
+        await t.advance("5s")
+        assert sorted(t.records(out)) == [("k1", 1), ("k2", 1)]
+        await t.advance("5m")
+        assert len(t.records(out)) == 2
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+async def test_joins_behind_other_keys(partitions: int) -> None:
+    """A row without a match comes out over a silence of both sides, which lasts as long as the longer time-out."""
+    app = ms.App("shop", partitions=partitions)
+    left = app.topic("left", value=str, idle_timeout="5s")
+    right = app.topic("right", value=str, idle_timeout="20s")
+    out = app.topic("out", value=str)
+    sides = [app.stream(side).key_by(lambda text: text[0], type=str) for side in (left, right)]
+    joined = sides[0].join(
+        sides[1], "{},{}".format, how="outer", within="10s", grace="5s", value=str, name="joined"
+    )
+    joined.to(out)
+    async with TestApp(app) as t:
+        await t.send(left, "a1", key="x", timestamp=T2013)
+        await t.send(right, "b1", key="y", timestamp=T2013)
+        await t.advance("19s")
+        assert t.records(out) == []
+        await t.advance("1s")
+        assert sorted(t.records(out)) == [("a", "a1,None"), ("b", "None,b1")]
+
+
+async def test_a_quiet_key_behind_a_busy_source() -> None:
+    """Each shard goes by its own partition: a key that gets nothing more closes while others go on."""
+    app = ms.App("shop", partitions=3)
+    numbers = app.topic("numbers", value=int, idle_timeout="5s")
+    out = app.topic("out", value=int)
+    groups = app.stream(numbers).group_by(lambda number: f"k{number}", name="groups")
+    groups.tumbling("1m").count(emit="final").to(out)
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, timestamp=T2013)
+        for _ in range(25):
+            await t.send(numbers, 2, timestamp=T2013)
+            await t.advance("3s")
+        assert t.records(out) == [("k1", 1)]
+        await t.advance("1m")
+        assert sorted(t.records(out)) == [("k1", 1), ("k2", 25)]
+
+
+async def test_a_stage_that_is_behind_is_no_silence() -> None:
+    """While the stage before has records that are not through, event time behind it stands still."""
+    app = ms.App("shop", partitions=1)
+    numbers = app.topic("numbers", value=int, idle_timeout="5s")
+    out = app.topic("out", value=int)
+
+    async def slowly(number: int) -> int:
+        if number > 1:
+            await app.clock.sleep(300)
+        return number
+
+    groups = app.stream(numbers).map(slowly).group_by(lambda number: "all", name="groups")
+    groups.tumbling("1m", grace="10s").count(name="counts", emit="final").to(out)
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, timestamp=T2013)
+        await t.send(numbers, 2, timestamp=T2013 + 1_000)
+        await t.advance("299s")
+        (shard,) = t.worker.shards.values()
+        assert shard.own_parts["counts"].stream_time == T2013  # type: ignore[attr-defined]
+        await t.advance("1s")
+        await t.advance("65s")
+        assert t.sent(out) == []
+        await t.advance("5s")
+        assert t.sent(out) == [2]
+
+
+async def test_what_is_held_back_is_not_late() -> None:
+    """Windows of final results wait for records: by the time that the first ones close, theirs would have passed."""
+    app = ms.App("shop", partitions=1)
+    numbers = app.topic("numbers", value=int, idle_timeout="5s")
+    finals = app.topic("finals", value=int)
+    first = app.stream(numbers).group_by().tumbling("1m").count(name="first", emit="final")
+    counts: Any = first.changes().map_keys(lambda windowed: windowed.key, type=str)
+    counts.to(finals)
+    counts.group_by(lambda count: "all", name="all").tumbling("10s").sum(name="second")
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="x", timestamp=T2013)
+        await t.send(numbers, 1, key="x", timestamp=T2013 + 60_000)
+        await t.advance("5m")
+        assert t.sent(finals) == [1, 1]
+        (shard,) = t.worker.shards.values()
+        assert shard.own_parts["second"].stream_time == T2013 + 60_000  # type: ignore[attr-defined]
+
+
+class Log:
+    """The positions and ends that a test gives."""
+
+    def __init__(self) -> None:
+        self.positions: dict[str, int] = {}
+        self.ends: dict[str, int] = {}
+
+    async def committed(self, group: str, tps: Any, *, settled: bool) -> Any:
+        assert not settled
+        return {tp: OffsetAndMetadata(self.positions[tp.topic], "") for tp in tps}
+
+    async def end_offsets(self, tps: Any) -> Any:
+        return {tp: self.ends[tp.topic] for tp in tps}
+
+    async def start_offsets(self, tps: Any) -> Any:
+        return dict.fromkeys(tps, 0)
+
+
+async def test_stages_that_never_rest() -> None:
+    """What the source had at one look is through at a later one, and one stage after the other."""
+    app = ms.App("shop", partitions=1)
+    numbers = app.topic("a", value=int, idle_timeout="5s")
+    moved = app.stream(numbers).key_by(str).repartition(name="b").key_by(str).repartition(name="c")
+    moved.group_by().count(name="t")
+    async with TestApp(app) as t:
+        log: Any = Log()
+        b, c = "shop-b-repartition", "shop-c-repartition"
+        passage = Passage(t.worker.plan.stages, group="shop", transport=log)
+        assert passage.until("a", 7) == 7
+        log.positions, log.ends = {"a": 10, b: 10}, {"a": 11, b: 11}
+        await passage.look([c], 1)
+        assert passage.until(b, 1) == passage.until(c, 1) == -math.inf
+        log.positions, log.ends = {"a": 11, b: 11}, {"a": 12, b: 12}
+        await passage.look(
+            [c], 2
+        )  # b got more since the first look, of which some is the source's from then
+        assert (passage.until(b, 2), passage.until(c, 2)) == (1, -math.inf)
+        log.positions, log.ends = {"a": 12, b: 12}, {"a": 13, b: 13}
+        await passage.look([c], 3)
+        assert (passage.until(b, 3), passage.until(c, 3)) == (2, 1)
+        log.positions = log.ends
+        await passage.look([c], 4)
+        assert passage.until(b, 4) == passage.until(c, 4) == 4
+
+
+async def test_the_end_of_an_input_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where there are no records before it, but the ends of transactions: or a stage would be behind for ever."""
+    app = ms.App("shop", partitions=1)
+    numbers = app.topic("numbers", value=int, idle_timeout="50ms")
+    app.stream(numbers).group_by(lambda number: number, name="groups").count(name="counts")
+    transport, tp = MemoryTransport(clock=app.clock), TopicPartition("numbers", 0)
+
+    async def committed(offset: int) -> None:
+        async with asyncio.timeout(5):
+            while True:
+                found = await transport.committed("shop", [tp])
+                if tp in found and found[tp].offset == offset:
+                    return
+                await asyncio.sleep(0.01)
+
+    async with Runtime(app, transport=transport, state=MemoryBackend()).running() as runtime:
+        assert runtime.worker is not None
+        await runtime.worker.ready.wait()
+        lane = runtime.worker.shards[1, 0].lanes["stream:numbers"]
+        add = lane.add
+        monkeypatch.setattr(lane, "add", lambda fetched: add(fetched._replace(data=b"")))
+        await numbers.send(1)
+        await committed(1)

@@ -97,6 +97,10 @@ class Topic(Generic[V, K]):
         self.internal = internal
         self.beside: str | None = None
         """A topic that has as many partitions."""
+        self.comes_from: tuple[Topic[Any, Any], ...] = ()
+        """Of a topic between two stages of the app: the topics that its records come from."""
+        self.held = False
+        """Whether its records may come out of something that holds them back until event time has passed."""
         self.policy = policy
         self.key_from = key_from
         self.timestamp_from = timestamp

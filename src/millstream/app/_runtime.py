@@ -40,6 +40,7 @@ from millstream.records import Headers, OutgoingRecord, TopicPartition
 from millstream.topology import TopicNode
 from millstream.worker import (
     AgentSpec,
+    Stage,
     Worker,
     WorkerPlan,
     notes_table,
@@ -470,6 +471,16 @@ class Runtime:
             self._patterns.specs = {
                 spec.agent.name: spec for listed in agents.values() for spec in listed
             }
+        stages = {
+            topic.name: [
+                Stage(agent=spec, partitions=count, topics=topic.comes_from)
+                for count, specs in agents.items()
+                for spec in specs
+                if topic.name in self.topology.agents[spec.agent.name].sinks
+            ]
+            for topic in self.app.topics.all()
+            if topic.comes_from
+        }
         tables: dict[int, list[Any]] = {count: [] for count in groups}
         for declared in self.app.tables.values():
             if declared.everywhere:
@@ -486,6 +497,7 @@ class Runtime:
             topic_ids={name: info.topic_id for name, info in self.infos.items()},
             idles=any(t.idle_timeout_ms is not None for t in self.app.topics.all())
             or any(t.idle_timeout_ms is not None for t in self.app.tables.values()),
+            stages=stages,
             commit_interval_s=settings.commit_interval / 1_000,
             session_timeout_s=settings.session_timeout / 1_000,
             standby_replicas=settings.standby_replicas,

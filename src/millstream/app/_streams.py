@@ -59,6 +59,7 @@ class Streams:
         *,
         key: Any,
         value: Any,
+        of: Sequence[Operator],
         like: Sequence[Topic[Any, Any]],
         partitions: int | None = None,
         codec: Any = None,
@@ -67,7 +68,8 @@ class Streams:
         """Declare the topic ``{id}-{name}-repartition``.
 
         It has no retention, which would go by the time of the events and take those of long ago at once: workers
-        have the log forget what they have processed.
+        have the log forget what they have processed. Its ``idle_timeout`` is the longest of the topics that its
+        records come from. It has none behind what holds results back: they would be late when they come.
         """
         _check_stem(name)
         full = f"{self.id}-{name}-repartition"
@@ -91,6 +93,12 @@ class Streams:
         theirs = like[0].partitioner
         topic.partitioner = partitioner("murmur2") if theirs is any_partition else theirs
         topic.beside = None if beside is None else beside.name
+        sources = {source.name: source for operator in of for source in operator.topics}
+        topic.comes_from = tuple(sources.values())
+        topic.held = any(operator.held for operator in of)
+        if not topic.held:
+            found = [source.idle_timeout_ms for source in topic.comes_from]
+            topic.idle_timeout_ms = max((ms for ms in found if ms is not None), default=None)
         return topic
 
     def kept_table(

@@ -212,6 +212,10 @@ class WindowedAggregate(Operator):
         results there is one time for all: a window must not change once it is closed."""
         self.stores += self.times
 
+    @property
+    def held(self) -> bool:
+        return self.final or super().held
+
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         times = [context.parts[name] for name in self.times] or [None] * len(self.folds)
         return [

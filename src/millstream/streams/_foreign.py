@@ -329,11 +329,13 @@ def join_foreign(
         )
     if name is None:
         name = f"{left.name}-{right.name}-join"
+    plan = home.plan
     subscriptions = home.repartition_topic(
         f"{name}-subscriptions",
         key=right.key_type,
         value=Any,
         codec=StructCodec(Subscription),
+        of=[left],
         like=right.topics,
         beside=right.topics[0],
     )
@@ -342,12 +344,12 @@ def join_foreign(
         key=left.key_type,
         value=Any,
         codec=StructCodec(Answer),
+        of=[plan.source([subscriptions]), right, left],
         like=left.topics,
         beside=left.topics[0],
     )
     outer = how == "left"
     getter = field_getter(on, left.value_type)
-    plan = home.plan
     subscribe = f"{name}-subscribe"
     plan.add(Subscribe(left, getter, subscriptions, answers, name=subscribe, outer=outer))
     serve = Serve(plan.source([subscriptions]), right, answers, name=f"{name}-subscriptions")

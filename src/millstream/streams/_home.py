@@ -45,6 +45,7 @@ class StreamHome(Protocol):
         *,
         key: Any,
         value: Any,
+        of: Sequence[Operator],
         like: Sequence[Topic[Any, Any]],
         partitions: int | None = None,
         codec: Any = None,
@@ -53,6 +54,7 @@ class StreamHome(Protocol):
         """Declare the topic ``{id}-{name}-repartition``; what was processed leaves it.
 
         Args:
+            of: operators whose results go through it.
             like: topics whose partitioner it has.
             beside: a topic with which it is co-partitioned: equal keys are in the same shard.
         """

@@ -148,6 +148,12 @@ class Operator:
         return tuple(found.values())
 
     @property
+    def held(self) -> bool:
+        """Whether its results may have been held back until event time had passed."""
+        before: Iterable[Operator | Topic[Any, Any]] = self.parents or self.topics
+        return self.holds_back or any(each.held for each in before)
+
+    @property
     def values(self) -> Codec[Any]:
         """The codec for its values on their way through topics and buffers of our own."""
         return value_codec(self.value_type) if self.codec is None else self.codec

@@ -272,6 +272,7 @@ class DeclaredStream(Generic[V, K]):
                 key=operator.key_type,
                 value=operator.value_type,
                 codec=operator.values,
+                of=[operator],
                 like=operator.topics if beside is None else (beside,),
                 partitions=partitions,
                 beside=beside,

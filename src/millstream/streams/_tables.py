@@ -143,6 +143,7 @@ class TableChanges(Generic[K, V]):
                 key=made,
                 value=Any,
                 codec=PairCodec(operator.values),
+                of=[operator],
                 like=operator.topics,
             )
             home.plan.add(GroupTable(operator, getter, topic, name=f"{name}-repartition"))

@@ -28,7 +28,7 @@ from millstream.worker._queries import GroupQueries, LocalQueries
 from millstream.worker._recovery import RecoveryProgress
 from millstream.worker._report import WorkerReport
 from millstream.worker._shard import Shard, ShardCut
-from millstream.worker._specs import AgentSpec, ShardOptions, TableSpec
+from millstream.worker._specs import AgentSpec, ShardOptions, Stage, TableSpec
 from millstream.worker._worker import Worker, WorkerPlan
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "ShardCut",
     "ShardId",
     "ShardOptions",
+    "Stage",
     "TableSpec",
     "Worker",
     "WorkerPlan",

@@ -12,6 +12,10 @@ with its entries, as no record may come to tell after a restart. A sub-topology 
 silent when everything that was fetched is finished, the log confirms that there is no more, and nothing has
 come since: an outage is no silence.
 
+A topic between two stages of the app is silent for as long as the topics are that its records come from. So silence there
+counts up to the moment of which it is known that all that these had has come through (`millstream.worker._passage`): while
+the stage before recovers, or reads a history, event time behind it stands still.
+
 Moved time is part of the next epoch like time that a record brought.
 """
 
@@ -27,13 +31,14 @@ if TYPE_CHECKING:
 
     from millstream.transports.base import Transport
     from millstream.worker._lane import Lane
+    from millstream.worker._passage import Passage
     from millstream.worker._shard import Shard
     from millstream.worker._subtopology import SubTopology
 
 __all__ = ["follow_silence"]
 
 LOOK_S_MAX = 5.0
-"""How soon it is noticed that an agent has new inputs, or has begun to use a table."""
+"""How soon it is noticed that an agent has new inputs or has begun to use a table, or that a stage before is through."""
 
 
 class _Subject(NamedTuple):
@@ -43,16 +48,22 @@ class _Subject(NamedTuple):
     idle_ms: int
     lanes: list[Lane]
 
-    def silent_ms(self, now: float) -> int:
-        """For how long nothing has come, in whole time-outs."""
-        return round((now - self.since) * 1_000) // self.idle_ms * self.idle_ms
+    def silent_ms(self, until: float) -> int:
+        """For how long nothing had come at a moment, in whole time-outs."""
+        silent_s = max(0.0, until - self.since)
+        return round(silent_s * 1_000) // self.idle_ms * self.idle_ms
+
+    def known_until(self, passage: Passage, now: float) -> float:
+        """Up to which moment all is here that was meant for it."""
+        topics = {tp.topic for lane in self.lanes for tp in lane.inboxes}
+        return min((passage.until(topic, now) for topic in topics), default=now)
 
     @property
     def since(self) -> float:
         return max(lane.active_at for lane in self.lanes)
 
 
-async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
+async def follow_silence(shard: Shard, transport: Transport, passage: Passage) -> NoReturn:
     """Move the event time of a running shard on, for as long as it runs."""
     clock = shard.clock
     followed: dict[SubTopology | TimedPart, float] = {}
@@ -61,25 +72,31 @@ async def follow_silence(shard: Shard, transport: Transport) -> NoReturn:
         for lane in shard.lanes.values():
             if not lane.is_quiet():
                 lane.active_at = clock.monotonic()
+        if shard.has_work():  # nobody else tells of positions behind what was never committed
+            shard.wake()
         subjects = list(_subjects(shard))
         if any(subject.silent_ms(clock.monotonic()) for subject in subjects):
-            await _confirm(shard, transport)
+            await _confirm(shard, transport, passage)
         now = clock.monotonic()
         wake = now + _shortest_ms(shard) / 1_000
         for subject in subjects:
-            since, ms = subject.since, subject.silent_ms(now)
+            since, ms = subject.since, subject.silent_ms(subject.known_until(passage, now))
             moved = max(0, round((followed.get(subject.of, since) - since) * 1_000))
             if ms > moved:
                 shard.advance_idle(subject.of, ms - moved)
                 followed[subject.of] = since + ms / 1_000
-            wake = min(wake, since + (ms + subject.idle_ms) / 1_000)
+            due = since + (ms + subject.idle_ms) / 1_000
+            if due <= now:  # a stage before is not through
+                due = now + min(subject.idle_ms / 1_000, LOOK_S_MAX)
+            wake = min(wake, due)
         await clock.sleep(max(wake - now, 0.001))
 
 
-async def _confirm(shard: Shard, transport: Transport) -> None:
+async def _confirm(shard: Shard, transport: Transport, passage: Passage) -> None:
     """An input that the log has more of, or that the log cannot tell about, is not silent."""
     inputs = [(lane, tp) for lane in shard.lanes.values() for tp in lane.inboxes]
     try:
+        await passage.look((tp.topic for _, tp in inputs), shard.clock.monotonic())
         ends = await transport.end_offsets([tp for _, tp in inputs])
     except LogUnavailableError:
         ends = {}

@@ -21,6 +21,7 @@ from millstream.worker._idle import follow_silence
 from millstream.worker._lane import Lane
 from millstream.worker._metadata import decode_metadata, encode_metadata
 from millstream.worker._notes import NOTES, NotesPart
+from millstream.worker._passage import Passage
 from millstream.worker._placement import Placement
 from millstream.worker._recovery import Replay, check_stored, recover, replay_of
 from millstream.worker._subtopology import Positions, Share, SubTopology
@@ -176,10 +177,14 @@ class Shard:
                     await self._recover_when_possible()
                     self._rewind = asyncio.get_running_loop().create_future()
                     self._start_lanes(tasks)
+                    options = self._options
                     for name in self._due:
                         tasks.create_task(self._close_windows(name))
-                    if self._options.idles:
-                        tasks.create_task(follow_silence(self, self._options.transport))
+                    if options.idles:
+                        passage = Passage(
+                            options.stages, group=options.group, transport=options.transport
+                        )
+                        tasks.create_task(follow_silence(self, options.transport, passage))
                     for local in self.local_tasks:
                         tasks.create_task(local(self))
                     self.ready.set()

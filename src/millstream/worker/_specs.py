@@ -12,7 +12,7 @@ from millstream.worker._turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from millstream.agents import Agent, Failure, Policy, Source
+    from millstream.agents import Agent, Failure, Policy, Source, Topic
     from millstream.clock import Clock
     from millstream.context import IncomingRecord, Scope
     from millstream.state.base import TableStore
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from millstream.transports.base import Transport
     from millstream.worker._closing import Closing
 
-__all__ = ["AgentSpec", "ShardOptions", "TableSpec"]
+__all__ = ["AgentSpec", "ShardOptions", "Stage", "TableSpec"]
 
 
 class MakePart(Protocol):
@@ -72,6 +72,27 @@ class AgentSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """An agent that sends to a topic between two stages of the app, and the topics whose records it passes on so."""
+
+    agent: AgentSpec
+    partitions: int
+    """Of each of its sources."""
+    topics: Sequence[Topic[Any, Any]]
+
+    def sources(self) -> list[str]:
+        """The agent's sources that are among these topics, as far as patterns have found them."""
+        return [
+            name
+            for name, source in self.agent.sources.items()
+            if any(
+                name == topic.name or (topic.reads(name) and not source.ours)
+                for topic in self.topics
+            )
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShardOptions:
     """What all shards of a worker share."""
 
@@ -84,6 +105,8 @@ class ShardOptions:
     """Parts of the global tables."""
     idles: bool = False
     """Whether some topic or table has an ``idle_timeout``."""
+    stages: Mapping[str, Sequence[Stage]] = field(default_factory=dict)
+    """By topic between two stages of the app: what fills it."""
     inbox_bytes_max: int = 8 << 20
     epoch_bytes_max: int = 32 << 20
     """Input and output of one shard between two cuts, above which intake stops."""

@@ -39,7 +39,7 @@ from millstream.worker._fetch import Fetcher
 from millstream.worker._open_events import OpenEvents
 from millstream.worker._purge import PURGE_INTERVAL_S, Purge
 from millstream.worker._shard import Shard
-from millstream.worker._specs import AgentSpec, ShardOptions, TableSpec
+from millstream.worker._specs import AgentSpec, ShardOptions, Stage, TableSpec
 from millstream.worker._state import StateLog, WorkerState
 from millstream.worker._upkeep import StoreUpkeep
 from millstream.worker._watch import PeerWatch, neighbours
@@ -91,6 +91,8 @@ class WorkerPlan:
     topic_ids: Mapping[str, str]
     idles: bool = False
     """Whether some topic or table has an ``idle_timeout``."""
+    stages: Mapping[str, Sequence[Stage]] = field(default_factory=dict)
+    """By topic between two stages of the app: what fills it."""
     commit_interval_s: float = 0.02
     session_timeout_s: float = 5.0
     standby_replicas: int = 0
@@ -189,6 +191,7 @@ class Worker:
             topic_ids=plan.topic_ids,
             everywhere=everywhere,
             idles=plan.idles,
+            stages=plan.stages,
             inbox_bytes_max=plan.inbox_bytes_max,
             epoch_bytes_max=plan.epoch_bytes_max,
         )
