@@ -19,6 +19,7 @@ from millstream.testing import TestApp
 from millstream.transports.base import OffsetAndMetadata
 from millstream.transports.memory import MemoryTransport
 from millstream.worker._passage import Passage
+from tests.kit import continued
 
 T2013 = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1_000)
 
@@ -467,3 +468,46 @@ async def test_the_end_of_an_input_is_committed(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(lane, "add", lambda fetched: add(fetched._replace(data=b"")))
         await numbers.send(1)
         await committed(1)
+
+
+# added to a program that has run ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("merged", [False, True])
+async def test_added_to_a_stream(merged: bool) -> None:
+    """Windows of before close, although no record comes to tell who fills them."""
+
+    def program(idle: Any, merged: bool) -> tuple[ms.App, ms.Topic[int], ms.Topic[int]]:
+        app = ms.App("shop", partitions=1)
+        numbers = app.topic("numbers", value=int, idle_timeout=idle)
+        out = app.topic("out", value=int)
+        stream: Any = app.stream(numbers)
+        if merged:  # what reads them has another name then
+            stream = stream.merge(app.stream(app.topic("others", value=int)))
+        stream.group_by().tumbling("1m").count(name="counts", emit="final").to(out)
+        return app, numbers, out
+
+    app, numbers, _ = program(None, False)
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="x", timestamp=T2013)
+    app, _, out = program("5s", merged)
+    async with continued(app, t) as later:
+        await later.advance("55s")
+        assert later.sent(out) == []
+        await later.advance("5s")
+        assert later.sent(out) == [1]
+
+
+@pytest.mark.parametrize("where", ["topic", "window"])
+async def test_added_to_an_agent(where: str) -> None:
+    """The same where an agent counts: it was noted that it does."""
+    app, clicks, _, closed = counting()
+    async with TestApp(app) as t:
+        await t.send(clicks, Click("ada", T2013))
+    options: dict[str, Any] = {where: "20s"}
+    app, _, _, closed = counting(**options)
+    async with continued(app, t) as later:
+        await later.advance("79s")
+        assert closed == []
+        await later.advance("1s")
+        assert closed == [("ada", 0, 1)]

@@ -301,6 +301,7 @@ class DeclaredTable(Generic[K, V]):
             index_key=self.index_key(),
             checked=self._checked,
             clocks=self.clocks,
+            users=self.app.streams.users(self.name),
             stored_value=self._stamp if self.topic is not None and self.stamped else None,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from millstream.agents import AgentSource, Step, Topic
@@ -13,7 +14,7 @@ from millstream.streams import operators as ops
 from millstream.tables import PackedPart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from millstream.app._app import App
     from millstream.clock import Clock, Duration
@@ -36,6 +37,7 @@ class Streams:
         self._agents: list[str] = []
         self.steps: dict[str, tuple[StepNode, ...]] = {}
         """What the agents of the pipelines do, by their names."""
+        self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     @property
     def clock(self) -> Clock:
@@ -213,10 +215,18 @@ class Streams:
             del self._app.agents[name]
         self._agents = []
         self.steps = {}
+        self._users.clear()
         for pipeline in self.plan.pipelines():
             self.steps[pipeline.name] = pipeline.steps()
             agent = pipeline_agent(pipeline, lambda: self._app.clock)
             self._agents.append(self._app.agents.add(agent).name)
+            for operator in pipeline.operators:
+                for table in (*operator.stores, *operator.reads):
+                    self._users[table].add(agent.name)
+
+    def users(self, table: str) -> Collection[str]:
+        """The agents of pipelines that use a table."""
+        return frozenset(self._users.get(table, ()))
 
 
 def _check_stem(name: str) -> None:

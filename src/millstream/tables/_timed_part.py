@@ -24,7 +24,7 @@ __all__ = ["NEVER", "TIME_KEY", "Due", "DueError", "DueRow", "TimedPart"]
 
 TIME_KEY: Final = b"\x00time"
 FEEDERS_KEY: Final = b"\x00feeders"
-"""Names of the agents that use the part, a line each; only where time may move by itself."""
+"""Names of the agents that use the part, a line each."""
 NEVER: Final = 1 << 62
 
 _number = struct.Struct(">Q")
@@ -98,7 +98,7 @@ class TimedPart(TablePart):
         self.closing_due = False
         """Whether something is due; nothing is asked of the part until it has been asked."""
         self.feeders: set[str] = set()
-        """Agents that use the part; noted only where something in the app has an ``idle_timeout``."""
+        """Agents that use the part: noted in any case, as an ``idle_timeout`` may come when records do not any more."""
         self.idle_ms: int | None = None
         """The part's own ``idle_timeout``."""
         self.on_due: Callable[[], None] = _nothing

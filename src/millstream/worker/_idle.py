@@ -7,10 +7,10 @@ or a window has an ``idle_timeout``, the wall clock stands in: each time that so
 event time moves on by as much. It is never set to the wall clock, so a replay of 2013 stays in 2013.
 
 What moves is a window table's own time, and a sub-topology's (timers by event time, entries with a time to live). A
-table goes by the inputs of those agents that use it, which its part has noted (`TimedPart.feeders`) and keeps
-with its entries, as no record may come to tell after a restart. A sub-topology goes by all of its inputs. Inputs are
-silent when everything that was fetched is finished, the log confirms that there is no more, and nothing has
-come since: an outage is no silence.
+table goes by the inputs of those agents that use it. Of streams these are known; others its part has noted
+(`TimedPart.feeders`) and keeps with its entries, as no record may come to tell after a restart. A sub-topology goes by
+all of its inputs. Inputs are silent when everything that was fetched is finished, the log confirms that there is no
+more, and nothing has come since: an outage is no silence.
 
 A topic between two stages of the app is silent for as long as the topics are that its records come from. So silence there
 counts up to the moment of which it is known that all that these had has come through (`millstream.worker._passage`): while

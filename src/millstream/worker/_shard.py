@@ -292,8 +292,9 @@ class Shard:
             part.recovered()
             part.check_form()
             await check_stored(part, self._known_schema(part), options.progress)
-            for feeder in getattr(part, "feeders", ()):
-                if feeder in self._agents:
+            if self._options.idles and isinstance(part, TimedPart):
+                part.feeders |= set(self._tables[part.name].users)
+                for feeder in part.feeders & self._agents.keys():
                     self.connect(feeder, part.name)
             if isinstance(part, TimedPart) and self._tables[part.name].on_close is not None:
                 self.connect(f"on_close:{part.name}", part.name)
@@ -573,8 +574,7 @@ class Shard:
         """The tables as an agent, a timer or a callback uses them."""
         found = self._used_parts.get(user)
         if found is None:
-            noted = self._options.idles and user in self._agents
-            found = self._used_parts[user] = _UsedParts(self, user, noted=noted)
+            found = self._used_parts[user] = _UsedParts(self, user, noted=user in self._agents)
         return found
 
     @property

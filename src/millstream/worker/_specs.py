@@ -10,7 +10,7 @@ from millstream.worker._recovery import FETCHES_MAX, RecoveryProgress
 from millstream.worker._turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from millstream.agents import Agent, Failure, Policy, Source, Topic
     from millstream.clock import Clock
@@ -49,6 +49,8 @@ class TableSpec:
     """Whether a key has to belong to the shard that uses it."""
     clocks: Sequence[str] = ()
     """Tables whose time decides what expires in this one, the slowest one's; its own where there are none."""
+    users: Collection[str] = ()
+    """Agents that use it, as far as they are known before they do."""
     stored_value: Callable[[IncomingRecord], bytes | None] | None = None
     """A record of ``source`` to the bytes that the store has, where these are not the record's value."""
 
