@@ -79,9 +79,7 @@ def _windowed(
     emit: Any = "every" if params.get("emit", "update") == "update" else "final"
     if params.get("emit", "update") == "suppress":
         emit = ms.Suppress()
-    table = windowed.aggregate(
-        default="", add=added, name="t", emit=emit, merge=lambda x, y: f"{x}{y}"
-    )
+    table = windowed.aggregate(default="", add=added, name="t", emit=emit)
     table.to(out)
 
 

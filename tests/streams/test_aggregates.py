@@ -48,7 +48,7 @@ def cogrouped(windows: str) -> tuple[ms.App, ms.Topic[str], ms.Topic[str], ms.To
     groups: Any = app.stream(a).group_by().cogroup(texts)
     groups = groups.cogroup(app.stream(b).group_by(), lambda so_far, value: so_far + value.upper())
     windowed = groups.session("5ms") if windows == "session" else groups.tumbling("10ms")
-    windowed.aggregate(default="", name="t", merge=lambda x, y: x + y, emit="every").to(out)
+    windowed.aggregate(default="", name="t", emit="every").to(out)
     return app, a, b, out
 
 
@@ -266,3 +266,19 @@ async def test_a_default_may_not_be_async() -> None:
     for default in (make, lambda: make()):
         with pytest.raises(ConfigurationError, match="default= may not be async"):
             groups.aggregate(default=default, add=lambda n, _: n, name="t")
+
+
+def test_merge_is_for_sessions() -> None:
+    """Where it has no use it is refused; where it is missing, the error says where it goes."""
+    app = ms.App("shop", partitions=1)
+    groups: Any = app.stream(app.topic("source", value=int)).group_by()
+    fold: dict[str, Any] = {"default": Stats, "add": Stats.seen, "name": "t"}
+    both = groups.cogroup(fold["add"]).tumbling("1h")
+    for windowed in (groups.tumbling("1h"), groups.sliding("1h"), both):
+        given = {**fold, "merge": lambda a, b: a}
+        if windowed is both:
+            del given["add"]
+        with pytest.raises(ConfigurationError, match=r"merge= is for sessions; .* never merge"):
+            windowed.aggregate(**given)
+    with pytest.raises(ConfigurationError, match=r"merge=lambda.* of aggregate\(\) for a stream"):
+        groups.session("1h").aggregate(**fold)

@@ -363,7 +363,8 @@ class WindowedStream(Generic[V, K]):
         Args:
             default: what a group begins with, each with a copy of its own, or a function that makes it.
             add: returns the new value; None deletes the group.
-            merge: of sessions: makes one value of two that a record joins, the earlier one first.
+            merge: of sessions, and only of these: makes one value of two that a record joins, the earlier one first;
+                numbers are added, sets united, lists joined, where it is left out.
             value: the type of what is kept, where ``default`` does not tell.
             name: of the table and its changelog; from the sources where it is left out.
             emit: when results come out, see `Emit`.

@@ -301,6 +301,8 @@ def aggregate_shape(
     *,
     windows: AnyWindows | None = None,
 ) -> Shape:
+    if merge is not None and not isinstance(windows, kinds.Session):
+        raise ConfigurationError(f"aggregate: merge= is for sessions; {windows} never merge")
     remedy = typed_by(value)
     initial, value = first_value(default, value)
     # as in Kafka Streams: without windows, and with sliding ones, a record without a value is dropped

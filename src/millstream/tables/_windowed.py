@@ -352,7 +352,8 @@ class WindowedTable(Generic[K, V]):
         raise ConfigurationError(
             f"table {self.name!r}: a record may join two sessions, and how values of type"
             f" {getattr(kind, '__name__', kind)} become one does not follow from the type."
-            f" Give .session(..., merge=lambda earlier, later: ...)"
+            f" Say it with merge=lambda earlier, later: ..., of session() for a table, of aggregate() for a"
+            f" stream"
         )
 
     # uses -----------------------------------------------------------------------------------------
@@ -575,7 +576,8 @@ def merge_values(earlier: Any, later: Any) -> Any:
         return earlier + later
     raise TypeError(
         f"two sessions are joined, and values of type {type(earlier).__name__} do not merge by"
-        f" themselves: give .session(..., merge=lambda earlier, later: ...)"
+        f" themselves: say how with merge=lambda earlier, later: ..., of session() for a table, of"
+        f" aggregate() for a stream"
     )
 
 
