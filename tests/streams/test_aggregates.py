@@ -282,3 +282,14 @@ def test_merge_is_for_sessions() -> None:
             windowed.aggregate(**given)
     with pytest.raises(ConfigurationError, match=r"merge=lambda.* of aggregate\(\) for a stream"):
         groups.session("1h").aggregate(**fold)
+
+
+async def test_a_window_has_a_value() -> None:
+    """None, which deletes a group, is an error there."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    groups: Any = app.stream(source).group_by().tumbling("1h")
+    groups.aggregate(default=0, add=lambda n, _: None, name="t")
+    with pytest.raises(AgentError, match="a window has to have a value"):
+        async with TestApp(app) as t:
+            await feed(t, source, [("a", 1, 0)])

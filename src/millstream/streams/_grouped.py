@@ -362,7 +362,7 @@ class WindowedStream(Generic[V, K]):
 
         Args:
             default: what a group begins with, each with a copy of its own, or a function that makes it.
-            add: returns the new value; None deletes the group.
+            add: returns the new value, which may not be None.
             merge: of sessions, and only of these: makes one value of two that a record joins, the earlier one first;
                 numbers are added, sets united, lists joined, where it is left out.
             value: the type of what is kept, where ``default`` does not tell.

@@ -97,6 +97,8 @@ def typed_by(value_type: Any) -> Callable[[Any], str]:
     """
 
     def remedy(value: Any) -> str:
+        if value is None:
+            return "None deletes a group, and a window has to have a value: return one"
         given = f"give aggregate(..., value={type_of(value)})"
         if value_type is not None or type(value) not in (int, float, str):
             return given
