@@ -293,3 +293,17 @@ async def test_a_window_has_a_value() -> None:
     with pytest.raises(AgentError, match="a window has to have a value"):
         async with TestApp(app) as t:
             await feed(t, source, [("a", 1, 0)])
+
+
+async def test_sums_of_bools() -> None:
+    """They are counts."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=bool)
+    stream = app.stream(source)
+    total: Any = stream.group_by().sum(name="total")
+    by_key: Any = stream.to_table("last").group_by(lambda _: "all", name="g", type=str).sum()
+    async with TestApp(app) as t:
+        for at, value in enumerate([True, False, True]):
+            await feed(t, source, [(f"{at}", value, at), ("a", value, at)])
+        assert t.table(total)["a"] == 2
+        assert t.table(by_key) == {"all": 3}

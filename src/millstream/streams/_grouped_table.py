@@ -16,6 +16,7 @@ from millstream.streams._shapes import (
     hand_on,
     mean_of,
     number_of,
+    sum_of,
     with_number,
 )
 from millstream.streams._table_ops import TableAggregate, TableFold
@@ -70,7 +71,7 @@ class GroupedTable(Generic[V, K]):
         emit_every: Duration | None = None,
     ) -> Table[K, N]:
         """The sum of a field, of what a function gives, or of the values themselves."""
-        get, value = number_of(self._members.value_type, of)
+        get, value = sum_of(self._members.value_type, of)
         fold = TableFold(
             lambda: 0,
             with_number(get, lambda total, number: total + number),

@@ -38,6 +38,7 @@ __all__ = [
     "mean_shape",
     "number_of",
     "reduce_shape",
+    "sum_of",
     "sum_shape",
     "top_k_shape",
     "with_number",
@@ -194,6 +195,14 @@ def number_of(
     return field_getter(of, value_type), found
 
 
+def sum_of(
+    value_type: Any, of: str | Callable[[Any], Any] | None
+) -> tuple[Callable[[Any], Any], Any]:
+    """What reads a number from a value, and the type of the sum of such numbers."""
+    get, found = number_of(value_type, of)
+    return get, int if found is bool else found
+
+
 def with_number(
     get: Callable[[Any], Any], add: Callable[[Any, Any], Any]
 ) -> Callable[[Any, Any], Any]:
@@ -210,7 +219,7 @@ def with_number(
 
 
 def sum_shape(stream: DeclaredStream[Any, Any], of: Any) -> Shape:
-    get, value_type = number_of(stream.operator.value_type, of)
+    get, value_type = sum_of(stream.operator.value_type, of)
     fold = Fold(lambda: 0, with_number(get, lambda total, number: total + number))
     return Shape([stream], [fold], "sum", value=value_type, merge=lambda a, b: a + b)
 
