@@ -307,3 +307,24 @@ async def test_sums_of_bools() -> None:
             await feed(t, source, [(f"{at}", value, at), ("a", value, at)])
         assert t.table(total)["a"] == 2
         assert t.table(by_key) == {"all": 3}
+
+
+@pytest.mark.parametrize("kind", ["stream", "table"])
+async def test_a_list_that_is_not_returned(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """None deletes the group; where the value was changed in place, it is said, once, that this was hardly meant."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    stream = app.stream(source)
+    fold: dict[str, Any] = {"default": list, "add": lambda values, v: values.append(v)}
+    groups: Any = stream.group_by()
+    if kind == "table":
+        groups = stream.to_table("last").group_by(lambda _: "all", name="g")
+        fold["subtract"] = lambda values, v: values.remove(v)
+    lost = groups.aggregate(name="lost", **fold)
+    meant = {**fold, "add": lambda values, v: None}
+    groups.aggregate(name="meant", **meant)
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 0), ("b", 2, 1), ("a", 3, 2)])
+        assert t.table(lost) == {}
+    assert caplog.text.count("changed the group's value in place") == 1
+    assert "table 'lost'" in caplog.text

@@ -9,7 +9,7 @@ from millstream.streams._operator import (
     WAITS,
     Context,
     Done,
-    Kept,
+    Group,
     Operator,
     Windowed,
     each,
@@ -51,21 +51,17 @@ class Fold:
         self.skips_null = skips_null
 
 
-class Aggregate(Kept):
+class Aggregate(Group):
     """One value for each key. A value that becomes None deletes the key.
 
     Each parent has a `Fold` of its own, over the same value: several make a ``cogroup``.
     """
 
-    kind = "aggregate"
-
     def __init__(
         self, parents: Sequence[Operator], folds: Sequence[Fold], *, name: str, value_type: Any
     ) -> None:
-        super().__init__(*parents, name=name)
+        super().__init__(*parents, name=name, value_type=value_type)
         self.folds = tuple(folds)
-        self.value_type = value_type
-        self.codec = None
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         return [self._bind(fold, context, forward) for fold in self.folds]
@@ -75,7 +71,7 @@ class Aggregate(Kept):
     ) -> Callable[..., Done]:
         part = context.parts[self.name]
         initial, add, skips_null = fold.initial, fold.add, fold.skips_null
-        dropped = context.counters
+        begin, dropped = self.begin, context.counters
 
         def before(key: Any, value: Any) -> Any:
             """The stored pair, or None where the record is dropped."""
@@ -133,7 +129,7 @@ class Aggregate(Kept):
             if stored is None:
                 return None
             if stored is MISSING:
-                new = value if initial is None else add(initial(), value)
+                new = value if initial is None else begin(part, initial, add, value)
             else:
                 new = add(copy(key, stored[1]) if copies else stored[1], value)
             if new.__class__ in WAITS:

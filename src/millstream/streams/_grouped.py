@@ -167,7 +167,7 @@ class GroupedStream(DeclaredStream[V, K]):
 
         Args:
             default: what a group begins with, each with a copy of its own, or a function that makes it.
-            add: returns the new value; None deletes the group.
+            add: returns the new value, also where it has changed that in place; None deletes the group.
             value: the type of what is kept, where ``default`` does not tell.
             name: of the table and its changelog; from the sources where it is left out.
             emit: when results come out, see `Emit`.

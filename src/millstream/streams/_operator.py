@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from millstream.errors import ConfigurationError
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
     from millstream.streams._plan import Pipeline
     from millstream.windows import Window
 
+logger = logging.getLogger("millstream.streams")
+
 __all__ = [
     "SOMETHING",
     "WAITS",
     "Context",
     "Done",
+    "Group",
     "Kept",
     "Operator",
     "Windowed",
@@ -191,6 +195,44 @@ class Kept(Operator):
             return None if stored is MISSING else (stored[1], stored[0])
 
         return get
+
+
+class Group(Kept):
+    """An operator that keeps one value for each group of what it is given."""
+
+    kind = "aggregate"
+
+    def __init__(self, *parents: Operator, name: str, value_type: Any) -> None:
+        super().__init__(*parents, name=name)
+        self.value_type = value_type
+        self.codec = None
+        self._told = False
+
+    def begin(
+        self,
+        part: Any,
+        initial: Callable[[], Any],
+        add: Callable[[Any, Any], Any],
+        value: Any,
+    ) -> Any:
+        """What ``add`` makes of the first value of a group that has none."""
+        begun = initial()
+        made = add(begun, value)
+        if made is None and part.mutable and not self._told and _differ(part, begun, initial()):
+            self._told = True
+            logger.warning(
+                "table %r: add= has changed the group's value in place and returned None, which deletes the"
+                " group: have it return the value (this is said once)",
+                self.name,
+            )
+        return made
+
+
+def _differ(part: Any, one: Any, other: Any) -> bool:
+    try:
+        return bool(part.dumps(one) != part.dumps(other))
+    except Exception:  # a value that cannot be kept, and is not kept
+        return True
 
 
 def each(items: Iterable[tuple[Any, ...]], forward: Callable[..., Done]) -> Done:

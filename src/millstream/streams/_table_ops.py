@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import ProgramError
-from millstream.streams._operator import WAITS, Context, Done, Kept, Operator, check_function
+from millstream.streams._operator import WAITS, Context, Done, Group, Kept, Operator, check_function
 from millstream.tables import DELETED, MISSING
 
 if TYPE_CHECKING:
@@ -237,21 +237,17 @@ class TableFold:
         self.subtract = subtract
 
 
-class TableAggregate(Kept):
+class TableAggregate(Group):
     """One value for each group of tables' entries, from records ``(new, old)`` of `GroupTable`.
 
     Each parent has a `TableFold` of its own, over the same value: several make a ``cogroup``.
     """
 
-    kind = "aggregate"
-
     def __init__(
         self, parents: Sequence[Operator], folds: Sequence[TableFold], *, name: str, value_type: Any
     ) -> None:
-        super().__init__(*parents, name=name)
+        super().__init__(*parents, name=name, value_type=value_type)
         self.folds = tuple(folds)
-        self.value_type = value_type
-        self.codec = None
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         return [self._bind(fold, context, forward) for fold in self.folds]
@@ -277,7 +273,7 @@ class TableAggregate(Kept):
 
         def added(value: Any, new: Any) -> Any:
             if value is None:
-                return new if initial is None else add(initial(), new)
+                return new if initial is None else self.begin(part, initial, add, new)
             return add(value, new)
 
         def take(key: Any, pair: tuple[Any, Any], timestamp: int) -> Done:
