@@ -155,8 +155,9 @@ public class Record {
                 KStream<String, String> stream = builder.stream("a", READ);
                 return inner(params) ? stream.join(global, (k, v) -> k, PAIR) : stream.leftJoin(global, (k, v) -> k, PAIR);
             case "suppress_time_limit":
-                Suppressed.BufferConfig<?> buffer = params.get("buffer").asText().equals("unbounded")
-                    ? Suppressed.BufferConfig.unbounded() : Suppressed.BufferConfig.maxRecords(2).emitEarlyWhenFull();
+                String bound = params.get("buffer").asText();
+                Suppressed.BufferConfig<?> buffer = bound.equals("unbounded") ? Suppressed.BufferConfig.unbounded()
+                    : Suppressed.BufferConfig.maxRecords(Long.parseLong(bound.split(" ")[1])).emitEarlyWhenFull();
                 return builder.table("a", READ).suppress(Suppressed.untilTimeLimit(ms(params, "limit"), buffer)).toStream();
             default:
                 throw new IllegalArgumentException(topology);

@@ -98,7 +98,8 @@ def tumbling(
 def hopping(
     app: ms.App, a: ms.Topic[str], b: ms.Topic[str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
-    size, advance, grace = (params[name] / 1_000 for name in ("size", "advance", "grace"))
+    size, grace = params["size"] / 1_000, params["grace"] / 1_000
+    advance = params.get("advance", params["size"]) / 1_000
     groups = app.stream(a).group_by()
     _windowed(groups.hopping(size, advance, grace=grace, retention=_retention(params)), out, params)
 
@@ -267,8 +268,9 @@ def stream_global(
 def suppress_time_limit(
     app: ms.App, a: ms.Topic[str], b: ms.Topic[str], out: ms.Topic[str], params: dict[str, Any]
 ) -> None:
-    bounded = params["buffer"] != "unbounded"
-    limit = ms.Suppress(params["limit"] / 1_000, records_max=2 if bounded else None)
+    bounded = params["buffer"] != "unbounded"  # "max_records 2 emit_early"
+    records_max = int(params["buffer"].split()[1]) if bounded else None
+    limit = ms.Suppress(params["limit"] / 1_000, records_max=records_max)
     app.table("t", topic=a).suppress(limit, name="held").to(out)
 
 

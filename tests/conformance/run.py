@@ -73,7 +73,12 @@ def expected(case: dict[str, Any]) -> Output:
 
 def difference(case: dict[str, Any], found: Output, wanted: Output) -> str | None:
     """The first input after which something else came out than was wanted, in words; or None."""
-    for index, want in enumerate(wanted):
+    count = len(case["in"])
+    answers = count - 1 if "error" in case else count
+    for name, output in (("got", found), ("want", wanted)):
+        if len(output) not in (answers, count):
+            return f"{name} {len(output)} answers to {count} inputs"
+    for index, want in enumerate(wanted[:answers]):
         if found[index] != want:
             inputs = "\n      ".join(str(one) for one in case["in"][: index + 1])
             return f"after {inputs}\n    got  {found[index]}\n    want {want}"

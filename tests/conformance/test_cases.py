@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.__main__ import main
+from tests.conformance.cases import problem_of, read_case
 from tests.conformance.models import DEFECTS, MODELS, defect_of, group_of, model_of
 from tests.conformance.programs import PROGRAMS
 from tests.conformance.record import generated, recorded
@@ -154,6 +155,7 @@ def test_every_topology_is_there() -> None:
     assert {cases[0]["topology"] for cases in GROUPS.values()} == set(PROGRAMS)
     assert sum(map(len, GROUPS.values())) == 994
     assert set(RESTING) <= set(GROUPS)
+    assert [case["line"] for cases in GROUPS.values() for case in cases if problem_of(case)] == []
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +181,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main([str(file), "--compat", "kafka-streams", "--show", "1"]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("line 3: count {}: after ")
-    assert printed[-4:] == ["?: 0/1", "count: 1/2", "other: 0/1", "1 passed, 3 failed"]
+    assert printed[3:5] == [
+        f"{file}, line 4: has a topology that is not known: 'other'",
+        f"{file}, line 5: is not JSON: Expecting value: line 1 column 1 (char 0)",
+    ]
+    assert printed[5:] == ["?: 0/2", "count: 1/2", "1 passed, 3 failed"]
 
 
 def test_the_command_excuses_only_what_was_recorded(
@@ -197,3 +203,116 @@ def test_the_command_excuses_only_what_was_recorded(
         capsys.readouterr()
         assert main([str(file)]) == 1
         assert capsys.readouterr().out.splitlines() == ["tumbling: 0/1", "0 passed, 1 failed"]
+
+
+def test_the_command_on_what_is_no_file_of_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what it could not read, and where; with nothing to run it ends with 2."""
+    file = tmp_path / "cases.jsonl"
+    for cannot in (file, tmp_path):
+        assert main([str(cannot)]) == 2
+        told = capsys.readouterr().out.splitlines()
+        assert told[0].startswith(f"{cannot}: cannot be read: ")
+        assert told[1:] == ["0 passed, 0 failed"]
+    file.write_text("\n\n")
+    assert main([str(file)]) == 2
+    assert capsys.readouterr().out.splitlines() == [f"{file}: no cases", "0 passed, 0 failed"]
+    file.write_text(json.dumps(GROUPS["count"][0]) + "\n")
+    assert main([str(file), "--only", "merge"]) == 2
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"{file}: no cases of merge", "0 passed, 0 failed"]
+    file.write_bytes(json.dumps(GROUPS["count"][0]).encode() + b"\r\n\xff\xfe\n")
+    assert main([str(file)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file}, line 2: is not UTF-8: invalid start byte at byte 0",
+        "?: 0/1",
+        "count: 1/1",
+        "1 passed, 1 failed",
+    ]
+
+
+COUNT: dict[str, Any] = {
+    "topology": "count",
+    "params": {},
+    "in": [["a", "A", "1", 0]],
+    "out": [[["A", "1", 0]]],
+}
+TUMBLING: dict[str, Any] = {
+    "topology": "tumbling",
+    "params": {"size": 10, "grace": 0},
+    "in": [["a", None, "1", 0]],
+    "out": [[]],
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "problem"),
+    [
+        (COUNT, None),
+        (TUMBLING, None),
+        ({**COUNT, "error": "StreamsException", "out": []}, None),
+        ([COUNT], "is not a JSON object"),
+        ({"topology": "count"}, "has no 'params'"),
+        ({**COUNT, "topology": ["count"]}, "has a topology that is not known: ['count']"),
+        ({**COUNT, "params": []}, "has params that are not an object"),
+        ({**COUNT, "params": {"size": 3}}, "has a parameter that count does not know: 'size'"),
+        ({**TUMBLING, "params": {"grace": 0}}, "lacks a parameter of tumbling: 'size'"),
+        ({**COUNT, "in": []}, "has no input, and so nothing to answer"),
+        ({**COUNT, "out": []}, "answers 0 of 1 inputs"),
+        ({**COUNT, "out": [[], []]}, "answers 2 of 1 inputs"),
+        ({**COUNT, "in": [*COUNT["in"]] * 3, "out": [[]], "error": "E"}, "answers 1 of 3 inputs"),
+        ({**COUNT, "in": {}}, "has an 'in' or 'out' that is not a list"),
+        (
+            {**COUNT, "in": [["c", "A", "1", 0]]},
+            "has an input 1 that is not [topic a or b, key, value, ms]: ['c', 'A', '1', 0]",
+        ),
+        (
+            {**COUNT, "in": ["a", "A", "1", 0]},
+            "has an input 1 that is not [topic a or b, key, value, ms]: 'a'",
+        ),
+        (
+            {**COUNT, "out": [[["A", 1, 0]]]},
+            "has an answer 1 that is not a list of [key, value, ms]: [['A', 1, 0]]",
+        ),
+        (
+            {**COUNT, "out": [[["A", "1", False]]]},
+            "has an answer 1 that is not a list of [key, value, ms]: [['A', '1', False]]",
+        ),
+    ],
+)
+def test_what_is_no_case(case: Any, problem: str | None) -> None:
+    """A line that says nothing that could be held against an answer, or something that is not understood."""
+    assert read_case(json.dumps(case).encode())[1] == problem
+
+
+@pytest.mark.parametrize(
+    ("topology", "params", "name"),
+    [
+        ("tumbling", {"size": 10, "grace": 0, "emit": "weird"}, "emit"),
+        ("tumbling", {"size": 10.5, "grace": 0}, "size"),
+        ("tumbling", {"size": 10, "grace": 0, "long_retention": 1}, "long_retention"),
+        ("stream_global", {"kind": "outer"}, "kind"),
+        ("suppress_time_limit", {"limit": 1, "buffer": "max_bytes 2 emit_early"}, "buffer"),
+        ("table_filter", {"materialized": True, "pred": "last digit odd"}, "pred"),
+    ],
+)
+def test_parameters_that_cannot_be(topology: str, params: dict[str, Any], name: str) -> None:
+    """A parameter of another value is not run as if it had a known one."""
+    case = {**COUNT, "topology": topology, "params": params}
+    wanted = f"has a parameter that {topology} cannot have: {name!r} is {params[name]!r}"
+    assert problem_of(case) == wanted
+
+
+def test_tumbling_windows_do_not_overlap() -> None:
+    """What has another advance is hopping."""
+    case = {**TUMBLING, "params": {"size": 10, "advance": 5, "grace": 0}}
+    assert problem_of(case) == "has tumbling windows whose advance is not their size"
+
+
+def test_an_answer_that_is_too_short_is_another_one() -> None:
+    """What is not compared has not passed."""
+    case = {**COUNT, "in": [*COUNT["in"]] * 2, "out": [[["A", "1", 0]], [["A", "2", 0]]]}
+    assert difference(case, case["out"], case["out"]) is None
+    assert difference(case, case["out"], case["out"][:1]) == "want 1 answers to 2 inputs"
+    assert difference(case, case["out"][:1], case["out"]) == "got 1 answers to 2 inputs"
