@@ -23,6 +23,8 @@ from tests.streams.running import by_key, disturb, feed, fold, interrupt, read
 if TYPE_CHECKING:
     import random
 
+    from millstream.records import OutgoingRecord
+
 END = 10_000_000
 """Event time after everything else."""
 
@@ -152,11 +154,8 @@ def test_a_final_is_the_last_update(kind: str, listed: list[Change], grace: int)
     """Each window's final result is the last one of its updates, however late records were."""
     updates = results(listed, kind, grace, "every")
     finals = results(listed, kind, grace, "final")
-    last = {window: values[-1] for window, values in updates.items() if values[-1] is not None}
-    if kind != "session":  # a session that was final may still be joined by what bridges
-        assert finals == {window: [value] for window, value in last.items()}
-    else:
-        assert last.items() <= {window: values[-1] for window, values in finals.items()}.items()
+    last = {window: values[-1:] for window, values in updates.items() if values[-1] is not None}
+    assert finals == last
 
 
 # -- a table is the fold of its changelog --------------------------------------------------------
@@ -229,37 +228,86 @@ def changelog(t: TestApp, tp: TopicPartition) -> dict[bytes, bytes]:
 # -- shards and workers --------------------------------------------------------------------------
 
 
-def spread(listed: list[Change], partitions: int, workers: int) -> list[dict[Any, Any]]:
-    """What each table sends, key by key, on so many partitions and workers."""
+Row = tuple[str, str, int, int]
+"""Topic, key, value, timestamp."""
 
-    async def run() -> list[dict[Any, Any]]:
-        app, source, tables = everything(partitions)
-        out = {name: app.topic(f"{name}-out", value=Any) for name in tables}
-        for name, table in tables.items():
-            table.to(out[name])
+
+def one_topic(partitions: int) -> tuple[ms.App, dict[str, ms.Topic[int]], dict[str, Any]]:
+    """A table of each kind, over one topic."""
+    app, source, tables = everything(partitions)
+    return app, {"a": source}, tables
+
+
+def several_topics(partitions: int) -> tuple[ms.App, dict[str, ms.Topic[int]], dict[str, Any]]:
+    """Joins of streams and of a table, and windows by something else than the key."""
+    app = ms.App("shop", partitions=partitions)
+    topics = {name: app.topic(name, value=int) for name in "abc"}
+    a, b = app.stream(topics["a"]), app.stream(topics["b"])
+    pair = "{},{}".format
+    flows: dict[str, Any] = {}
+    kinds: list[Any] = ["inner", "left", "outer"]
+    for how in kinds:
+        flows[how] = a.join(b, pair, how=how, within="10ms", grace="5ms", name=how, value=str)
+    table = app.table("c-table", topic=topics["c"])
+    flows["table"] = a.join(table, pair, how="left", name="table", value=str)
+    history = app.table("history", topic=topics["c"], versioned="50ms")
+    flows["as-of"] = b.join(history, pair, how="left", name="as-of", value=str)
+    # shards send at their own pace: what one is ahead of another is within the grace
+    thirds = a.merge(b).group_by(lambda value: f"{value % 3}", name="thirds")
+    flows["windows"] = thirds.tumbling("10ms", grace="200ms").sum(name="windows", emit="final")
+    return app, topics, flows
+
+
+def spread(
+    program: Any, listed: list[Row], partitions: int, workers: int
+) -> dict[str, dict[Any, Any]]:
+    """What each flow sends, key by key, on so many partitions and workers."""
+
+    async def run() -> dict[str, dict[Any, Any]]:
+        def made() -> tuple[ms.App, dict[str, ms.Topic[int]], dict[str, ms.Topic[Any]]]:
+            app, topics, flows = program(partitions)
+            out = {name: app.topic(f"{name}-out", value=Any) for name in flows}
+            for name, flow in flows.items():
+                flow.to(out[name])
+            return app, topics, out
+
+        app, topics, out = made()
+        # event time is each shard's own: it has to end in the same place everywhere
+        ends = [("a", f"end-{number}", number, END) for number in range(40)]
+        half = len(listed) // 2
         async with TestApp(app) as t:
-            half = len(listed) // 2
-            await feed(t, source, listed[:half])
+            await feed_together(t, topics, listed[:half])
+            await t.settle()
             if workers == 1:
-                await feed(t, source, listed[half:])
+                for rows in (listed[half:], ends):
+                    await feed_together(t, topics, rows)
+                    await t.settle()
             else:
-                other, _, other_tables = everything(partitions)
-                for name, table in other_tables.items():
-                    table.to(other.topic(f"{name}-out", value=Any))
-                async with second_worker(other, t) as beside:
+                async with second_worker(made()[0], t) as beside:
                     await together(t, beside)
-                    await feed(t, source, listed[half:])
-                    await together(t, beside)
+                    for rows in (listed[half:], ends):
+                        await feed_together(t, topics, rows)
+                        await together(t, beside)
                 await disturb(t, "")
             await t.settle()
             found = {name: read(t, topic) for name, topic in out.items()}
         # of what has moved to another shard, the order of two keys' changes is open
-        return [
-            fold(records) if name == "by-sum" else by_key(records)
+        return {
+            name: fold(records) if name == "by-sum" else by_key(records)
             for name, records in found.items()
-        ]
+        }
 
     return asyncio.run(run())
+
+
+async def feed_together(t: TestApp, topics: dict[str, ms.Topic[int]], rows: list[Row]) -> None:
+    """Append the rows of all topics at once, so that no topic is read to its end before another has begun."""
+    assert t._runtime is not None
+    batches: dict[TopicPartition, list[OutgoingRecord]] = {}
+    for topic, key, value, time in rows:
+        tp, record = topics[topic].encode(value, key=key, timestamp=time)
+        batches.setdefault(tp, []).append(record)
+    await t._runtime.transport.append(batches)
 
 
 async def together(t: TestApp, beside: Any) -> None:
@@ -272,15 +320,40 @@ async def together(t: TestApp, beside: Any) -> None:
                 await worker.committer.commit()
 
 
+each_spread = pytest.mark.parametrize(("partitions", "workers"), [(4, 1), (4, 2)])
+
+
 @settings(max_examples=15, deadline=None)
 @given(records)
-@pytest.mark.parametrize(("partitions", "workers"), [(4, 1), (4, 2)])
+@each_spread
 def test_how_the_work_is_spread_does_not_matter(
     partitions: int, workers: int, listed: list[Change]
 ) -> None:
     """Each key's results are the same on one partition and on four, on one worker and on two."""
-    in_order = sorted(listed, key=lambda change: change[2])
-    # event time is each shard's own: it has to end in the same place everywhere
-    ends = [(f"end-{number}", 0, END) for number in range(40)]
-    wanted, found = (spread([*in_order, *ends], *how) for how in ((1, 1), (partitions, workers)))
+    rows = [("a", *change) for change in sorted(listed, key=lambda change: change[2])]
+    wanted, found = (spread(one_topic, rows, *how) for how in ((1, 1), (partitions, workers)))
+    assert found == wanted
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("aabbc"),
+            st.sampled_from("ABC"),
+            st.integers(1, 9),
+            st.integers(0, 120),
+        ),
+        min_size=2,
+        max_size=40,
+        unique_by=lambda row: row[3],
+    )
+)
+@each_spread
+def test_how_joins_are_spread_does_not_matter(
+    partitions: int, workers: int, listed: list[Row]
+) -> None:
+    """The same of joins, and of windows behind another topic: no two records are of the same moment."""
+    rows = sorted(listed, key=lambda row: row[3])
+    wanted, found = (spread(several_topics, rows, *how) for how in ((1, 1), (partitions, workers)))
     assert found == wanted
