@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 END = 10_000_000
 """Event time after everything else."""
 
+TODAY = 1_700_000_000_003
+TWO_DAYS = 172_800_000
+
 Change = tuple[str, int, int]
 """Key, value, timestamp."""
 
@@ -52,11 +55,11 @@ def windowed_cases(draw: st.DrawFn) -> dict[str, Any]:
     if topology != "cogroup_tumbling":
         params["emit"] = draw(st.sampled_from(["update", "close", "suppress"]))
         params["long_retention"] = draw(st.booleans())
-    now = {"a": 0, "b": 0}
+    now = dict.fromkeys("ab", draw(st.sampled_from([0, 0, TODAY])))
     inputs = []
     for number in range(draw(st.integers(1, 30))):
         topic = draw(st.sampled_from("ab" if topology == "cogroup_tumbling" else "a"))
-        now[topic] += draw(st.sampled_from([0, 0, 1, 1, 2, 4, 9, 11, 30, 200]))
+        now[topic] += draw(st.sampled_from([0, 0, 1, 1, 2, 4, 9, 11, 30, 200, TWO_DAYS]))
         time = now[topic] - draw(st.sampled_from([0, 0, 0, 1, 3, 6, 10, 15, 25]))
         key = draw(st.sampled_from(["A", "A", "A", "B", "B", None]))
         value = draw(st.sampled_from([None, *["v"] * 9]))
