@@ -6,7 +6,9 @@ import pytest
 
 import millstream as ms
 from millstream.errors import TopologyError
+from millstream.records import TopicPartition
 from millstream.testing import TestApp
+from millstream.worker import find_orphans
 from tests.kit import Order, continued
 
 
@@ -48,4 +50,23 @@ async def test_what_is_no_orphan() -> None:
         await t.send(orders, Order("ada", 1.0))
         before = t
     async with continued(program("by-account")[0], before):
+        pass
+
+
+async def test_the_only_timer_of_shards_is_gone() -> None:
+    """What a timer remembered is no state of the program: it starts without the timer."""
+    app, orders = program("per-account")
+
+    @app.timer("1s", scope="shard")
+    async def tick() -> None:
+        pass
+
+    async with TestApp(app) as before:
+        await before.send(orders, Order("ada", 1.0))
+        await before.advance(wall="10s")
+        log = before._running.transport
+        notes = TopicPartition("shop-notes-of-1-changelog", 0)
+        assert (await log.end_offsets([notes]))[notes] > 0
+        assert await find_orphans(app.topology.resolved({}, 1), log, await log.topics()) == {}
+    async with continued(program("per-account")[0], before):
         pass

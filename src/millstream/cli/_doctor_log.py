@@ -15,6 +15,7 @@ from millstream.errors import LogUnavailableError, MillstreamError
 from millstream.records import TopicPartition
 from millstream.tables._position import plan_recovery
 from millstream.worker._metadata import decode_metadata
+from millstream.worker._notes import is_notes_topic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -125,6 +126,7 @@ def _orphans(
         if name.startswith(f"{app.id}-")
         and name.endswith(("-changelog", "-repartition"))
         and name not in topology.topics
+        and not is_notes_topic(app.id, name)
         and not name.startswith(tuple(longer))
     ]
     if orphans:

@@ -15,6 +15,7 @@ and nobody can ask for it.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -32,6 +33,7 @@ __all__ = [
     "NOTES",
     "NotesPart",
     "encode_note",
+    "is_notes_topic",
     "notes_table",
     "notes_topic",
     "passed_note",
@@ -47,6 +49,11 @@ _layout = key_layout(str)
 def notes_topic(app: str, count: int) -> str:
     """The changelog of the notes of an app's ``count`` shards."""
     return f"{app}-notes-of-{count}-changelog"
+
+
+def is_notes_topic(app: str, topic: str) -> bool:
+    """Whether it is the changelog of an app's notes, for any number of shards: in use, or left over."""
+    return re.fullmatch(rf"{re.escape(app)}-notes-of-\d+-changelog", topic) is not None
 
 
 def timer_note(name: str) -> str:

@@ -1,7 +1,8 @@
 """State that a program has left behind: what tables and streams kept that it does not declare any more.
 
 A table that was renamed by accident would begin empty, and nobody would know. So what was kept under a name that is
-gone is an error before the first event, until somebody says what is meant.
+gone is an error before the first event, until somebody says what is meant. Notes are none of that: what a timer that is
+gone has left is of no use to anybody, and does no harm.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from millstream.errors import TopologyError
 from millstream.records import TopicPartition
+from millstream.worker._notes import is_notes_topic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +42,7 @@ async def find_orphans(
         if name.startswith(prefix)
         and name.endswith((_CHANGELOG, _REPARTITION))
         and name not in topology.topics
+        and not is_notes_topic(topology.app, name)
     ]
     if not names:
         return {}  # nor is the log asked for groups, for which every broker would have to answer
