@@ -7,14 +7,19 @@ gone has left is of no use to anybody, and does no harm.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import contextlib
+import re
+from typing import TYPE_CHECKING, NamedTuple
 
 from millstream.errors import TopologyError
 from millstream.records import TopicPartition
+from millstream.tables._part import FORM_MARK, SCHEMA_KEY
+from millstream.transports.batch import iterate_records
 from millstream.worker._notes import is_notes_topic
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
@@ -22,6 +27,29 @@ if TYPE_CHECKING:
 __all__ = ["find_orphans", "refuse_orphans"]
 
 _CHANGELOG, _REPARTITION = "-changelog", "-repartition"
+
+FETCH_BYTES_MAX = 4 << 20
+FETCH_WAIT_S = 1.0
+READ_RECORDS_MAX = 1_000_000
+"""Of a changelog that is read to see whether anything is in it. A longer one is taken to hold something."""
+
+_HELD = {
+    "suppress": (
+        "changes that are held back",
+        "ms.Suppress(...) held back of",
+        "emit= or .suppress()",
+    ),
+    "emit": ("changes that are held back", "emit_every= held back of", "emit_every="),
+    "unmatched": ("rows that wait", "waits for a partner in join", "how="),
+    "waiting": ("rows that wait", "waits for the table of join", "grace="),
+}
+"""What operators hold back beside their tables, by the end of its name: the form in which it is kept, what it is, and the
+argument by which it is held back."""
+_BESIDE = re.compile(
+    r"(?P<owner>.+)-(?P<what>suppress|emit|unmatched|waiting|left|right|released|time-\d+)"
+)
+"""Names that operators give to what they keep beside their tables."""
+_JOIN_FORM = "rows of a join"
 
 
 async def find_orphans(
@@ -65,28 +93,141 @@ async def refuse_orphans(
 ) -> None:
     """See that nothing was left behind.
 
+    What is left and holds nothing any more is no reason to stop: a buffer whose rows have all come out, a topic
+    between two stages that is processed to its end.
+
     Raises:
         TopologyError: something was; the message names it, and tells how to go on.
     """
     found = await find_orphans(topology, transport, infos)
     if not found or (await transport.describe_group(topology.app)).members:
         return  # of what runs beside it, a worker is told when it joins
-    listed = ", ".join(
-        f"{what} ({count:,} record{'' if count == 1 else 's'} in {name})"
-        for name, count in found.items()
-        for what in [_called(topology.app, name)]
-    )
-    first = next(iter(found)).removeprefix(f"{topology.app}-")
-    stem = first.removesuffix(_CHANGELOG).removesuffix(_REPARTITION)
-    raise TopologyError(
-        f"app {topology.app!r} has left state behind: the log holds {listed}, which the program does not"
-        f" declare any more. If it has got another name, give it the old one back: name={stem!r}. If it is"
-        f" to go: millstream reset --orphans"
-    )
+    prefix = f"{topology.app}-"
+    gone: dict[str, list[str]] = {}
+    names: dict[str, str] = {}
+    held: list[_Left] = []
+    for topic, count in found.items():
+        tps = [TopicPartition(topic, p) for p in range(infos[topic].partitions)]
+        stem = topic.removeprefix(prefix).removesuffix(_CHANGELOG).removesuffix(_REPARTITION)
+        records = f"{count:,} record{'' if count == 1 else 's'} in {topic}"
+        if topic.endswith(_REPARTITION):
+            if await _is_processed(transport, topology.app, tps):
+                continue
+            gone.setdefault(f"records on their way for {stem!r}", []).append(records)
+            names.setdefault(stem, stem)
+            continue
+        match = _BESIDE.fullmatch(stem)
+        what = f"table {stem!r}"
+        if match is not None:
+            owner, end = match["owner"], match["what"]
+            if end == "released" and (
+                f"{owner}-left" in topology.tables or f"{prefix}{owner}-left{_CHANGELOG}" in found
+            ):
+                continue  # whatever it is without its join: in which order the rows of another table leave
+            if end in ("left", "right"):
+                form, _ = await _look(transport, tps, whole=False)
+                if form.startswith(_JOIN_FORM):
+                    what, stem = f"join {owner!r}", owner
+            else:
+                form, holds = await _look(transport, tps, whole=count <= READ_RECORDS_MAX)
+                if not holds:
+                    continue
+                if end in _HELD and form.startswith(_HELD[end][0]):
+                    held.append(_Left(owner, end, records))
+                    continue
+        gone.setdefault(what, []).append(records)
+        names.setdefault(stem, stem)
+    told = []
+    if gone:
+        listed = ", ".join(f"{what} ({', '.join(records)})" for what, records in gone.items())
+        told.append(
+            f"app {topology.app!r} has left state behind: the log holds {listed}, which the program does not"
+            f" declare any more. If it has got another name, give it the old one back:"
+            f" name={next(iter(names))!r}. If it is to go: millstream reset --orphans"
+        )
+    # with the name that is gone, what was held back under it comes again
+    told += [left.told(topology) for left in held if left.owner not in names]
+    if told:
+        raise TopologyError(". ".join(told))
 
 
-def _called(app: str, topic: str) -> str:
-    name = topic.removeprefix(f"{app}-")
-    if topic.endswith(_CHANGELOG):
-        return f"table {name.removesuffix(_CHANGELOG)!r}"
-    return f"records on their way for {name.removesuffix(_REPARTITION)!r}"
+class _Left(NamedTuple):
+    """Rows that an operator held back, and that have not been sent."""
+
+    owner: str
+    what: str
+    records: str
+
+    def told(self, topology: Topology) -> str:
+        _, kept, argument = _HELD[self.what]
+        declared = {self.owner, f"{self.owner}-left"} & topology.tables.keys()
+        renamed = "" if declared else f" (if it has got another name, name={self.owner!r})"
+        return (
+            f"app {topology.app!r} has not sent yet what {kept} {self.owner!r} ({self.records}), and the program"
+            f" has no place for it any more. To have it sent, give back the {argument} as it was{renamed}, and let a"
+            f" worker run until it has come out. To lose it: millstream reset --orphans, which leaves everything"
+            f" else as it is"
+        )
+
+
+async def _is_processed(transport: Transport, app: str, tps: Sequence[TopicPartition]) -> bool:
+    """Whether the app has nothing more to read in a topic between two stages."""
+    committed = await transport.committed(app, tps, settled=False)
+    starts, ends = await transport.start_offsets(tps), await transport.end_offsets(tps)
+    positions = {
+        tp: max(starts[tp], committed[tp].offset) if tp in committed else starts[tp] for tp in tps
+    }
+    async with contextlib.aclosing(_records(transport, positions, ends)) as records:
+        async for _ in records:
+            return False
+    return True
+
+
+async def _look(
+    transport: Transport, tps: Sequence[TopicPartition], *, whole: bool
+) -> tuple[str, bool]:
+    """The form in which a changelog has its entries, and whether there are any.
+
+    Args:
+        whole: read all of it; else no further than to the form, and then there may be entries.
+    """
+    starts, ends = await transport.start_offsets(tps), await transport.end_offsets(tps)
+    form = ""
+    entries = set()
+    async with contextlib.aclosing(_records(transport, starts, ends)) as records:
+        async for tp, key, value in records:
+            if key == SCHEMA_KEY and value is not None:
+                form = value.decode().partition(FORM_MARK)[2]
+                if not whole:
+                    return form, True
+            if key[:1] == b"\x00":
+                continue  # the table's own, like its event time
+            if value is None:
+                entries.discard((tp, key))
+            else:
+                entries.add((tp, key))
+    return form, bool(entries)
+
+
+async def _records(
+    transport: Transport,
+    starts: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int],
+) -> AsyncGenerator[tuple[TopicPartition, bytes, bytes | None], None]:
+    """Keys and values of what some partitions hold."""
+    positions = {tp: start for tp, start in starts.items() if start < ends[tp]}
+    reader = transport.reader()
+    try:
+        while positions:
+            for fetched in await reader.fetch(
+                positions, max_bytes=FETCH_BYTES_MAX, max_wait_s=FETCH_WAIT_S
+            ):
+                tp = fetched.tp
+                for record in iterate_records(fetched.data, where=str(tp), position=positions[tp]):
+                    yield tp, record.key or b"", record.value
+                positions[tp] = fetched.next_offset
+                if fetched.next_offset >= ends[tp]:
+                    del positions[tp]
+            await asyncio.sleep(0)
+    finally:
+        await reader.close()
