@@ -408,6 +408,41 @@ async def test_what_a_table_was(interruption: Disturbance) -> None:
         of_topic.as_of("a", 10_000)
 
 
+@pytest.mark.parametrize("kind", ["tumbling", "session", "sliding"])
+async def test_agents_read_windows_that_streams_make(kind: str) -> None:
+    """Inside of an agent they give plain values, and cannot be written in any way."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    sums = getattr(app.stream(source).group_by(), kind)("1h").sum(name="sums")
+    asked = app.topic("asked", value=str, key_from=str)
+    seen: list[Any] = []
+
+    @app.agent(asked)
+    async def ask(stream: ms.Stream[str]) -> None:
+        async for key in stream:
+            seen.append((sums[key].current(), [value for _, value in sums[key].windows()]))
+            seen.append([value for _, value in sums.items()])
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                sums[key] += 1
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                sums[key] |= 1
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                sums[key].apply(lambda value: 99)
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                sums[key].event_windows()
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                sums[key] = 1
+            with pytest.raises(ConfigurationError, match="is made by a stream"):
+                del sums[key]
+
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 5), ("a", 2, 5)])
+        await t.send(asked, "a", timestamp=5)
+        await feed(t, source, [("a", 4, 5)])
+        assert seen == [(3, [3]), [3]]
+        assert [value for _, value in t.table(sums).items()] == [7]
+
+
 def test_what_tables_refuse() -> None:
     """Lookups cannot wait, and what is named after nothing gets no name of ours."""
     app = ms.App("shop", partitions=1)

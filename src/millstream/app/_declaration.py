@@ -163,6 +163,7 @@ class DeclaredTable(Generic[K, V]):
         *,
         merge: Any = None,
         idle_timeout: Duration | None = None,
+        table_class: type[WindowedTable[Any, Any]] = WindowedTable,
     ) -> Any:
         """Make the table a windowed one; see `Table.tumbling` and its like."""
         if self.topic is not None or self.windows is not None:
@@ -189,7 +190,7 @@ class DeclaredTable(Generic[K, V]):
             merge=merge,
             help=table.help,
             home=self,
-            table_class=WindowedTable,
+            table_class=table_class,
         )
         return self.table
 

@@ -9,7 +9,14 @@ from millstream.agents import AgentSource, Step, Topic
 from millstream.app._declaration import DeclaredTable
 from millstream.errors import TopologyError
 from millstream.serialization import any_partition, codec_for, key_codec_for, partitioner
-from millstream.streams import DeclaredStream, DerivedTable, Plan, TableStream, pipeline_agent
+from millstream.streams import (
+    DeclaredStream,
+    DerivedTable,
+    DerivedWindowedTable,
+    Plan,
+    TableStream,
+    pipeline_agent,
+)
 from millstream.streams import operators as ops
 from millstream.tables import PackedPart
 
@@ -144,7 +151,9 @@ class Streams:
         declared.clocks = tuple(clocks)
         self._app.tables.add(declared)
         if windows is not None:
-            declared.windowed(declared.table, windows, merge=merge)
+            declared.windowed(
+                declared.table, windows, merge=merge, table_class=DerivedWindowedTable
+            )
         return declared.table
 
     def final_hook(self, table: str, function: Callable[..., Any]) -> None:

@@ -18,6 +18,7 @@ from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
 from millstream.streams._tables import (
     DerivedTable,
+    DerivedWindowedTable,
     Table,
     TableChanges,
     TableStream,
@@ -31,6 +32,7 @@ __all__ = [
     "Compat",
     "DeclaredStream",
     "DerivedTable",
+    "DerivedWindowedTable",
     "Emit",
     "GroupedStream",
     "GroupedTable",

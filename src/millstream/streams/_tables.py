@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -439,9 +439,7 @@ class DerivedTable(Table[K, V]):
             raise ConfigurationError(
                 f"table {self.name!r} is read from a topic: send to that topic instead of writing"
             )
-        raise ConfigurationError(
-            f"table {self.name!r} is made by a stream: send to the stream's topics instead of writing"
-        )
+        raise _made_by_a_stream(self.name)
 
     def __delitem__(self, key: K) -> None:
         self[key] = cast("V", None)  # raises
@@ -453,6 +451,12 @@ class DerivedTable(Table[K, V]):
         if self._default is not tables.NO_DEFAULT:
             return cast("V", self._default)
         raise KeyError(key)
+
+
+def _made_by_a_stream(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"table {name!r} is made by a stream: send to the stream's topics instead of writing"
+    )
 
 
 class WindowedTable(tables.WindowedTable[K, V]):
@@ -497,3 +501,35 @@ class WindowedTable(tables.WindowedTable[K, V]):
         flow.home.check_own(topic, f"table {self.name!r}")
         name = f"{self.name}-to-{topic.name}"
         flow.home.plan.add(ToTopic(values, topic, send, name=name))
+
+
+class DerivedWindows(tables.WindowView[K, V]):
+    """The windows of one key, to be read."""
+
+    __slots__ = ()
+
+    def _change(self, operation: Callable[[Any, Any], Any], other: Any) -> NoReturn:
+        raise _made_by_a_stream(self._table.name)
+
+    def __iadd__(self, other: Any) -> NoReturn:
+        raise _made_by_a_stream(self._table.name)
+
+    def event_windows(self) -> NoReturn:
+        """Raise: these are windows to change; `windows` reads."""
+        raise _made_by_a_stream(self._table.name)
+
+
+class DerivedWindowedTable(WindowedTable[K, V]):
+    """A windowed table that agents read and do not write: a stream is its truth."""
+
+    def __getitem__(self, key: K) -> DerivedWindows[K, V]:
+        view: DerivedWindows[K, V] = object.__new__(DerivedWindows)
+        view._table = self
+        view._key = key
+        return view
+
+    def __setitem__(self, key: K, value: Any) -> NoReturn:
+        raise _made_by_a_stream(self.name)
+
+    def __delitem__(self, key: K) -> NoReturn:
+        raise _made_by_a_stream(self.name)
