@@ -1,6 +1,7 @@
 """The streams DSL: what is done to records on their way, and tables that streams make."""
 
 from millstream.streams._compat import store_retention_ms
+from millstream.streams._derived import DerivedTable, DerivedWindowedTable
 from millstream.streams._grouped import (
     CogroupedStream,
     GroupedStream,
@@ -17,8 +18,6 @@ from millstream.streams._shapes import Emit
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import Suppress
 from millstream.streams._tables import (
-    DerivedTable,
-    DerivedWindowedTable,
     Table,
     TableChanges,
     TableStream,

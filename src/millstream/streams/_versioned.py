@@ -26,8 +26,8 @@ from typing_extensions import TypeVar
 
 from millstream.clock import timestamp_ms
 from millstream.errors import RecordTooLargeError
+from millstream.streams._derived import DerivedTable
 from millstream.streams._operator import Context, Done, Operator
-from millstream.streams._tables import DerivedTable
 from millstream.tables import DELETED, MISSING, Expiry, TimedPart, require_scope, stamp
 
 if TYPE_CHECKING:
