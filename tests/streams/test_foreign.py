@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import millstream as ms
-from millstream.errors import ConfigurationError
+from millstream.errors import ConfigurationError, TopologyError
 from millstream.testing import TestApp
 from tests.streams.running import Disturbance, feed, fold, interrupt, read
 
@@ -186,3 +186,22 @@ def test_what_cannot_be() -> None:
     right = app.table("right", topic=app.topic("people", value=str))
     with pytest.raises(ConfigurationError, match="inner and left joins"):
         left.join(right, pair, how="outer", on=owner_of)  # type: ignore[call-overload]
+
+
+def test_foreign_keys_of_another_type() -> None:
+    """A field or a function that gives no key of the right table is refused where it is declared."""
+    app = ms.App("shop", partitions=1)
+    orders = app.table("orders-table", topic=app.topic("orders", key=str, value=Order))
+    by_name = app.table("by-name", topic=app.topic("names", key=str, value=str))
+
+    def customer_of(order: Order) -> int | None:
+        return order.customer
+
+    def both(order: Order, name: str) -> str:
+        return f"{order.id} {name}"
+
+    for on in ("customer", customer_of):
+        with pytest.raises(TopologyError, match=r"keys of type int, and those of 'by-name' .* str"):
+            orders.join(by_name, both, on=on)
+    orders.join(by_name, both, on=lambda order: str(order.customer), name="unknown")
+    orders.join(by_name, both, on="id", name="known")

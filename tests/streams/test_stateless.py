@@ -200,7 +200,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda s: s.split([bool]), "does not name the branches.*for example split"),
     (lambda s: s.split({"all": True}), r"split\(\) of 'clicks': True is not a function"),
     (lambda s: s.merge(s.to_table("t")), r"'t'> is not a stream.*table\.changes\(\)"),
-    (lambda s: s.merge(elsewhere()), "<stream 'clicks'> belongs to another app"),
+    (lambda s: s.merge(elsewhere()), "they belong to different apps"),
     (lambda s: s.to_table("t").filter(None), r"filter\(\) of 't': None is not a function"),
     (lambda s: s.to_table("t").map_values(3), r"map_values\(\) of 't': 3 is not a function"),
     (lambda s: s.to_table("t").group_by(3), "3 is neither the name of a field nor a function"),

@@ -466,6 +466,125 @@ def test_what_tables_refuse() -> None:
         app.table("own", key=str, value=int).changes()
 
 
+def topics(app: ms.App) -> dict[str, ms.Topic[Any, Any]]:
+    """Topics of which none goes with another."""
+    return {
+        "text": app.topic("text", key=str, value=str),
+        "number": app.topic("number", key=int, value=str),
+        "packed": app.topic("packed", key=int, value=str, key_codec="msgpack"),
+        "other": app.topic("other", key=str, value=str, partitioner="crc32"),
+        "any": app.topic("any", key=str, value=str, partitioner="any"),
+        "three": app.topic("three", key=str, value=str, partitions=3),
+        "four": app.topic("four", key=str, value=str, partitions=4),
+    }
+
+
+APART = [
+    ("text", "number", "are of type str, those of .* of type int"),
+    ("number", "packed", "write keys in different ways"),
+    ("text", "other", "choose partitions in different ways"),
+    ("text", "any", "may be in any partition"),
+    ("three", "four", "has 3 partitions and 'four' has 4"),
+]
+
+
+@pytest.mark.parametrize(("left", "right", "why"), APART)
+def test_sides_whose_keys_do_not_meet(left: str, right: str, why: str) -> None:
+    """Joins, cogroups and what is grouped after a merge are refused where they are declared."""
+    app = ms.App("shop", partitions=2)
+    one, two = topics(app)[left], app.topics[right]
+    with pytest.raises(TopologyError, match=why):
+        app.table("one", topic=one).join(app.table("two", topic=two), pair)
+    groups = app.stream(one).group_by(), app.stream(two).group_by()
+    cogroup = groups[0].cogroup(plus).cogroup(groups[1], plus)
+    with pytest.raises(TopologyError, match=why):
+        cogroup.aggregate(default=0)
+    with pytest.raises(TopologyError, match=why):
+        cogroup.tumbling("1m").aggregate(default=0)
+    merged = app.stream(one).merge(app.stream(two))
+    with pytest.raises(TopologyError, match=why):
+        merged.filter(bool).group_by().count()
+    with pytest.raises(TopologyError, match=why):
+        merged.to_table("merged")
+    with pytest.raises(TopologyError, match=why):
+        app.stream(one, two).distinct(within="1m")
+
+
+async def test_a_merge_with_other_keys() -> None:
+    """It may be of any topics of one count, where its records are moved or only sent on."""
+    app = ms.App("shop", partitions=2)
+    found = topics(app)
+    merged = app.stream(found["text"]).merge(*(app.stream(found[n]) for n in ("number", "other")))
+    count = merged.group_by(group_of, name="groups", type=str).count(name="count")
+    out = app.topic("out", key=str, value=str)
+    app.stream(found["text"]).merge(app.stream(found["other"])).to(out)
+    async with TestApp(app) as t:
+        await t.send(found["text"], "A:1", key="a")
+        await t.send(found["number"], "A:2", key=1)
+        await t.send(found["other"], "B:3", key="b")
+        assert t.table(count) == {"A": 2, "B": 1}
+        assert sorted(t.sent(out)) == ["A:1", "B:3"]
+
+
+def test_groups_of_tables_that_do_not_meet() -> None:
+    """A cogroup of tables is checked likewise."""
+    app = ms.App("shop", partitions=2)
+    left = app.table("left", topic=app.topic("l", value=str))
+    by_name = left.group_by(group_of, name="by-name", type=str)
+    by_number = left.group_by(number_of, name="by-number")
+    cogroup = by_name.cogroup(plus, minus).cogroup(by_number, plus, minus)  # type: ignore[arg-type]
+    with pytest.raises(TopologyError, match=r"are of type str, those of .* of type int"):
+        cogroup.aggregate(default=0)
+
+
+def test_sides_of_another_app() -> None:
+    """They are refused by name, whatever they are to be part of."""
+    apps = ms.App("shop"), ms.App("other")
+    mine, theirs = (app.topic("source", value=str) for app in apps)
+    table, other = (app.table("t", topic=app.topics["source"]) for app in apps)
+    stream, stranger = apps[0].stream(mine), apps[1].stream(theirs)
+    with pytest.raises(TopologyError, match="different apps"):
+        table.join(other, pair)
+    with pytest.raises(TopologyError, match="different apps"):
+        table.join(other, pair, on=group_of)
+    with pytest.raises(TopologyError, match="different apps"):
+        stream.merge(stranger)
+    cogroup = stream.group_by().cogroup(plus).cogroup(stranger.group_by(), plus)
+    with pytest.raises(TopologyError, match="different apps"):
+        cogroup.aggregate(default=0)
+    groups = [one.group_by(group_of, name="groups") for one in (table, other)]
+    both = groups[0].cogroup(plus, minus).cogroup(groups[1], plus, minus)
+    with pytest.raises(TopologyError, match="different apps"):
+        both.aggregate(default=0)
+
+
+def test_what_is_no_side() -> None:
+    """A join says what it was given, and what to write for it."""
+    app = ms.App("shop", partitions=1)
+    topic = app.topic("source", value=str)
+    table, stream = app.table("t", topic=topic), app.stream(topic)
+    windowed = stream.group_by().tumbling("1m").count(name="windowed")
+    no_table: Any
+    for no_table, why in (
+        (None, "None is no table of this app"),
+        (stream, r"is no table. Join it with the table, stream.join\(table"),
+        (windowed, r"windowed, so a key has no one value .* windowed.changes\(\).join\(table"),
+    ):
+        with pytest.raises(TopologyError, match=why):
+            table.join(no_table, pair)
+    no_side: Any
+    for no_side, why in (
+        (topic, r"'source' is a topic. Join with its stream, app.stream\(topic\)"),
+        (None, "None is neither a stream nor a table"),
+    ):
+        with pytest.raises(TopologyError, match=why):
+            stream.join(no_side, pair, within="1m")
+        with pytest.raises(TopologyError, match=why):
+            stream.join(no_side, pair)
+    with pytest.raises(TopologyError, match="None is no stream"):
+        stream.merge(no_side)
+
+
 async def pair_later(left: str, right: str) -> str:
     """Both sides, after a while."""
     return pair(left, right)

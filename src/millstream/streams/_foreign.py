@@ -23,7 +23,9 @@ import msgspec
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
 from millstream.streams._operator import WAITS, Context, Done, Operator, finish
+from millstream.streams._sides import check_foreign_key
 from millstream.streams._table_ops import Upsert, awaited
+from millstream.streams._types import field_type, result_type, without_none
 from millstream.tables import DELETED, MISSING, TablePart
 
 if TYPE_CHECKING:
@@ -321,12 +323,16 @@ def join_foreign(
 
     Raises:
         ConfigurationError: an outer join, which foreign keys do not have.
+        TopologyError: the foreign key is of another type than the right table's keys.
     """
     if how == "outer":
         raise ConfigurationError(
             "join(on=): by a foreign key there are inner and left joins; rows of the right side without a"
             " match have no key that a result could have"
         )
+    found = field_type(left.value_type, on) if isinstance(on, str) else result_type(on)
+    what = f"join of table {left.name!r} and table {right.name!r}"
+    check_foreign_key(without_none(found), right, what)
     if name is None:
         name = f"{left.name}-{right.name}-join"
     plan = home.plan

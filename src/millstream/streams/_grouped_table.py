@@ -19,6 +19,7 @@ from millstream.streams._shapes import (
     sum_of,
     with_number,
 )
+from millstream.streams._sides import check_sides, names_of
 from millstream.streams._table_ops import TableAggregate, TableFold
 from millstream.streams._types import first_value, typed_by
 
@@ -326,6 +327,8 @@ def _declare(
         shown: makes what programs see of it, of the type ``value_shown``.
     """
     home, parents = groups[0].home, [group.operator for group in groups]
+    mend = "Group one of the tables by something else"
+    check_sides(groups, f"groups of {names_of(groups)}", mend)
     stem = parents[0].name.removeprefix(f"{home.id}-").removesuffix("-repartition")
     name = name or f"{stem}-{what}"
     check_emit(name, emit, None)

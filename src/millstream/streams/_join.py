@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millstream.agents import field_getter
+from millstream.agents import Topic, field_getter
 from millstream.clock import Duration, duration_ms, format_duration
 from millstream.errors import ConfigurationError, TopologyError
-from millstream.serialization import any_partition, key_layout
 from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
 from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
+from millstream.streams._sides import check_home, check_keys, check_topics
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._tables import TableStream, WindowedTable
 from millstream.streams._types import result_type
@@ -18,7 +18,6 @@ from millstream.tables import Table
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from millstream.agents import Topic
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
 
@@ -51,6 +50,15 @@ def declare_join(
                 " others with .key_by(...)"
             )
         return _join_streams(left, other, joiner, how, within, grace, name, made)
+    if isinstance(other, Topic):
+        raise TopologyError(
+            f"join of {_stem(left)!r}: {other.name!r} is a topic. Join with its stream, app.stream(topic), or"
+            f" with a table of it, app.table(name, topic=topic)"
+        )
+    if not isinstance(other, (Table, TableStream, WindowedTable)):
+        raise TopologyError(
+            f"join of {_stem(left)!r}: {other!r} is neither a stream nor a table of this app"
+        )
     if within is not None:
         raise TopologyError(
             f"join of {_stem(left)!r}: within= goes with a stream; a table has one value at a time"
@@ -79,8 +87,7 @@ def _join_streams(
 ) -> DeclaredStream[Any, Any]:
     home = left.home
     what = f"join of {_stem(left)!r} and {_stem(right)!r}"
-    if right.home is not home:
-        raise TopologyError(f"{what}: they belong to different apps")
+    check_home([left, right], what)
     reach = _reach(within, grace, what)
     for side in (left, right):
         if side.operator.windowed:
@@ -152,8 +159,6 @@ def _target(other: Any, home: StreamHome) -> _Target:
         )
     if isinstance(other, TableStream):
         return _made(other.operator, other.home, home)
-    if not isinstance(other, Table):
-        raise TopologyError(f"join: {other!r} is neither a stream nor a table of this app")
     declared: Any = other._home()
     if declared.everywhere:
         _same_home(declared.app.streams, home, other.name)
@@ -279,7 +284,7 @@ def _together(
         left = left.by_key()
         right = right._by_key(left.operator.topics[0])
     topics = [*left.operator.topics, *right.operator.topics]
-    _check_topics(topics, what)
+    check_topics(topics, what)
     return left, right
 
 
@@ -289,49 +294,10 @@ def _beside(left: DeclaredStream[Any, Any], target: _Target, what: str) -> Decla
     if target.topic is None:
         return left.by_key()
     left = left._by_key(target.topic)
-    _check_topics([*left.operator.topics, target.topic], what)
+    check_topics([*left.operator.topics, target.topic], what)
     return left
 
 
 def _check_keys(left: DeclaredStream[Any, Any], key_type: Any, other: str, what: str) -> None:
-    mine = left.operator.key_type
-    if Any in (mine, key_type):
-        return
-    names = [key_layout(kind).type_name for kind in (mine, key_type)]
-    if names[0] != names[1]:
-        raise TopologyError(
-            f"{what}: keys of {_stem(left)!r} are of type {names[0]}, those of {other!r} of type"
-            f" {names[1]}, so none would ever be equal. Give one of them other keys, with .key_by(...)"
-        )
-
-
-def _check_topics(topics: Sequence[Topic[Any, Any]], what: str) -> None:
-    """Refuse sides whose equal keys would be in different shards."""
-    first = topics[0]
-    for topic in topics[1:]:
-        counts = {first.partitions, topic.partitions}
-        if None not in counts and len(counts) > 1:
-            raise TopologyError(
-                f"{what}: {first.name!r} has {first.partitions} partitions and {topic.name!r} has"
-                f" {topic.partitions}, so equal keys would be in different shards. Bring a stream to the"
-                f" other's count with .repartition(partitions=n) before the join"
-            )
-        if any_partition in (topic.partitioner, first.partitioner):
-            loose = topic if topic.partitioner is any_partition else first
-            raise TopologyError(
-                f"{what}: records of {loose.name!r} may be in any partition (partitioner='any'), so equal"
-                f" keys would be in different shards. Regroup the stream before the join: .key_by(...)"
-            )
-        if topic.partitioner is not first.partitioner:
-            raise TopologyError(
-                f"{what}: {first.name!r} and {topic.name!r} choose partitions in different ways"
-                f" (partitioner=), so equal keys would be in different shards. Send one of the streams"
-                f" through a topic that is partitioned like the other: .through(app.topic(...))"
-            )
-        codecs = {first.key_codec.name, topic.key_codec.name} - {"key"}
-        if len(codecs) > 1:
-            raise TopologyError(
-                f"{what}: {first.name!r} and {topic.name!r} write keys in different ways"
-                f" ({' and '.join(sorted(codecs))}), so equal keys would be in different shards. Send one"
-                f" of the streams through a topic that has the other's key_codec: .through(app.topic(...))"
-            )
+    keys = [(_stem(left), left.operator.key_type), (other, key_type)]
+    check_keys(keys, what, "Give one of them other keys, with .key_by(...)")

@@ -128,6 +128,8 @@ class Operator:
         """Of its values, where they are still those of a topic."""
         self.windowed: bool = bool(first) and all(parent.windowed for parent in parents)
         """Whether its keys are `Windowed`."""
+        self.makes_keys: bool = False
+        """Whether its keys are its own, and not those of its parents."""
         self.rekeyed: bool = any(parent.rekeyed for parent in parents)
         """Whether the key may be another than that of the record in its topic."""
         same = self.keeps_records and all(one.key_from == parents[0].key_from for one in parents)

@@ -11,6 +11,7 @@ from millstream.errors import ConfigurationError
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
 from millstream.streams._codec import annotate
 from millstream.streams._operator import WAITS
+from millstream.streams._sides import check_home, check_sides, names_of
 from millstream.streams._suppress import Suppress, emitted_every, suppressed
 from millstream.streams._table_ops import MapTable, awaited
 from millstream.streams._types import field_type, first_value, result_type, typed_by
@@ -80,7 +81,11 @@ class Shape:
     ) -> Any:
         """Declare operator and table; returns the table."""
         home = self.home
-        parents = [stream.by_key().operator for stream in self.streams]
+        check_home(self.streams, f"groups of {names_of(self.streams)}")
+        moved = [stream.by_key() for stream in self.streams]
+        parents = [stream.operator for stream in moved]
+        what = f"groups of {names_of(moved)}"
+        check_sides(moved, what, "Give one of them other keys, with .group_by(...)")
         key_type = parents[0].key_type
         stem = parents[0].name.removeprefix(f"{home.id}-").removesuffix("-repartition")
         name = name or f"{stem}-{self.what}"

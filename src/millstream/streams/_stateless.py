@@ -170,7 +170,7 @@ class Rekey(Operator):
         self.of_key = of_key
         self.key_from = key_from
         self.key_type = key_type
-        self.rekeyed = True
+        self.makes_keys = self.rekeyed = True
         self.windowed = False
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:

@@ -15,6 +15,7 @@ from millstream.clock import duration_ms
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._distinct import distinct
 from millstream.streams._process import process
+from millstream.streams._sides import check_home, check_keyed, names_of
 from millstream.streams._sink import put_record
 from millstream.streams._stateless import (
     Branch,
@@ -186,8 +187,7 @@ class DeclaredStream(Generic[V, K]):
                 raise TopologyError(
                     f"merge: {other!r} is not a stream; a table's changes are one: table.changes()"
                 )
-            if other.home is not self.home:
-                raise TopologyError(f"merge: {other!r} belongs to another app")
+        check_home([self, *others], f"merge of {names_of([self, *others])}")
         operators = [self.operator, *(other.operator for other in others)]
         name = "-".join(dict.fromkeys(operator.name for operator in operators))
         return self._then(Merge(*operators, name=name))
@@ -292,6 +292,7 @@ class DeclaredStream(Generic[V, K]):
         self, beside: Topic[Any, Any] | None = None, name: str | None = None
     ) -> DeclaredStream[V, K]:
         """`by_key`, to the shards of a topic, or by way of one of that name."""
+        check_keyed(self.operator)
         if not self.operator.rekeyed:
             return self
         return self._moved(name or self.operator.name, beside=beside)

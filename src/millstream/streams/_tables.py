@@ -13,6 +13,7 @@ from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._codec import PairCodec
 from millstream.streams._grouped_table import GroupedTable
 from millstream.streams._operator import is_async
+from millstream.streams._sides import check_home, check_sides
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
 from millstream.streams._stream import DeclaredStream
@@ -269,9 +270,14 @@ class TableChanges(Generic[K, V]):
 
         if how not in ("inner", "left", "outer"):
             raise ConfigurationError(f"join: how={how!r} is none of inner, left, outer")
-        flow, right = self._flow(), other._flow().operator
+        flow = self._flow()
+        what = f"join of table {flow.operator.name!r}"
+        other_flow = _other_side(other, what)
+        right = other_flow.operator
+        what += f" and table {right.name!r}"
         made = result_type(joiner) if value is None else value
         if on is not None:
+            check_home([flow, other_flow], what)
             kept = join_foreign(
                 flow.home,
                 flow.operator,
@@ -283,6 +289,7 @@ class TableChanges(Generic[K, V]):
                 value_type=made,
             )
             return kept if name is not None else kept._flow()
+        check_sides([flow, other_flow], what, _OTHER_KEYS)
         flow.check_kept(joiner, name, "join()")
         stem = name or f"{flow.operator.name}-{right.name}-join"
         operator = JoinTables(flow.operator, right, joiner, how, name=stem, value_type=made)
@@ -293,6 +300,27 @@ class TableChanges(Generic[K, V]):
         flow = self._flow()
         name = name or f"{flow.operator.name}-suppress"
         return TableStream(suppressed(flow.home, flow.operator, suppress, name), flow.home)
+
+
+_OTHER_KEYS = (
+    "Make a table with other keys of one of them: .changes().map_keys(..., type=...).to_table(...)"
+)
+
+
+def _other_side(other: Any, what: str) -> TableStream[Any, Any]:
+    if isinstance(other, TableChanges):
+        return other._flow()
+    if isinstance(other, tables.WindowedTable):
+        raise TopologyError(
+            f"{what}: {other.name!r} is windowed, so a key has no one value in it. Join the stream of its"
+            f" results with the table: {other.name}.changes().join(table, ...)"
+        )
+    if isinstance(other, DeclaredStream):
+        raise TopologyError(
+            f"{what}: {other!r} is no table. Join it with the table, stream.join(table, ...), or make a"
+            f" table of it: .to_table(...)"
+        )
+    raise TopologyError(f"{what}: {other!r} is no table of this app")
 
 
 class TableStream(TableChanges[K, V]):
