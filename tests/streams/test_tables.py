@@ -585,6 +585,42 @@ def test_what_is_no_side() -> None:
         stream.merge(no_side)
 
 
+def test_what_windowed_tables_have_not() -> None:
+    """What it is to be instead is said; a step that keeps something by key wants a plain one."""
+    app = ms.App("shop", partitions=1)
+    stream = app.stream(app.topic("source", value=str))
+    windowed: Any = stream.group_by().tumbling("1m").count(name="windowed")
+    for step in ("filter", "map_values", "join", "group_by"):
+        with pytest.raises(AttributeError, match=rf"has no {step}\(\).*windowed.changes\(\)"):
+            getattr(windowed, step)
+    with pytest.raises(AttributeError, match=r"emit=ms.Suppress\(...\) where the table is made"):
+        _ = windowed.suppress
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = windowed.nothing
+    changes = windowed.changes()
+    merged = app.stream(app.topic("numbers", value=int)).merge(changes)
+    for kept in (
+        lambda: changes.group_by().count(),
+        lambda: changes.filter(bool).group_by().session("1m").sum(),
+        lambda: changes.to_table("kept"),
+        lambda: changes.distinct(within="1m"),
+        lambda: changes.process(WithTimers(), name="timed"),
+        lambda: merged.to_table("kept"),
+    ):
+        with pytest.raises(TopologyError, match=r"are windows. .*map_keys\(lambda windowed"):
+            kept()
+
+
+class WithTimers:
+    """Does nothing, later."""
+
+    def process(self, key: Any, value: Any, context: Any) -> None:
+        """Nothing."""
+
+    def on_timer(self, key: Any, context: Any) -> None:
+        """Nothing."""
+
+
 async def pair_later(left: str, right: str) -> str:
     """Both sides, after a while."""
     return pair(left, right)

@@ -224,6 +224,7 @@ class Merge(Operator):
             self.value_type, self.codec = Any, None
         if any(parent.key_type is not self.key_type for parent in parents):
             self.key_type = Any
+        self.windowed = any(parent.windowed for parent in parents)
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         return [forward] * len(self.parents)

@@ -15,7 +15,7 @@ from millstream.clock import duration_ms
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._distinct import distinct
 from millstream.streams._process import process
-from millstream.streams._sides import check_home, check_keyed, names_of
+from millstream.streams._sides import check_home, check_keyed, check_plain, names_of
 from millstream.streams._sink import put_record
 from millstream.streams._stateless import (
     Branch,
@@ -242,6 +242,8 @@ class DeclaredStream(Generic[V, K]):
     ) -> DeclaredStream[V, K]:
         """The same records by way of a topic of their own, so that each shard has all of its keys.
 
+        Windowed results have their group's plain key after it, and the window in headers.
+
         Args:
             name: of the topic, ``{app}-{name}-repartition``; from the stream where it is left out. All who give the
                 same one share it.
@@ -432,6 +434,7 @@ class DeclaredStream(Generic[V, K]):
     def to_table(self, name: str) -> Table[K, V]:
         """The stream as a table: each record is the new value of its key, and one without a value deletes it."""
         moved = self.by_key().operator
+        check_plain(moved, f"to_table({name!r})")
         operator = Upsert(moved, name=name)
         self.home.plan.add(operator)
         kept: Table[K, V] = self.home.kept_table(
@@ -471,6 +474,7 @@ class DeclaredStream(Generic[V, K]):
                 f" not be below 0"
             )
         moved = self.by_key() if key is None else self.group_by(key, name=name)
+        check_plain(moved.operator, "distinct()")
         stem = moved.operator.name.removeprefix(f"{self.home.id}-").removesuffix("-repartition")
         operator = distinct(
             self.home, moved.operator, within_ms, grace_ms, f"{name or stem}-distinct"
@@ -519,6 +523,8 @@ class DeclaredStream(Generic[V, K]):
             value: the type of what it forwards.
         """
         moved = self.by_key().operator
+        if hasattr(processor, "on_timer"):
+            check_plain(moved, f"process({name!r}) has timers, which are kept by key")
         made = Any if value is None else value
         operator = process(
             self.home,

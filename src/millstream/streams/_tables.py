@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -427,6 +427,16 @@ class Table(tables.Table[K, V], TableChanges[K, V]):
         return cast("TableStream[K, V]", flow.flow())
 
 
+_INSTEAD = {
+    "filter": "{}.changes().filter(...)",
+    "map_values": "{}.changes().map_values(...)",
+    "join": "{}.changes().join(table, ...), which looks up the group's key",
+    "group_by": "{}.changes().group_by(field), or .map_keys(...) before .group_by()",
+    "suppress": "emit='final' or emit=ms.Suppress(...) where the table is made, as in .count(emit=...)",
+}
+"""What a windowed table has not, as its keys are windows, and what to write for it."""
+
+
 class WindowedTable(tables.WindowedTable[K, V]):
     """A table that keeps a value for each key and window, whose results streams can use as well.
 
@@ -440,8 +450,23 @@ class WindowedTable(tables.WindowedTable[K, V]):
         return cast("TableStream[Any, V]", flow.flow())
 
     def changes(self) -> DeclaredStream[V, Any]:
-        """The results as a stream; its keys are `Windowed`: the key, and the window."""
+        """The results as a stream; its keys are `Windowed`: the key, and the window.
+
+        A topic takes the key alone, and the window in headers: what comes out of one (``to``, ``through``,
+        ``repartition``) has plain keys.
+        """
         return self._flow().changes()
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            text = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name in _INSTEAD:
+                text = (
+                    f"table {self.name!r} is windowed and has no {name}(): write"
+                    f" {_INSTEAD[name].format(self.name)}"
+                )
+            raise AttributeError(text)
 
     def to(
         self,
