@@ -393,7 +393,8 @@ class DeclaredStream(Generic[V, K]):
 
         With a stream, every pair of records with one key makes a result whose times are within reach of one
         another. With a table, each record of the stream makes one, of what the table has for its key: now,
-        or, if the table is versioned, at the record's time; changes of the table make none.
+        or, if the table is versioned, at the record's time; changes of the table make none. A table that an
+        agent writes has what the agent has written so far: agents and streams do not wait for one another.
 
         Records without a value are dropped, and without a key as well where they could only come out with a
         partner. A result's timestamp is the higher one of its sides.
