@@ -443,6 +443,30 @@ async def test_agents_read_windows_that_streams_make(kind: str) -> None:
         assert [value for _, value in t.table(sums).items()] == [7]
 
 
+@pytest.mark.parametrize("kind", ["tumbling", "session", "sliding"])
+async def test_reading_windows_brings_no_time(kind: str) -> None:
+    """An agent that reads at a later time closes no window, and makes no record of the stream late."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=int)
+    sums = getattr(app.stream(source).group_by(), kind)("10s").sum(name="sums")
+    asked = app.topic("asked", value=str, key_from=str)
+    seen: list[Any] = []
+
+    @app.agent(asked)
+    async def ask(stream: ms.Stream[str]) -> None:
+        async for key in stream:
+            seen.append([value for _, value in sums[key].windows()])
+            seen.append([value for _, value in sums.items()])
+            seen.append(key in sums)
+
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 1_000)])
+        await t.send(asked, "a", timestamp=1_000_000)
+        await feed(t, source, [("a", 2, 1_000)])
+        assert seen == [[1], [1], False]
+        assert [value for _, value in t.table(sums).items()] == [3]
+
+
 def test_what_tables_refuse() -> None:
     """Lookups cannot wait, and what is named after nothing gets no name of ours."""
     app = ms.App("shop", partitions=1)

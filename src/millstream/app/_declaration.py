@@ -476,6 +476,7 @@ class DeclaredTable(Generic[K, V]):
         if self.operator is not None and self.app.settings.compat == "kafka-streams":
             made.store_retention_ms = store_retention_ms(self.windows)
         made.idle_ms = self.idle_timeout_ms
+        made.reads_bring_time = self.operator is None
         return made
 
 

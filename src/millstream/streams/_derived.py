@@ -96,7 +96,10 @@ class DerivedWindows(tables.WindowView[K, V]):
 
 
 class DerivedWindowedTable(WindowedTable[K, V]):
-    """A windowed table that agents read and do not write: a stream is its truth."""
+    """A windowed table that agents read and do not write: a stream is its truth.
+
+    Its event time is that of the stream's records: to read it brings none.
+    """
 
     def __getitem__(self, key: K) -> DerivedWindows[K, V]:
         view: DerivedWindows[K, V] = object.__new__(DerivedWindows)

@@ -341,7 +341,7 @@ class AlignedPart(WindowedPart):
         return value if value is MISSING else self.value_of(value)
 
     def at(self, key: Any, moment: int, scope: Scope) -> Any:
-        self.seen(scope)
+        self.looked(scope)
         if moment < 0:
             return MISSING
         return self.read((self.windows.latest(moment), key), scope)
@@ -349,7 +349,7 @@ class AlignedPart(WindowedPart):
     def of_key(
         self, key: Any, start: int | None, end: int | None, scope: Scope
     ) -> Iterator[tuple[Window, Any]]:
-        stream_time = self.seen(scope)
+        stream_time = self.looked(scope)
         oldest = max(0, stream_time - self.windows.retention_ms)
         first = oldest if start is None else max(start, oldest)
         after = stream_time + 1 if end is None else min(end, stream_time + 1)
@@ -361,7 +361,7 @@ class AlignedPart(WindowedPart):
     def of_shard(
         self, start: int | None, end: int | None, scope: Scope, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Window, Any]]:
-        self.seen(scope)
+        self.looked(scope)
         first = b"\x02" + _pack(max(start or 0, 0))
         after = b"\x03" if end is None else b"\x02" + _pack(max(end, 0))
         for entry in self.keys(first, after, reverse=reverse):

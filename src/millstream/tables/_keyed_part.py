@@ -470,14 +470,14 @@ class KeyedPart(WindowedPart):
         return sorted(pairs)
 
     def at(self, key: Any, moment: int, scope: Scope) -> Any:
-        self.seen(scope)
+        self.looked(scope)
         holding = self._holding(key, moment, scope) if moment >= 0 else []
         return holding[-1][1] if holding else MISSING
 
     def of_key(
         self, key: Any, start: int | None, end: int | None, scope: Scope
     ) -> Iterator[tuple[Window, Any]]:
-        self.seen(scope)
+        self.looked(scope)
         self._enter(key, scope)
         for at_end, at_start in self._all_of(key, max(0, start or 0)):
             if (start is None or at_start >= start) and (end is None or at_start < end):
@@ -488,7 +488,7 @@ class KeyedPart(WindowedPart):
     def of_shard(
         self, start: int | None, end: int | None, scope: Scope, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Window, Any]]:
-        self.seen(scope)
+        self.looked(scope)
         for entry in self.keys(b"\x03", b"\x04", reverse=reverse):
             key, at_end, at_start = entry
             wanted = (start is None or at_start >= start) and (end is None or at_start < end)

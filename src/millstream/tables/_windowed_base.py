@@ -120,6 +120,7 @@ class WindowedPart(TimedPart):
         "flat",
         "late_records",
         "on_late",
+        "reads_bring_time",
         "store_retention_ms",
         "store_time",
     )
@@ -170,6 +171,8 @@ class WindowedPart(TimedPart):
         self.clocks: Sequence[TimedPart] = ()
         """Where several inputs are late by times of their own: these times. What the slowest may still change is kept."""
         self.closes = closes
+        self.reads_bring_time = True
+        """Whether a read is a use that advances stream time: not where a stream alone makes the windows."""
         self.busy = 0
         """Updates that wait for something."""
         self.store_retention_ms = 0
@@ -207,6 +210,10 @@ class WindowedPart(TimedPart):
         self.late_records += 1
         if self.on_late is not None:
             self.on_late(scope.timestamp)
+
+    def looked(self, scope: Scope) -> int:
+        """Stream time, for an event that reads."""
+        return self.seen(scope) if self.reads_bring_time else self.stream_time
 
     @property
     def keeping_time(self) -> int:
