@@ -488,6 +488,8 @@ def test_what_tables_refuse() -> None:
         groups.max(number_of, emit="sometimes")  # type: ignore[arg-type]
     with pytest.raises(TopologyError, match="written by agents"):
         app.table("own", key=str, value=int).changes()
+    with pytest.raises(TopologyError, match="cannot be windowed: a stream makes it"):
+        groups.count(name="count").tumbling("1m")
 
 
 def topics(app: ms.App) -> dict[str, ms.Topic[Any, Any]]:

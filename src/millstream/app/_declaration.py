@@ -170,6 +170,11 @@ class DeclaredTable(Generic[K, V]):
             raise TopologyError(
                 f"table {self.name!r} cannot be windowed: it is read from a topic, or windowed already"
             )
+        if self.operator is not None and table_class is WindowedTable:
+            raise TopologyError(
+                f"table {self.name!r} cannot be windowed: a stream makes it. Window the stream's groups, for"
+                f" example .group_by().tumbling('1m').count()"
+            )
         if self.ttl_ms is not None:
             raise TopologyError(
                 f"table {self.name!r}: a windowed table forgets by its retention; leave ttl out"
