@@ -408,6 +408,34 @@ async def test_what_a_table_was(interruption: Disturbance) -> None:
         of_topic.as_of("a", 10_000)
 
 
+async def test_what_agents_read_is_their_own() -> None:
+    """A value that is changed in place stays as it was in the table, be it of a stream or of a topic."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", key=str, value=list[int])
+    rows = app.table("rows", topic=source, default=list[int]())
+    kept = app.stream(source).to_table("kept")
+    asked = app.topic("asked", value=str, key_from=str)
+    seen: list[Any] = []
+
+    @app.agent(asked)
+    async def ask(stream: ms.Stream[str]) -> None:
+        async for key in stream:
+            for table in (rows, kept):
+                table[key].append(7)
+                (table.get(key) or []).append(8)
+                next(table.items())[1].append(9)
+                next(table.values()).append(10)
+                seen.append(table[key])
+            rows["no one"].append(11)
+            seen.append(rows["no one"])
+
+    async with TestApp(app) as t:
+        await t.send(source, [1], key="a")
+        await t.send_many(asked, ["a", "a"])
+        assert seen == [[1], [1], []] * 2
+        assert t.table(rows) == t.table(kept) == {"a": [1]}
+
+
 @pytest.mark.parametrize("kind", ["tumbling", "session", "sliding"])
 async def test_agents_read_windows_that_streams_make(kind: str) -> None:
     """Inside of an agent they give plain values, and cannot be written in any way."""

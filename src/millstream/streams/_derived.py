@@ -22,7 +22,10 @@ V = TypeVar("V")
 
 
 class DerivedTable(Table[K, V]):
-    """A table that agents read and do not write: a topic or a stream is its truth."""
+    """A table that agents read and do not write: a topic or a stream is its truth.
+
+    Values that are read are the caller's own: a change in place is not kept.
+    """
 
     def __getitem__(self, key: K) -> V:
         scope = current.get(None)
@@ -32,14 +35,14 @@ class DerivedTable(Table[K, V]):
         value = part.get(key, scope)
         if value is MISSING:
             return self._missing(key, part)
-        return cast("V", part.value_of(value))
+        return cast("V", part.own_value(key, value))
 
     def get(self, key: K, default: Any = None, /) -> Any:
         """The value, or ``default`` where there is none; the table's own default is not used."""
         scope = require_scope(f"table {self.name!r}")
         part = self._part(scope)
         value = part.get(key, scope)
-        return default if value is MISSING else part.value_of(value)
+        return default if value is MISSING else part.own_value(key, value)
 
     def items(  # type: ignore[override]
         self,
@@ -52,7 +55,7 @@ class DerivedTable(Table[K, V]):
         """Entries of this shard in key order, with ``start <= key < end``, or below ``prefix``."""
         part = self._part(require_scope(f"table {self.name!r}"))
         found = super().items(start=start, end=end, prefix=prefix, reverse=reverse)
-        return ((key, part.value_of(value)) for key, value in found)
+        return ((key, part.own_value(key, value)) for key, value in found)
 
     def __setitem__(self, key: K, value: V) -> None:
         if self.read_only:
@@ -69,7 +72,8 @@ class DerivedTable(Table[K, V]):
         if self._factory is not None:
             return cast("V", self._factory())
         if self._default is not tables.NO_DEFAULT:
-            return cast("V", self._default)
+            made = part.loads(part.dumps(self._default)) if part.mutable else self._default
+            return cast("V", made)
         raise KeyError(key)
 
 

@@ -594,6 +594,12 @@ class TablePart:
         """What a decoded entry is to users."""
         return stored
 
+    def own_value(self, key: Any, stored: Any) -> Any:
+        """The same, as an object of the caller's own: a change to it in place is none to the table."""
+        if self.mutable:
+            stored = self.decode(key, self._encode(key, stored))
+        return self.value_of(stored)
+
     def shown(self, key: Any) -> Any:
         """A key of this part's dictionaries as users see it."""
         return key
