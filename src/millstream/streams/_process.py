@@ -245,7 +245,8 @@ class Process(Operator):
         self.value_type, self.codec = value_type, None
         if key_type is not None:
             self.key_type = key_type
-            self.rekeyed, self.windowed = True, False
+            self.makes_keys = self.rekeyed = True
+            self.windowed = False
         self.stores.append(name)
         self._clock = clock
         self.wall = wall
