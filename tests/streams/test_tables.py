@@ -635,7 +635,7 @@ def test_what_is_no_side() -> None:
             stream.join(no_side, pair, within="1m")
         with pytest.raises(TopologyError, match=why):
             stream.join(no_side, pair)
-    with pytest.raises(TopologyError, match="None is no stream"):
+    with pytest.raises(TopologyError, match="None is not a stream"):
         stream.merge(no_side)
 
 
