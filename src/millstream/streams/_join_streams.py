@@ -293,14 +293,18 @@ class SelfJoin(Operator):
             pairs = [
                 (key, value, part.load_value((key, 0), payload), max(moment, timestamp))
                 for moment, _, payload in part.between(
-                    key, timestamp - before, timestamp + after, scope
+                    # as Kafka Streams has it at the beginning of time
+                    key,
+                    timestamp - before,
+                    max(timestamp + after, 0),
+                    scope,
                 )
             ]
             part.add(key, timestamp, 0, data, scope)
             pairs += [
                 (key, part.load_value((key, 0), payload), value, max(moment, timestamp))
                 for moment, _, payload in part.between(
-                    key, timestamp - after, timestamp + before, scope
+                    key, timestamp - after, max(timestamp + before, 0), scope
                 )
             ]
             return deliver(pairs)
