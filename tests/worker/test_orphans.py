@@ -173,6 +173,24 @@ async def test_a_join_that_is_gone() -> None:
     assert "held back" not in str(raised.value)
 
 
+@pytest.mark.parametrize(("before", "after"), [("left", "inner"), ("inner", "left")])
+async def test_a_join_of_a_stream_with_itself(before: str, after: str) -> None:
+    """With another ``how`` it has other buffers under the same name, so it is not the name that has to be given back."""
+
+    def joined(how: str) -> ms.App:
+        return streams(
+            lambda orders, _, to: orders.join(orders, pair, within="1m", how=how, name="j").to(to)
+        )
+
+    app = joined(before)
+    async with TestApp(app) as t:
+        await t.send(app.topics["orders"], Order("ada", 1.0))
+    with pytest.raises(TopologyError, match=r"rows of join 'j'.*Give the how= back") as raised:
+        async with continued(joined(after), t):
+            pass
+    assert "name=" not in str(raised.value)
+
+
 async def test_records_between_two_stages() -> None:
     """Where they are all processed, nothing is lost with the topic that they went through."""
     app = streams(lambda orders, *_: orders.repartition(name="moved").group_by().count(name="n"))

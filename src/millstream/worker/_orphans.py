@@ -117,6 +117,7 @@ async def refuse_orphans(
     prefix = f"{topology.app}-"
     gone: dict[str, list[str]] = {}
     names: dict[str, str] = {}
+    moved: dict[str, list[str]] = {}
     held: list[_Left] = []
     for topic, count in found.items():
         tps = [TopicPartition(topic, p) for p in range(infos[topic].partitions)]
@@ -139,6 +140,9 @@ async def refuse_orphans(
             if end in ("left", "right"):
                 kept, _ = await _look(transport, tps, whole=False)
                 if kept.form.startswith(_JOIN_FORM):
+                    if owner in topology.tables:
+                        moved.setdefault(owner, []).append(records)
+                        continue
                     what, stem = f"join {owner!r}", owner
             else:
                 kept, holds = await _look(transport, tps, whole=count <= READ_RECORDS_MAX)
@@ -147,6 +151,11 @@ async def refuse_orphans(
                 if end in _HELD and kept.form.startswith(_HELD[end][0]):
                     held.append(_Left(owner, end, records))
                     continue
+        elif f"{stem}-left" in topology.tables:
+            kept, _ = await _look(transport, tps, whole=False)
+            if kept.form.startswith(_JOIN_FORM):
+                moved.setdefault(stem, []).append(records)
+                continue
         gone.setdefault(what, []).append(records)
         names.setdefault(stem, stem)
     told = []
@@ -157,6 +166,12 @@ async def refuse_orphans(
             f" declare any more. If it has got another name, give it the old one back:"
             f" name={next(iter(names))!r}. If it is to go: millstream reset --orphans"
         )
+    told += [
+        f"app {topology.app!r} has rows of join {join!r} that it does not use ({', '.join(records)}): the join of a"
+        f" stream with itself keeps them elsewhere since its how= has changed. Give the how= back as it was; or"
+        f" have the join begin without these rows: millstream reset --orphans"
+        for join, records in moved.items()
+    ]
     # with the name that is gone, what was held back under it comes again
     told += [left.told(topology) for left in held if left.owner not in names]
     if told:
