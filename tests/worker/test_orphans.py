@@ -205,3 +205,25 @@ async def test_records_between_two_stages() -> None:
     with pytest.raises(TopologyError, match=r"records on their way for 'moved'.*name='moved'"):
         async with continued(streams(lambda orders, *_: orders.group_by().count(name="n")), t):
             pass
+
+
+async def test_a_stream_less_in_a_cogroup() -> None:
+    """The event time of each stream is kept beside the table; without them nothing of the results is lost."""
+
+    def add(count: int, order: Order) -> int:
+        return count + 1
+
+    def both(orders: Any, payments: Any, to: Any) -> None:
+        groups = orders.group_by().cogroup(add).cogroup(payments.group_by(), add)
+        groups.tumbling("1m").aggregate(default=0, name="n")
+
+    app = streams(both)
+    async with TestApp(app) as before:
+        await before.send(app.topics["orders"], Order("ada", 1.0))
+    after = streams(
+        lambda orders, *_: (
+            orders.group_by().cogroup(add).tumbling("1m").aggregate(default=0, name="n")
+        )
+    )
+    async with continued(after, before) as t:
+        assert "shop-n-time-0-changelog" in await t._running.transport.topics()
