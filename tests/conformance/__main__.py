@@ -28,7 +28,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path)
     parser.add_argument("--compat", choices=["kafka-streams"])
     parser.add_argument("--only", help="one topology")
-    parser.add_argument("--disturbed", choices=["crash", "lose", "rebalance"])
+    parser.add_argument("--disturbed", choices=["crash", "lose", "rebalance", "torn"])
     parser.add_argument("--show", type=int, default=0, help="print so many differences")
     arguments = parser.parse_args(words)
     passed: Counter[str] = Counter()

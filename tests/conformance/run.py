@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Literal
 
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.batch import iterate_records
 from tests.conformance.programs import build
+from tests.streams.running import feed
 
 if TYPE_CHECKING:
     from millstream.transports.base import Transport
@@ -18,8 +20,10 @@ __all__ = ["Disturbance", "Output", "difference", "expected", "outputs", "run_ca
 Output = list[list[list[Any]]]
 """After each input: what came out, as key, value and timestamp."""
 
-Disturbance = Literal["crash", "lose", "rebalance"] | None
-"""What happens after each input: a crash, one that loses the disk as well, or a rebalance."""
+Disturbance = Literal["crash", "lose", "rebalance", "torn"] | None
+"""What happens after each input: a crash, one that loses the disk as well, or a rebalance; torn is a crash in its midst."""
+TORN_TURNS = 12
+"""A worker dies less than so many turns of the event loop after a record has come; by then it is committed."""
 
 
 async def run_case(
@@ -33,15 +37,22 @@ async def run_case(
     results: Output = []
     async with TestApp(program.app, start=0) as t:
         at = 0
-        for topic, key, value, timestamp in case["in"]:
-            await t.send(program.inputs[topic], value, key=key, timestamp=timestamp)
+        for number, (topic, key, value, timestamp) in enumerate(case["in"]):
+            if disturbed == "torn":
+                await feed(t, program.inputs[topic], [(key, value, timestamp)], settle=False)
+                for _ in range(number % TORN_TURNS):
+                    await asyncio.sleep(0)
+                await t.crash()
+                await t.settle()
+            else:
+                await t.send(program.inputs[topic], value, key=key, timestamp=timestamp)
             await t.advance(wall="1s")
             assert t._runtime is not None
             found, at = await outputs(t._runtime.transport, program, at)
             results.append(found)
             if disturbed == "rebalance":
                 await t.rebalance()
-            elif disturbed is not None:
+            elif disturbed in ("crash", "lose"):
                 await t.crash(lose_state=disturbed == "lose")
     return results
 

@@ -18,7 +18,7 @@ SEED = 7
 """Decides which cases a usual run takes."""
 
 each_group = pytest.mark.parametrize("group", GROUPS)
-each_disturbance = pytest.mark.parametrize("disturbed", ["crash", "lose", "rebalance"])
+each_disturbance = pytest.mark.parametrize("disturbed", ["crash", "lose", "rebalance", "torn"])
 
 
 def sample(group: str, count: int) -> list[dict[str, Any]]:
