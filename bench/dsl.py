@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from bench.dsl_programs import Program
+    from millstream.transports.base import Transport
     from millstream.worker import Worker
 
 __all__ = ["GROUPS", "KEYED", "Sizes", "main"]
@@ -51,8 +52,8 @@ WARM_S = 2.0
 FEED_FOR = 3
 """A steady feed ends by itself after so many times what is measured."""
 LATE_ALLOWED = 0.1
-QUIET_CPU, QUIET_S_MAX = 0.1, 120
-"""A worker is at rest when it uses less than this of a core; so long is waited for RocksDB to tidy up."""
+QUIET_CPU_S, QUIET_ROUNDS_MAX = 0.1, 600
+"""All is tidied up when a round of upkeep, and a second without, use no more CPU; so many rounds are waited for that."""
 
 
 @dataclass
@@ -255,7 +256,7 @@ class Bench:
             worker = app.runtime.worker
             assert worker is not None
             await worker.ready.wait()
-            await _at_rest()
+            await _tidied(app.runtime.transport)
             begun = _processed(worker, program.topics)
             feeder.start()
             try:
@@ -337,13 +338,15 @@ def _processed(worker: Worker, topics: Sequence[str]) -> int:
     )
 
 
-async def _at_rest() -> None:
-    """Wait until there is no more to do for what was done before."""
-    for _ in range(QUIET_S_MAX):
+async def _tidied(transport: Transport) -> None:
+    """Have the log compacted, and wait for RocksDB, so that nothing is left to do for what was there before."""
+    for _ in range(QUIET_ROUNDS_MAX):
         cpu = time.process_time()
-        await asyncio.sleep(1)
-        if time.process_time() - cpu < QUIET_CPU:
-            return
+        await transport.maintain()
+        if time.process_time() - cpu < QUIET_CPU_S:
+            await asyncio.sleep(1)
+            if time.process_time() - cpu < QUIET_CPU_S:
+                return
 
 
 def feed_live(directory: Path, log: str, kind: str, keys: int, sizes: Sizes) -> None:
