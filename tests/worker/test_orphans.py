@@ -58,22 +58,6 @@ async def test_what_is_no_orphan() -> None:
         pass
 
 
-async def test_topics_of_another_app_whose_group_is_gone() -> None:
-    """Whose a topic is, its records tell, and not the name: a broker forgets groups, and ids may begin alike."""
-    other, orders = program("per-account", "shop-eu")
-    other.stream(orders).repartition(name="moved").group_by().count(
-        name="n", emit=ms.Suppress("1m")
-    )
-    async with TestApp(other) as before:
-        await before.send(orders, Order("ada", 1.0))
-        before._log._groups.clear()
-    app = program("by-account")[0]
-    async with continued(app, before) as t:
-        log = t._running.transport
-        assert "shop-eu-n-suppress-changelog" in await log.topics()
-        assert await find_orphans(app.topology.resolved({}, 1), log, await log.topics()) == {}
-
-
 async def test_the_only_timer_of_shards_is_gone() -> None:
     """What a timer remembered is no state of the program: it starts without the timer."""
     app, orders = program("per-account")

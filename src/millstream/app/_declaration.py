@@ -429,7 +429,6 @@ class DeclaredTable(Generic[K, V]):
         part.schema = value_schema(self.codec, self.value_type, self.upgrade)
         if self.changelog is not None:
             part.form = self._form(part)
-            part.app = self.app.id
         return part
 
     def _form(self, part: TablePart) -> str:

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from millstream.context import PreImage, Scope, current
 from millstream.errors import DecodeError, EncodeError, RecordTooLargeError, TopologyError
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from millstream.state.base import TableStore
 
-__all__ = ["DELETED", "MISSING", "SCHEMA_KEY", "TablePart", "read_kept"]
+__all__ = ["DELETED", "MISSING", "SCHEMA_KEY", "TablePart"]
 
 
 class _Marker:
@@ -61,32 +61,15 @@ DELETED: Final = _Marker("DELETED")
 """The entry is deleted in this epoch or in the one on its way."""
 
 SCHEMA_KEY: Final = b"\x00schema"
-"""Where the text is that tells with which type all of the stored values can be read."""
 FORM_MARK: Final = "\x00form: "
 """Between the schema of the values and the form in which they are kept."""
-APP_MARK: Final = "\x00app: "
-"""Between the form and the app whose table it is: names of topics do not tell it, as one id may begin like another."""
+"""Where the text is that tells with which type all of the stored values can be read."""
 CHECK_SLICE: Final = 512
 """Stored values that are decoded before the event loop turns once."""
 AHEAD_MAX: Final = 512
 """Entries that are read ahead at once: the event loop waits as long."""
 ENCODE_SLICE: Final = 512
 """Entries that are encoded before the event loop turns once."""
-
-
-class Kept(NamedTuple):
-    """What is stored of a table beside its entries."""
-
-    schema: str
-    form: str
-    app: str
-
-
-def read_kept(data: bytes) -> Kept:
-    """The text under `SCHEMA_KEY`; empty for what it does not tell."""
-    schema, _, rest = data.decode().partition(FORM_MARK)
-    form, _, app = rest.partition(APP_MARK)
-    return Kept(schema, form, app)
 
 
 class TablePart:
@@ -98,7 +81,6 @@ class TablePart:
         "_check",
         "_order",
         "_schema_is_kept",
-        "app",
         "base",
         "cache",
         "changed_system",
@@ -173,8 +155,6 @@ class TablePart:
         """What `millstream.serialization.value_schema` says of the values; set likewise, empty for none."""
         self.form = ""
         """How entries are kept, in words: what was kept in another form means something else. Set likewise."""
-        self.app = ""
-        """Whose table it is. Set likewise."""
         self.keep_schema: Callable[[str], None] = self._keep_schema
         """Store `schema` with the next cut: in the changelog, or wherever those put it who have none."""
         self._schema_is_kept = True
@@ -392,7 +372,7 @@ class TablePart:
     def known_schema(self) -> str | None:
         """The `schema` with which all of the stored values can be read, as far as the changelog tells."""
         found = self.store.get(SCHEMA_KEY)
-        return None if found is None else read_kept(found).schema
+        return None if found is None else found.decode().partition(FORM_MARK)[0]
 
     def check_form(self) -> None:
         """See that what is stored was kept in the present form, as far as the changelog tells.
@@ -402,9 +382,8 @@ class TablePart:
         """
         if not self.form:
             return
-        _, kept, app = read_kept(self.store.get(SCHEMA_KEY) or b"")
+        kept = (self.store.get(SCHEMA_KEY) or b"").decode().partition(FORM_MARK)[2]
         if kept == self.form:
-            self._schema_is_kept = app == self.app
             return
         # whatever there is: entries of the other form need not lie where those of this one would
         if kept and next(iter(self.store.keys(b"\x01")), None) is not None:
@@ -446,7 +425,7 @@ class TablePart:
             self._schema_is_kept = True
 
     def _keep_schema(self, schema: str) -> None:
-        data = f"{schema}{FORM_MARK}{self.form}{APP_MARK}{self.app}" if self.form else schema
+        data = f"{schema}{FORM_MARK}{self.form}" if self.form else schema
         self.changed_system[SCHEMA_KEY] = data.encode()
 
     def stored(self) -> Iterator[tuple[bytes, bytes]]:

@@ -3,9 +3,6 @@
 A table that was renamed by accident would begin empty, and nobody would know. So what was kept under a name that is
 gone is an error before the first event, until somebody says what is meant. Notes are none of that: what a timer that is
 gone has left is of no use to anybody, and does no harm.
-
-A name does not tell whose a topic is: one app's id may begin like another's. So a changelog says it itself, and a topic
-between two stages is of the app that has committed positions in it.
 """
 
 from __future__ import annotations
@@ -17,14 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from millstream.errors import TopologyError
 from millstream.records import TopicPartition
-from millstream.tables._part import SCHEMA_KEY, read_kept
+from millstream.tables._part import FORM_MARK, SCHEMA_KEY
 from millstream.transports.batch import iterate_records
 from millstream.worker._notes import is_notes_topic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from millstream.tables._part import Kept
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
 
@@ -59,7 +55,7 @@ _JOIN_FORM = "rows of a join"
 async def find_orphans(
     topology: Topology, transport: Transport, infos: Mapping[str, TopicInfo]
 ) -> dict[str, int]:
-    """Changelogs and repartition topics of the app that no table or stream of it uses; never those of another app.
+    """Changelogs and repartition topics of the app that no table or stream of it uses.
 
     Args:
         topology: resolved.
@@ -77,27 +73,19 @@ async def find_orphans(
         and not is_notes_topic(topology.app, name)
     ]
     if not names:
-        return {}
+        return {}  # nor is the log asked for groups, for which every broker would have to answer
+    others = [
+        f"{group}-"
+        for group in await transport.groups()
+        if group.startswith(prefix)  # its topics begin like ours
+    ]
+    names = [name for name in names if not name.startswith(tuple(others))]
     tps = [TopicPartition(name, p) for name in names for p in range(infos[name].partitions)]
     starts, ends = await transport.start_offsets(tps), await transport.end_offsets(tps)
     records = dict.fromkeys(names, 0)
     for tp in tps:
         records[tp.topic] += ends[tp] - starts[tp]
-    return {
-        name: count
-        for name, count in records.items()
-        if count
-        and await _is_own(topology.app, name, [tp for tp in tps if tp.topic == name], transport)
-    }
-
-
-async def _is_own(
-    app: str, topic: str, tps: Sequence[TopicPartition], transport: Transport
-) -> bool:
-    if topic.endswith(_REPARTITION):
-        return bool(await transport.committed(app, tps, settled=False))
-    kept, _ = await _look(transport, tps, whole=False)
-    return kept.app == app
+    return {name: count for name, count in records.items() if count}
 
 
 async def refuse_orphans(
@@ -138,22 +126,22 @@ async def refuse_orphans(
             ):
                 continue  # whatever it is without its join: in which order the rows of another table leave
             if end in ("left", "right"):
-                kept, _ = await _look(transport, tps, whole=False)
-                if kept.form.startswith(_JOIN_FORM):
+                form, _ = await _look(transport, tps, whole=False)
+                if form.startswith(_JOIN_FORM):
                     if owner in topology.tables:
                         moved.setdefault(owner, []).append(records)
                         continue
                     what, stem = f"join {owner!r}", owner
             else:
-                kept, holds = await _look(transport, tps, whole=count <= READ_RECORDS_MAX)
+                form, holds = await _look(transport, tps, whole=count <= READ_RECORDS_MAX)
                 if not holds:
                     continue
-                if end in _HELD and kept.form.startswith(_HELD[end][0]):
+                if end in _HELD and form.startswith(_HELD[end][0]):
                     held.append(_Left(owner, end, records))
                     continue
         elif f"{stem}-left" in topology.tables:
-            kept, _ = await _look(transport, tps, whole=False)
-            if kept.form.startswith(_JOIN_FORM):
+            form, _ = await _look(transport, tps, whole=False)
+            if form.startswith(_JOIN_FORM):
                 moved.setdefault(stem, []).append(records)
                 continue
         gone.setdefault(what, []).append(records)
@@ -212,29 +200,28 @@ async def _is_processed(transport: Transport, app: str, tps: Sequence[TopicParti
 
 async def _look(
     transport: Transport, tps: Sequence[TopicPartition], *, whole: bool
-) -> tuple[Kept, bool]:
-    """What a changelog says of its table, and whether the table has entries.
+) -> tuple[str, bool]:
+    """The form in which a changelog has its entries, and whether there are any.
 
     Args:
-        whole: read all of it; else no further than to what it says, which is among the first records, and then there
-            may be entries.
+        whole: read all of it; else no further than to the form, and then there may be entries.
     """
     starts, ends = await transport.start_offsets(tps), await transport.end_offsets(tps)
-    kept = read_kept(b"")
+    form = ""
     entries = set()
     async with contextlib.aclosing(_records(transport, starts, ends)) as records:
         async for tp, key, value in records:
             if key == SCHEMA_KEY and value is not None:
-                kept = read_kept(value)
+                form = value.decode().partition(FORM_MARK)[2]
                 if not whole:
-                    return kept, True
+                    return form, True
             if key[:1] == b"\x00":
                 continue  # the table's own, like its event time
             if value is None:
                 entries.discard((tp, key))
             else:
                 entries.add((tp, key))
-    return kept, bool(entries)
+    return form, bool(entries)
 
 
 async def _records(
