@@ -511,3 +511,24 @@ async def test_added_to_an_agent(where: str) -> None:
         assert closed == []
         await later.advance("1s")
         assert closed == [("ada", 0, 1)]
+
+
+async def test_who_reads_windows_does_not_hold_them_open() -> None:
+    """An agent that looks at the windows of a stream again and again brings them no time, and is none of their inputs."""
+    app = ms.App("shop", partitions=1)
+    numbers = app.topic("numbers", value=int, idle_timeout="5s")
+    asked, out = app.topic("asked", value=str, key_from=str), app.topic("out", value=int)
+    windows = app.stream(numbers).group_by().tumbling("1m").count(name="counts", emit="final")
+    windows.changes().to(out)
+
+    @app.agent(asked)
+    async def ask(stream: ms.Stream[str]) -> None:
+        async for key in stream:
+            list(windows[key].windows())
+
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="a", timestamp=60_000)
+        for _ in range(40):
+            await t.send(asked, "a", timestamp=60_000)
+            await t.advance("3s")
+        assert [record.value for record in t.records(out)] == [1]

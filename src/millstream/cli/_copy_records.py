@@ -202,6 +202,8 @@ class Copy:
                         tp, at = some.tp, positions[some.tp]
                         offsets, listed = _records_of(some.data, tp, at, self.ends[tp])
                         until = min(some.next_offset, self.ends[tp])
+                        if until == at:
+                            continue  # it has more, for which there was no room
                         after[tp] = self.progress[tp].took(
                             offsets,
                             listed,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from millstream.tables._part import MISSING, TablePart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from millstream.context import PreImage, Scope
     from millstream.windows import Window
@@ -137,6 +137,10 @@ class TimedPart(TablePart):
         if agent not in self.feeders:
             self.feeders.add(agent)
             self.changed_system[FEEDERS_KEY] = "\n".join(sorted(self.feeders)).encode()
+
+    def fed_by(self, streams: Iterable[str]) -> None:
+        """These streams use the part, whether or not they have done so already."""
+        self.feeders.update(streams)
 
     def became_due(self) -> None:
         """Say that windows are final."""

@@ -215,6 +215,17 @@ class WindowedPart(TimedPart):
         """Stream time, for an event that reads."""
         return self.seen(scope) if self.reads_bring_time else self.stream_time
 
+    def used_by(self, agent: str) -> None:
+        """Note that an agent uses the part: who reads and brings no time is not waited for either."""
+        if self.reads_bring_time:
+            super().used_by(agent)
+
+    def fed_by(self, streams: Iterable[str]) -> None:
+        """These streams use the part: where a stream makes it, nobody else feeds it."""
+        if not self.reads_bring_time:
+            self.feeders.clear()
+        super().fed_by(streams)
+
     @property
     def keeping_time(self) -> int:
         """The time by which windows expire, as far as it lasts."""

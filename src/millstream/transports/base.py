@@ -77,9 +77,9 @@ class Fetched(NamedTuple):
     ``data`` is one or more whole v2 record batches of committed data, back to back, or empty. The first
     may begin before the position that was asked for: the reader skips those records. Offsets may have
     gaps (compaction, transaction markers). ``next_offset`` is the position to go on from, also when
-    ``data`` is empty; ``end_offset`` is the end of the partition as far as it was known then. One that has more, for
-    which there was no room, comes with no data and the position that was asked for.
-    ``checked`` tells that the reader has compared the batches with their checksums.
+    ``data`` is empty; ``end_offset`` is where readers came to the partition's end then, see
+    `Transport.readable_ends`. A partition that has more, for which there was no room, comes with no data
+    and the position that was asked for. ``checked`` tells that the reader has compared the batches with their checksums.
     """
 
     tp: TopicPartition
@@ -269,6 +269,14 @@ class Transport(Protocol):
 
     async def end_offsets(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The offset after the last record of each partition (the high watermark).
+
+        Raises:
+            UnknownTopicError: a topic, or a partition of it, does not exist.
+        """
+        ...
+
+    async def readable_ends(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where readers come to an end for now: before the first transaction that is still open, else `end_offsets`.
 
         Raises:
             UnknownTopicError: a topic, or a partition of it, does not exist.

@@ -199,6 +199,10 @@ class MemoryTransport:
         """The offset after the last record of each partition."""
         return {tp: self._partition(tp).end_offset for tp in tps}
 
+    async def readable_ends(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The same: no transaction is ever open."""
+        return await self.end_offsets(tps)
+
     async def offsets_at(
         self, tps: Collection[TopicPartition], timestamp: int
     ) -> dict[TopicPartition, int]:

@@ -151,6 +151,8 @@ class EverywhereTables:
                     self._positions, max_bytes=FETCH_BYTES_MAX, max_wait_s=0.5
                 ):
                     tp = fetched.tp
+                    if fetched.next_offset == self._positions[tp]:
+                        continue  # it has more, for which there was no room
                     for table in by_topic[tp.topic]:
                         self._take(table, tp, fetched.data, fetched.next_offset)
                     self._positions[tp] = fetched.next_offset

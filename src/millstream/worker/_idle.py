@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from millstream.errors import LogUnavailableError
+from millstream.errors import LogUnavailableError, UnknownTopicError
 from millstream.tables import TimedPart
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ async def _confirm(shard: Shard, transport: Transport, passage: Passage) -> None
     try:
         await passage.look((tp.topic for _, tp in inputs), shard.clock.monotonic())
         ends = await transport.end_offsets([tp for _, tp in inputs])
-    except LogUnavailableError:
+    except (LogUnavailableError, UnknownTopicError):  # of a stage before, perhaps
         ends = {}
     now = shard.clock.monotonic()
     for lane, tp in inputs:

@@ -287,13 +287,13 @@ class Shard:
                 clocks = [cast("TimedPart", self.own_parts[name]) for name in table.clocks]
                 cast("WindowedPart", self.own_parts[table.name]).clocks = clocks
         # Late, as recovery takes its time: a partition with records that nobody has heard of would count as read
-        self._ends = await options.transport.end_offsets(inputs) if inputs else {}
+        self._ends = await options.transport.readable_ends(inputs) if inputs else {}
         for part in self.own_parts.values():
             part.recovered()
             part.check_form()
             await check_stored(part, self._known_schema(part), options.progress)
             if self._options.idles and isinstance(part, TimedPart):
-                part.feeders |= set(self._tables[part.name].users)
+                part.fed_by(self._tables[part.name].users)
                 for feeder in part.feeders & self._agents.keys():
                     self.connect(feeder, part.name)
             if isinstance(part, TimedPart) and self._tables[part.name].on_close is not None:
@@ -326,7 +326,7 @@ class Shard:
             return
         found = await self._options.transport.committed(self._options.group, new)
         starts = await self._options.transport.start_offsets(new)
-        ends = await self._options.transport.end_offsets(new)
+        ends = await self._options.transport.readable_ends(new)
         if self.lanes is not lanes or not self.ready.is_set():
             return  # it starts over, with all of them
         self._know_sources()

@@ -58,7 +58,7 @@ R = TypeVar("R")
 
 LATEST = -1
 EARLIEST = -2
-READ_UNCOMMITTED = i8(0)
+READ_UNCOMMITTED, READ_COMMITTED = i8(0), i8(1)
 TIMEOUT_S = 30.0
 """How long to try where leaders or coordinators move."""
 STABLE_TIMEOUT_S = 25.0
@@ -82,6 +82,10 @@ class Offsets:
     async def ends(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The high watermark of each partition: open and aborted transactions count."""
         return await self._list(tps, LATEST)
+
+    async def readable_ends(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The last stable offset of each partition: where the first open transaction begins, or the high watermark."""
+        return await self._list(tps, LATEST, isolation=READ_COMMITTED)
 
     async def at(
         self, tps: Collection[TopicPartition], timestamp: int
@@ -138,14 +142,14 @@ class Offsets:
         await self._at_leaders(wanted.keys(), send, "delete records of")
 
     async def _list(
-        self, tps: Collection[TopicPartition], timestamp: int
+        self, tps: Collection[TopicPartition], timestamp: int, *, isolation: i8 = READ_UNCOMMITTED
     ) -> dict[TopicPartition, int]:
         async def send(node: int, leaders: Mapping[TopicPartition, Leader]) -> _Outcomes:
             answer = await self._cluster.send(
                 node,
                 ListOffsetsRequest(
                     replica_id=BrokerId(-1),
-                    isolation_level=READ_UNCOMMITTED,
+                    isolation_level=isolation,
                     topics=tuple(
                         ListOffsetsTopic(
                             name=TopicName(name),

@@ -424,7 +424,8 @@ class KafkaReader:
         found = committed_data(part.records or b"", aborted, position=position, where=str(tp))
         if found.next_offset > position:
             self._epochs[tp] = (found.next_offset, found.leader_epoch)
-        end = max(int(part.high_watermark), found.next_offset)
+        # behind an open transaction there is nothing to wait for: it may stay open for long
+        end = max(int(part.last_stable_offset), found.next_offset)
         if end > position:
             self._arrived[place] = Fetched(tp, found.data, found.next_offset, end)
 

@@ -163,6 +163,10 @@ class KafkaTransport:
         """The high watermark of each partition."""
         return await self._opened().offsets.ends(tps)
 
+    async def readable_ends(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The last stable offset of each partition."""
+        return await self._opened().offsets.readable_ends(tps)
+
     async def offsets_at(
         self, tps: Collection[TopicPartition], timestamp: int
     ) -> dict[TopicPartition, int]:

@@ -126,6 +126,10 @@ class LocalTransport:
         rows = await self._read(_partition_rows, tps, where=self.url)
         return {tp: row.end_offset for tp, row in rows.items()}
 
+    async def readable_ends(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        """The same: no transaction is ever open."""
+        return await self.end_offsets(tps)
+
     async def offsets_at(
         self, tps: Collection[TopicPartition], timestamp: int
     ) -> dict[TopicPartition, int]:
