@@ -201,8 +201,19 @@ async def test_other_keys_that_nobody_said() -> None:
     stream.process(Country(), name="sent", value=str).to(out)
     stream.process(Country(), name="moved", value=str).key_by(str.upper).group_by().count(name="n")
     stream.process(Same(), name="same", value=str).filter(bool).group_by().count(name="counts")
+    countries, named = app.topic("countries", value=str), app.topic("named", value=str)
+    everywhere = app.global_table("everywhere", topic=countries)
+    looked_up = stream.process(Country(), name="looked-up", value=str)
+    looked_up.join(everywhere, lambda account, name: f"{account}: {name}").to(named)
+    loose = [app.topic(f"loose-{n}", value=str, partitioner="any") for n in range(2)]
+    app.stream(*loose).process(Same(), name="of-two", value=str).to(app.topic("both", value=str))
     async with TestApp(app) as t:
-        await t.send(accounts, "de", key="a")
+        await t.send(countries, "Germany", key="de")
+        await t.settle()
+        for topic in (accounts, *loose):
+            await t.send(topic, "de", key="a")
+        assert t.sent(named) == ["a: Germany"]
+        assert t.sent(app.topics["both"]) == ["de", "de"]
         assert [(record.key, record.value) for record in t.records(out)] == [("de", "a")]
         assert t.table(app.tables["n"].table) == {"A": 1}
         assert t.table(app.tables["counts"].table) == {"a": 1}

@@ -239,6 +239,7 @@ def _join_table(
         left=how == "left",
         value_type=value_type,
         tables=target.tables,
+        everywhere=target.everywhere,
         on=getter,
         grace_ms=grace_ms,
     )

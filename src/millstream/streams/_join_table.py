@@ -100,6 +100,7 @@ class TableJoin(Operator):
         left: bool,
         value_type: Any,
         tables: Sequence[str],
+        everywhere: bool = False,
         on: Callable[[Any], Any] | None = None,
         grace_ms: int | None = None,
     ) -> None:
@@ -108,6 +109,7 @@ class TableJoin(Operator):
             find: looks up a key.
             left: whether records come out that find nothing.
             tables: where it looks.
+            everywhere: whether each shard has these whole.
             on: makes the key to look up of a value; the record's own key where None.
             grace_ms: records wait until stream time is beyond theirs by this, and leave in order of time.
         """
@@ -118,6 +120,7 @@ class TableJoin(Operator):
         self.value_type = value_type
         self.codec = None
         self.reads += tables
+        self._everywhere = everywhere
         self.on = on
         self.grace_ms = grace_ms
         self.waits = f"{name}-waiting"
@@ -125,6 +128,10 @@ class TableJoin(Operator):
         if grace_ms is not None:
             self.stores.append(self.waits)
         self._clock: Callable[[], Clock] | None = None
+
+    @property
+    def goes_by_key(self) -> bool:
+        return not self._everywhere or bool(self.stores)
 
     def declare(self, home: StreamHome) -> None:
         """Declare what it keeps."""

@@ -154,6 +154,11 @@ class Operator:
         return tuple(found.values())
 
     @property
+    def goes_by_key(self) -> bool:
+        """Whether it needs each record in the shard of its key."""
+        return bool(self.stores or self.reads)
+
+    @property
     def held(self) -> bool:
         """Whether its results may have been held back until event time had passed."""
         before: Iterable[Operator | Topic[Any, Any]] = self.parents or self.topics

@@ -375,7 +375,7 @@ class Process(Operator):
 def _by_key(operator: Operator, pipeline: Pipeline) -> Operator | None:
     """What takes an operator's results by their keys, before these change or go through a topic."""
     for child, _ in pipeline.children[operator]:
-        if child.stores or child.reads:
+        if child.goes_by_key:
             return child
         found = None if child.rekeyed else _by_key(child, pipeline)
         if found is not None:

@@ -96,11 +96,18 @@ def check_keyed(operator: Operator) -> None:
 
 def _keys_of(operator: Operator) -> list[tuple[str, Any]]:
     """Where an operator's keys come from, and their types."""
-    if operator.makes_keys:
-        return [(operator.name, operator.key_type)]
-    if not operator.parents:
-        return [(topic.name, topic.key_type) for topic in operator.topics]
-    return [found for parent in operator.parents for found in _keys_of(parent)]
+    found: dict[str, Any] = {}
+    before, seen = [operator], {operator}
+    for one in before:
+        if one.makes_keys:
+            found[one.name] = one.key_type
+        elif one.parents:
+            more = [parent for parent in one.parents if parent not in seen]
+            before += more
+            seen.update(more)
+        else:
+            found |= {topic.name: topic.key_type for topic in one.topics}
+    return [*found.items()]
 
 
 def check_foreign_key(found: Any, right: Operator, what: str) -> None:

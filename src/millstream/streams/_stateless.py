@@ -38,6 +38,13 @@ __all__ = [
 ]
 
 
+def _alike(topics: Sequence[Topic[Any, Any]]) -> bool:
+    """Whether records of a key are in one shard, whichever of these topics they are in."""
+    ways = {(topic.partitioner, topic.key_codec.name, topic.key_type) for topic in topics}
+    counts = {topic.partitions for topic in topics if topic.partitions is not None}
+    return len(ways) == 1 and len(counts) < 2 and topics[0].partitioner is not any_partition
+
+
 class SourceOperator(Operator):
     """The records of some topics."""
 
@@ -51,10 +58,7 @@ class SourceOperator(Operator):
         same = all(topic.value_type is first.value_type for topic in self._topics)
         self.value_type = first.value_type if same else Any
         self.codec = first.value_codec if len(self._topics) == 1 else None
-        if all(
-            topic.key_from == first.key_from and topic.partitioner is not any_partition
-            for topic in self._topics
-        ):
+        if all(topic.key_from == first.key_from for topic in self._topics) and _alike(self._topics):
             self.key_from = first.key_from
 
     @property
@@ -186,10 +190,9 @@ class Rekey(Operator):
 
 
 class Peek(Operator):
-    """Calls a function with each value, and hands the value on."""
+    """Calls a function with each value, and hands the value on, which the function may have changed."""
 
     kind = "peek"
-    keeps_records = True
 
     @property
     def acts(self) -> bool:
@@ -225,6 +228,8 @@ class Merge(Operator):
         if any(parent.key_type is not self.key_type for parent in parents):
             self.key_type = Any
         self.windowed = any(parent.windowed for parent in parents)
+        if not _alike(self.topics):
+            self.key_from = None
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         return [forward] * len(self.parents)

@@ -129,11 +129,9 @@ class DeclaredStream(Generic[V, K]):
     def key_by(self, key: str | Callable[[V], Any], *, type: Any = None) -> DeclaredStream[V, Any]:
         """The same values with another key: a field, or what a function makes of the value.
 
-        The records move to the shard of their new key when something needs them there: see `group_by`. Where it
-        is their key already, because their topic has it for its ``key_from``, they are as they were.
+        The records move to the shard of their new key when something needs them there: see `group_by`. They do so
+        also for a key that their topic has for its ``key_from``: whoever writes it may have given another one.
         """
-        if self._has_key(key, type):
-            return self
         made = field_type(self.operator.value_type, key) if type is None else type
         name = f"{self.operator.name}-by-{key}" if isinstance(key, str) else self._named("keyed")
         return DeclaredStream(self._rekeyed(key, name, made), self.home)
@@ -523,7 +521,8 @@ class DeclaredStream(Generic[V, K]):
                 it forwards then moves to the shards of its keys when something needs it there, as after `key_by`.
             value: the type of what it forwards.
         """
-        moved = self.by_key().operator
+        # what the processor itself looks up by key is its own affair
+        moved = self._moved(self.operator.name).operator if self.operator.rekeyed else self.operator
         if hasattr(processor, "on_timer"):
             check_plain(moved, f"process({name!r}) has timers, which are kept by key")
         made = Any if value is None else value
