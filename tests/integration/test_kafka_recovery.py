@@ -115,6 +115,23 @@ async def test_the_last_stable_offset_is_not_the_end(
     assert store.table("t").get(b"key") == b"before"
 
 
+async def test_readers_do_not_wait_for_an_open_epoch(kafka: Kafka) -> None:
+    """Where they come to an end is told apart from the end, and the same with what they fetch: nobody waits for more."""
+    other = await asyncio.to_thread(Open, kafka)
+    tp = TopicPartition(other.changelog, 0)
+    async with KafkaTransport(kafka.url) as transport, asyncio.timeout(DEADLINE_S):
+        stable = await asyncio.to_thread(other.last_stable_offset)
+        assert (await transport.end_offsets([tp]))[tp] > stable
+        assert await transport.readable_ends([tp]) == {tp: stable}
+        reader = transport.reader()
+        (fetched,) = await reader.fetch({tp: 0}, max_bytes=1 << 20, max_wait_s=DEADLINE_S)
+        assert (fetched.next_offset, fetched.end_offset) == (stable, stable)
+        assert await reader.fetch({tp: stable}, max_bytes=1 << 20, max_wait_s=0) == []
+        await asyncio.to_thread(other.end, commit=True)
+        while await transport.readable_ends([tp]) != await transport.end_offsets([tp]):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # the marker comes after the answer
+
+
 # what is left
 
 
