@@ -32,17 +32,17 @@ class DerivedTable(Table[K, V]):
         if scope is None or not scope.open:
             scope = require_scope(f"table {self.name!r}")
         part = self._part(scope)
-        value = part.get(key, scope)
+        value = part.look_up(key, scope)
         if value is MISSING:
             return self._missing(key, part)
-        return cast("V", part.own_value(key, value))
+        return cast("V", part.value_of(value))
 
     def get(self, key: K, default: Any = None, /) -> Any:
         """The value, or ``default`` where there is none; the table's own default is not used."""
         scope = require_scope(f"table {self.name!r}")
         part = self._part(scope)
-        value = part.get(key, scope)
-        return default if value is MISSING else part.own_value(key, value)
+        value = part.look_up(key, scope)
+        return default if value is MISSING else part.value_of(value)
 
     def items(  # type: ignore[override]
         self,

@@ -188,6 +188,25 @@ class TablePart:
             value = self.load(key)
         return MISSING if value is DELETED else value
 
+    def look_up(self, key: Any, scope: Scope) -> Any:
+        """The value, or `MISSING`, for who will not change the entry: an object of the caller's own; nothing becomes dirty."""
+        if not self.mutable:
+            return self.get(key, scope)
+        if scope.journal is not None:
+            self.touch(key, scope)
+        value = self.dirty.get(key, MISSING)
+        if value is DELETED:
+            return MISSING
+        if value is not MISSING:
+            return self.decode(key, self._encode(key, value))
+        data = self._bytes_of(key)
+        if data is None:
+            return MISSING
+        if key not in self.committing:
+            self.trim()
+            self.cache[key] = data
+        return self.decode(key, data)
+
     def set(self, key: Any, value: Any, scope: Scope) -> None:
         """Give the entry a value."""
         if scope.journal is not None:
