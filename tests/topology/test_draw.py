@@ -149,6 +149,19 @@ def test_steps_of_patterns() -> None:
     assert draw_mermaid(resolved).count("-->") == 3
 
 
+def test_a_pattern_that_no_topic_matches() -> None:
+    """The agent, which reads nothing yet, is drawn all the same, with its steps."""
+    app = ms.App("shop")
+    app.stream(app.topic(pattern="orders-.*", value=int)).filter(bool).foreach(print)
+    resolved = app.topology.resolved({}, 2)
+    texts = list(ElementTree.fromstring(draw_svg(resolved)).itertext())
+    assert "agent stream:~orders-.*" in texts
+    assert any(text.startswith("2. filter") for text in texts)
+    mermaid = draw_mermaid(resolved)
+    assert 'subgraph n0["stream:~orders-.*"]' in mermaid
+    assert "n0s1 --> n0s2" in mermaid
+
+
 def test_text_of_a_resolved_topology() -> None:
     """Once counts are known they are shown."""
     assert "table totals (4 shards)" in draw_text(shop().resolved({}, 4))

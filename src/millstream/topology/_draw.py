@@ -76,6 +76,14 @@ def _edges(topology: Topology) -> list[tuple[str, str]]:
     return edges
 
 
+def _nodes(topology: Topology, edges: list[tuple[str, str]]) -> list[str]:
+    """Each node once, in the order of the edges; then agents and tables that no edge leads to."""
+    nodes = [name for edge in edges for name in edge]
+    nodes += [f"agent:{name}" for name in topology.agents]
+    nodes += [f"table:{name}" for name in topology.tables]
+    return list(dict.fromkeys(nodes))
+
+
 def draw_mermaid(topology: Topology) -> str:
     """A Mermaid flowchart: topics as cylinders, agents and steps as boxes, tables as rounded boxes.
 
@@ -86,9 +94,7 @@ def draw_mermaid(topology: Topology) -> str:
     ids: dict[str, str] = {}
     lines = ["flowchart LR"]
     shapes = {"topic": '[("{}")]', "agent": '["{}"]', "table": '("{}")'}
-    nodes = [name for edge in edges for name in edge]
-    nodes += [f"table:{name}" for name in topology.tables]
-    for node in dict.fromkeys(nodes):
+    for node in _nodes(topology, edges):
         kind, name = node.split(":", 1)
         ids[node] = f"n{len(ids)}"
         if node not in steps:
@@ -150,8 +156,7 @@ def draw_svg(topology: Topology) -> str:
     from html import escape
 
     edges = _edges(topology)
-    nodes = list(dict.fromkeys([name for edge in edges for name in edge]))
-    nodes += [f"table:{t}" for t in topology.tables if f"table:{t}" not in nodes]
+    nodes = _nodes(topology, edges)
     depth = _depths(nodes, edges)
     columns: dict[int, list[str]] = {}
     for node in nodes:
