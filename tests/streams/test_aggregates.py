@@ -157,6 +157,23 @@ async def test_the_type_is_that_of_the_first_value(together: bool) -> None:
         assert t.table(counts) == {"a": 3}
 
 
+async def test_a_factory_of_plain_values_declares_no_type() -> None:
+    """A lambda that makes 0 or an empty container does not say what comes after it."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=float)
+    groups: Any = app.stream(source).group_by()
+    add: Any = {
+        "sums": (lambda: 0, lambda n, v: n + v),
+        "texts": (lambda: "", lambda _, v: v),
+        "lists": (lambda: [], lambda _, v: {"last": v}),
+    }
+    tables = [groups.aggregate(default=d, add=fold, name=name) for name, (d, fold) in add.items()]
+    async with TestApp(app) as t:
+        for at in range(2):
+            await feed(t, source, [("a", 1.5, at)])
+        assert [t.table(table)["a"] for table in tables] == [3.0, 1.5, {"last": 1.5}]
+
+
 async def test_a_factory_that_needs_an_event_is_called_in_one() -> None:
     """It says nothing about the type then."""
     app = ms.App("shop", partitions=1)

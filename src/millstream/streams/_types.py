@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["field_type", "first_value", "result_type", "typed_by", "without_none"]
 
+_PLAIN = (type(None), bool, int, float, str, list, dict)
+"""Classes that JSON gives back where no type is declared."""
+
 
 def result_type(function: Any, otherwise: Any = Any, *, inside: bool = False) -> Any:
     """What a function returns, by its annotation; ``otherwise`` where it has none.
@@ -43,7 +46,11 @@ def without_none(found: Any) -> Any:
 
 
 def default_type(default: Any) -> Any:
-    """The type of values that begin as ``default``, which may be what makes them; Any where None says nothing."""
+    """The type of values that begin as ``default``, which may be what makes them; Any where None says nothing.
+
+    A function without annotations declares nothing: what it makes is the type only where it would not come back
+    without one.
+    """
     if isinstance(default, type):
         return default
     if callable(default):
@@ -58,6 +65,7 @@ def default_type(default: Any) -> Any:
             if hasattr(default, "close"):
                 default.close()
             raise ConfigurationError("aggregate: default= may not be async")
+        return Any if default.__class__ in _PLAIN else type(default)
     return Any if default is None else type(default)
 
 
