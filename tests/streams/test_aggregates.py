@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -16,6 +17,13 @@ from tests.streams.running import feed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+class Size(enum.IntEnum):
+    """A few numbers."""
+
+    SMALL = 1
+    LARGE = 2
 
 
 @dataclass
@@ -324,6 +332,18 @@ async def test_sums_of_bools() -> None:
             await feed(t, source, [(f"{at}", value, at), ("a", value, at)])
         assert t.table(total)["a"] == 2
         assert t.table(by_key) == {"all": 3}
+
+
+@pytest.mark.parametrize("kind", [Literal[1, 2], Size])
+async def test_sums_of_a_few_numbers(kind: Any) -> None:
+    """Of literals and of enums of numbers: a sum is any number."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=kind)
+    total: Any = app.stream(source).group_by().sum(name="total")
+    async with TestApp(app) as t:
+        for at in range(3):
+            await feed(t, source, [("a", Size.LARGE if kind is Size else 2, at)])
+        assert t.table(total) == {"a": 6}
 
 
 @pytest.mark.parametrize("kind", ["stream", "table"])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import heapq
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from millstream import windows as kinds
 from millstream.agents import field_getter
@@ -205,7 +206,17 @@ def sum_of(
 ) -> tuple[Callable[[Any], Any], Any]:
     """What reads a number from a value, and the type of the sum of such numbers."""
     get, found = number_of(value_type, of)
-    return get, int if found is bool else found
+    return get, _sum_type(found)
+
+
+def _sum_type(found: Any) -> Any:
+    """The type of sums of such numbers: plain ones, where the declared ones are a few of them only."""
+    if get_origin(found) is Literal:
+        kinds = {_sum_type(type(one)) for one in get_args(found)}
+        return kinds.pop() if len(kinds) == 1 else Any
+    if isinstance(found, type) and issubclass(found, (bool, enum.Enum)):
+        return next((kind for kind in (int, float) if issubclass(found, kind)), found)
+    return found
 
 
 def with_number(
