@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import isnan
 from typing import Annotated, Any, Literal, NewType
 
 import msgspec
@@ -29,6 +30,12 @@ class Color(enum.Enum):
     BLUE = "blue"
 
 
+class Word(enum.StrEnum):
+    """A text of a class of its own."""
+
+    A = "a"
+
+
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 Cents = NewType("Cents", int)
 
@@ -49,8 +56,9 @@ GOOD: list[tuple[Any, list[Any]]] = [
     (dict[int, int], [{1: 2}]),
     (tuple[float, int], [(0.0, 1)]),
     (tuple[Any, int], [("a", 1)]),
+    (tuple[float, Any], [(1, "a")]),
     (tuple, [(), (1, "a", None)]),
-    (dict, [{}, {"a": [1, {"b": 2.5}]}]),
+    (dict, [{}, {"a": [1, {"b": 2.5}]}, OrderedDict(a=1), Counter("aab"), {"a": Counter("a")}]),
     (set, [{1, "a"}]),
     (dict[str, Any], [{"a": True}]),
     (Any, [None, 1, 1.5, True, "x", [1, "a"], {"a": {"b": []}}]),
@@ -68,9 +76,10 @@ BAD: list[tuple[Any, list[Any]]] = [
     (list[Point], [Point()]),
     (list[Any], [[Point()], [(1, 2)], [{1: 2}], [float("nan")]]),
     (tuple[Any, int], [(Point(), 1), (datetime(2024, 1, 1, tzinfo=UTC), 1)]),
-    (dict, [{1: 2}, {"a": {1: 2}}, OrderedDict(a=1)]),
+    (dict, [{1: 2}, {"a": {1: 2}}, {"s": Word.A}, {Word.A: 1}, {"a": float("nan")}]),
     (list, [[{1}], (1,)]),
     (set, [{(1, 2)}]),
+    (Any, [OrderedDict(a=1), {"s": [Word.A]}]),
     (Any, [(1, 2), {1: 2}, {1}, Point(), Decimal(1), datetime(2024, 1, 1, tzinfo=UTC), object()]),
 ]
 
@@ -98,6 +107,14 @@ def test_what_would_not_come_back_is_refused(kind: Any, value: Any) -> None:
     strict = strict_codec(codec_for("json", kind), kind, lambda value: f"declare {type_of(value)}")
     with pytest.raises(TypeError, match=r"would (not )?come back.*: declare \w+"):
         strict.dumps(value)
+
+
+@pytest.mark.parametrize("kind", [Any, dict])
+def test_nan_is_nan(kind: Any) -> None:
+    """MessagePack has a form for it: it comes back, although it equals nothing."""
+    strict = strict_codec(codec_for("msgpack", kind), kind, type_of)
+    loaded = strict.loads(strict.dumps({"mean": [float("nan")]}))
+    assert isnan(loaded["mean"][0])
 
 
 def test_types_of_values() -> None:

@@ -1,8 +1,12 @@
-"""Codecs that write nothing but what they read again: a value of another type than the declared one is refused.
+"""Codecs that refuse values which they would not read again: of another type than declared, or of no type that JSON has.
 
 msgspec and pydantic write whatever they can, so a float goes where an int was declared, and is found out by whoever
 reads it, long after. And where nothing is declared, JSON gives a tuple back as a list, a dataclass as a dict, the key 1
 as "1".
+
+This much is checked: of a value whose type is declared, that it can be read again; not what is inside of a declared
+container (a float in a list[int]), for that would take reading each value. Where nothing is declared, that it comes
+back with the same content, of the same classes; a subclass of dict comes back as a dict.
 """
 
 from __future__ import annotations
@@ -41,13 +45,19 @@ def strict_codec(codec: Codec[Any], value_type: Any, remedy: Callable[[Any], str
     def refused(value: Any, why: str) -> TypeError:
         return TypeError(f"{reprlib.repr(value)} {why}: {remedy(value)}")
 
+    container = typing.get_origin(value_type) or value_type
+    # a named tuple, which a program reads by its fields, is no tuple
+    subclasses_of = container if container in _CONTAINERS and container is not tuple else ()
+
     def dumps_compared(value: Any) -> bytes:
         try:
             data = encode(value)
             loaded = loads(data)
         except Exception as exc:
             raise refused(value, f"would not come back as it is ({exc})") from exc
-        if loaded.__class__ is not value.__class__ or loaded != value:
+        of_subclass = isinstance(value, subclasses_of) and isinstance(loaded, subclasses_of)
+        known = value.__class__ is loaded.__class__ or of_subclass
+        if not (known and _is_same(value, loaded)):
             back = reprlib.repr(loaded)
             raise refused(value, f"would come back as {back}, for its type is not declared")
         return data
@@ -65,6 +75,31 @@ def strict_codec(codec: Codec[Any], value_type: Any, remedy: Callable[[Any], str
 
     used = dumps if _is_declared(value_type) else dumps_compared
     return FunctionCodec(codec.name, type_name, used, loads)
+
+
+def _is_same(value: Any, loaded: Any) -> bool:
+    """Whether a value came back with what is in it, of the same classes; NaN is the same as NaN."""
+    if isinstance(value, dict):
+        return (
+            isinstance(loaded, dict)
+            and len(value) == len(loaded)
+            and all(key in loaded and _is_same(one, loaded[key]) for key, one in value.items())
+            and {*map(type, value)} == {*map(type, loaded)}
+        )
+    for kind in (list, tuple):
+        if isinstance(value, kind):
+            return (
+                isinstance(loaded, kind)
+                and len(value) == len(loaded)
+                and all(map(_is_same, value, loaded))
+            )
+    if isinstance(value, (set, frozenset)):
+        return bool(value == loaded) and {*map(type, value)} == {*map(type, loaded)}
+    # an int is a float where one is declared, which nothing else makes of it
+    widened = value.__class__ is int and loaded.__class__ is float
+    if value.__class__ is not loaded.__class__ and not widened:
+        return False
+    return bool(value == loaded or (value != value and loaded != loaded))
 
 
 def type_of(value: Any) -> str:
