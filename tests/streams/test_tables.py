@@ -591,6 +591,24 @@ def test_groups_of_tables_that_do_not_meet() -> None:
         cogroup.aggregate(default=0)
 
 
+def test_keys_of_one_stream_made_in_two_ways() -> None:
+    """Steps may have the same name: all of their keys count. So do those of topics before a processor with timers."""
+    app = ms.App("shop", partitions=2)
+    rows = app.stream(app.topic("rows", value=str))
+    other: Any = rows.map_keys(str.upper, type=str)
+    both = rows.map_keys(len, type=int).merge(other)
+    with pytest.raises(TopologyError, match=r"are of type int, those of .* of type str"):
+        both.group_by().count(name="counts")
+
+    class Timed:
+        def process(self, key: Any, value: str, context: ms.streams.ProcessContext) -> None: ...
+        def on_timer(self, key: Any, context: ms.streams.ProcessContext) -> None: ...
+
+    numbered = app.topic("numbered", key=int, value=str)
+    with pytest.raises(TopologyError, match=r"are of type str, those of .* of type int"):
+        app.stream(app.topics["rows"], numbered).process(Timed(), name="timed")
+
+
 def test_sides_of_another_app() -> None:
     """They are refused by name, whatever they are to be part of."""
     apps = ms.App("shop"), ms.App("other")

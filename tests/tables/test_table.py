@@ -431,6 +431,31 @@ async def test_global_table() -> None:
         assert seen["later"] == 1.5
 
 
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_values_of_a_global_table_are_the_readers_own(concurrency: int) -> None:
+    """Whoever asks for it first, in whatever way: an agent, a join, or one that only looks whether it is there."""
+    app = ms.App("prices", partitions=1)
+    prices = app.global_table("prices", key=str, value=dict[str, int])
+    asked, joined = app.topic("asked", value=str, key_from=str), app.topic("joined", value=dict)
+    seen: list[Any] = []
+
+    @app.agent(asked, concurrency=concurrency)
+    async def ask(stream: ms.Stream[str]) -> None:
+        async for key in stream:
+            assert key in prices
+            prices[key]["amount"] += 1
+            seen.append(prices.get(key))
+
+    app.stream(asked).join(prices, lambda _, price: price).to(joined)
+    async with TestApp(app) as t:
+        for key in ("a", "b"):
+            await t.send(app.topics["prices-prices-global"], {"amount": 1}, key=key)
+        await t.settle()
+        for key in ("a", "a", "b", "a"):
+            await t.send(asked, key)
+        assert seen == t.sent(joined) == 4 * [{"amount": 1}]
+
+
 async def test_global_table_is_read_only() -> None:
     """An agent changes a global table only by sending to its topic."""
     events = Events()

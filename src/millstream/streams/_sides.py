@@ -96,18 +96,18 @@ def check_keyed(operator: Operator) -> None:
 
 def _keys_of(operator: Operator) -> list[tuple[str, Any]]:
     """Where an operator's keys come from, and their types."""
-    found: dict[str, Any] = {}
+    found: list[tuple[str, Any]] = []
     before, seen = [operator], {operator}
     for one in before:
         if one.makes_keys:
-            found[one.name] = one.key_type
+            found.append((one.name, one.key_type))
         elif one.parents:
             more = [parent for parent in one.parents if parent not in seen]
             before += more
             seen.update(more)
         else:
-            found |= {topic.name: topic.key_type for topic in one.topics}
-    return [*found.items()]
+            found += [(topic.name, topic.key_type) for topic in one.topics]
+    return found
 
 
 def check_foreign_key(found: Any, right: Operator, what: str) -> None:

@@ -521,9 +521,10 @@ class DeclaredStream(Generic[V, K]):
                 it forwards then moves to the shards of its keys when something needs it there, as after `key_by`.
             value: the type of what it forwards.
         """
-        # what the processor itself looks up by key is its own affair
+        # what the processor itself looks up by key is its own affair, but for its timers
         moved = self._moved(self.operator.name).operator if self.operator.rekeyed else self.operator
         if hasattr(processor, "on_timer"):
+            check_keyed(self.operator)
             check_plain(moved, f"process({name!r}) has timers, which are kept by key")
         made = Any if value is None else value
         operator = process(

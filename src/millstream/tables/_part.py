@@ -61,9 +61,9 @@ DELETED: Final = _Marker("DELETED")
 """The entry is deleted in this epoch or in the one on its way."""
 
 SCHEMA_KEY: Final = b"\x00schema"
+"""Where the text is that tells with which type all of the stored values can be read."""
 FORM_MARK: Final = "\x00form: "
 """Between the schema of the values and the form in which they are kept."""
-"""Where the text is that tells with which type all of the stored values can be read."""
 CHECK_SLICE: Final = 512
 """Stored values that are decoded before the event loop turns once."""
 AHEAD_MAX: Final = 512

@@ -38,10 +38,16 @@ class Declared(Protocol):
 
 
 class ReadOnlyPart(TablePart):
-    """Entries that only a topic changes. Values are shared: programs read them, and leave them alone."""
+    """Entries that only a topic changes. Its values are shared by those who `get` them, and leave them alone."""
 
     def get(self, key: Any, scope: Scope) -> Any:
         return self.load(key)
+
+    def look_up(self, key: Any, scope: Scope) -> Any:
+        value = self.load(key)
+        if value is MISSING or not self.mutable:
+            return value
+        return self.decode(key, self._encode(key, value))
 
     def load(self, key: Any) -> Any:
         value = self.cached(key)
