@@ -55,7 +55,7 @@ class DerivedTable(Table[K, V]):
         """Entries of this shard in key order, with ``start <= key < end``, or below ``prefix``."""
         part = self._part(require_scope(f"table {self.name!r}"))
         found = super().items(start=start, end=end, prefix=prefix, reverse=reverse)
-        return ((key, part.own_value(key, value)) for key, value in found)
+        return ((key, part.value_of(part.own(key, value))) for key, value in found)
 
     def __setitem__(self, key: K, value: V) -> None:
         if self.read_only:

@@ -198,7 +198,7 @@ class TablePart:
         if value is DELETED:
             return MISSING
         if value is not MISSING:
-            return self.decode(key, self._encode(key, value))
+            return self.own(key, value)
         data = self._bytes_of(key)
         if data is None:
             return MISSING
@@ -613,11 +613,9 @@ class TablePart:
         """What a decoded entry is to users."""
         return stored
 
-    def own_value(self, key: Any, stored: Any) -> Any:
-        """The same, as an object of the caller's own: a change to it in place is none to the table."""
-        if self.mutable:
-            stored = self.decode(key, self._encode(key, stored))
-        return self.value_of(stored)
+    def own(self, key: Any, stored: Any) -> Any:
+        """A decoded entry as an object of the caller's own: a change to it in place is none to the table."""
+        return self.decode(key, self._encode(key, stored)) if self.mutable else stored
 
     def shown(self, key: Any) -> Any:
         """A key of this part's dictionaries as users see it."""

@@ -45,9 +45,7 @@ class ReadOnlyPart(TablePart):
 
     def look_up(self, key: Any, scope: Scope) -> Any:
         value = self.load(key)
-        if value is MISSING or not self.mutable:
-            return value
-        return self.decode(key, self._encode(key, value))
+        return value if value is MISSING else self.own(key, value)
 
     def load(self, key: Any) -> Any:
         value = self.cached(key)
