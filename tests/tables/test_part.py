@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 
 from millstream.context import Scope, current
 from millstream.serialization.keys import key_layout
-from millstream.tables import Table, TablePart
+from millstream.tables import MISSING, Table, TablePart
 from tests.tables.shards import Cut, Shard
 
 KEYS = st.sampled_from("abc")
@@ -111,6 +111,19 @@ class TableMachine(RuleBasedStateMachine):
             assert self.table.get(key) == expected.get(key, default if self.mutable else None)
             return
         self.log.append((event, action, key, self.number))
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 2), key=KEYS)
+    def look_up(self, which: int, key: str) -> None:
+        """What who does not write is given is as the table has it, and a change to it is none to the table."""
+        found = self.shard.parts["t"].look_up(key, self.enter(which))
+        expected = self.fold(None)
+        if key in expected:
+            assert found == expected[key]
+        else:
+            assert found is MISSING or found in ([], 0)  # a default that somebody was handed
+        if isinstance(found, list):
+            found.append(-1)
 
     @rule(keys=st.lists(KEYS))
     def read_ahead(self, keys: list[str]) -> None:
