@@ -11,11 +11,14 @@ import msgspec
 import pydantic
 import pytest
 
-from millstream.serialization import codec_for, value_schema
+from millstream.serialization import codec_for, upgrading, value_schema
 
 
 def text(value_type: Any, codec: str = "json", upgrade: Any = None) -> str:
-    return value_schema(codec_for(codec, value_type), value_type, upgrade)
+    found = codec_for(codec, value_type)
+    return value_schema(
+        found if upgrade is None else upgrading(found, upgrade, "table 't'"), value_type
+    )
 
 
 class Red(enum.Enum):

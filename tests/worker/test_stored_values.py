@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
 import millstream as ms
-from millstream.errors import DecodeError
+from millstream.errors import ConfigurationError, DecodeError
 from millstream.records import OutgoingRecord, TopicPartition
+from millstream.serialization import registry
 from millstream.testing import TestApp
 from millstream.transports.base import OffsetAndMetadata
 from millstream.transports.batch import iterate_records
@@ -169,6 +171,84 @@ async def test_upgrade_that_is_taken_away() -> None:
     with pytest.raises(DecodeError, match="key 'key-0009': the stored value is not New"):
         async with continued(app, before):
             pass
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack", "lines"])
+async def test_what_upgrade_is_given(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain types, whichever of the codecs for them it is; of another codec, the bytes."""
+    monkeypatch.setitem(registry._factories, "lines", _lines)
+
+    def run(value: Any, upgrade: Any = None) -> tuple[ms.App, ms.Topic[int], Any]:
+        app = ms.App("profiles", partitions=1)
+        go = app.topic("go", value=int)
+        table = app.table("t", key=str, value=value, codec=codec, upgrade=upgrade)
+
+        @app.agent(go)
+        async def fill(stream: ms.Stream[int]) -> None:
+            async for number in stream:
+                table["k"] = value(f"n{number}", **({} if value is Old else {"visits": 0}))
+
+        return app, go, table
+
+    app, go, _ = run(Old)
+    before = TestApp(app)
+    async with before as t:
+        await t.send(go, 1)
+    given: list[Any] = []
+
+    def upgrade(old: Any) -> New:
+        given.append(old)
+        return New("n1", 7)
+
+    app, _, table = run(New, upgrade)
+    async with continued(app, before) as t:
+        assert t.table(table) == {"k": New("n1", 7)}
+    assert given[0] == (b"n1" if codec == "lines" else {"name": "n1"})
+
+
+def _lines(value_type: Any) -> Any:
+    fields = value_type.__struct_fields__
+
+    def loads(data: bytes) -> Any:
+        texts = data.decode().split("\n")
+        return msgspec.convert(dict(zip(fields, texts, strict=True)), value_type, strict=False)
+
+    def dumps(value: Any) -> bytes:
+        return "\n".join(str(getattr(value, field)) for field in fields).encode()
+
+    return SimpleNamespace(name="lines", type_name=value_type.__name__, dumps=dumps, loads=loads)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda old: None, r"\(ValidationError: Expected `object`, got `null`\)"),
+        (lambda old: old, r"\(ValidationError: .*`visits`\)"),
+        (lambda old: old["visits"], r"\(KeyError: 'visits'\)"),
+    ],
+)
+async def test_what_upgrade_returns(wrong: Any, said: str) -> None:
+    """What is no value of the type is an error before the first event, and so is what it raises."""
+    before = await filled(count=3)
+    app, _, _ = program(New, upgrade=wrong)
+    with pytest.raises(
+        DecodeError, match=f"key 'key-0002': .* `visits`; and upgrade= did not convert it {said}"
+    ):
+        async with continued(app, before):
+            pass
+
+
+@pytest.mark.parametrize("wrong", ["name", New("n", 0)])
+def test_upgrade_that_is_no_function(wrong: Any) -> None:
+    """It is an error where it is declared; so is an async one."""
+
+    async def later(old: Any) -> Any:
+        return old
+
+    with pytest.raises(ConfigurationError, match=r"table 'profiles': upgrade=.* is no function"):
+        program(New, upgrade=wrong)
+    with pytest.raises(ConfigurationError, match="table 'profiles': upgrade= may not be async"):
+        program(New, upgrade=later)
 
 
 async def test_the_mark_is_no_entry() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import msgspec
-
 from millstream.agents import Agent, AgentSource, policy_of
 from millstream.app._dead_letters import row_letter, window_letter
 from millstream.clock import duration_ms
@@ -13,6 +11,7 @@ from millstream.context import current
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.records import TopicPartition
 from millstream.serialization import (
+    UpgradingCodec,
     any_partition,
     codec_for,
     is_immutable_type,
@@ -21,6 +20,7 @@ from millstream.serialization import (
     partitioner,
     strict_codec,
     type_of,
+    upgrading,
     value_schema,
 )
 from millstream.streams import DerivedTable, Table, WindowedTable, store_retention_ms
@@ -89,6 +89,7 @@ class DeclaredTable(Generic[K, V]):
         stamped: bool = False,
         checked: bool = True,
         remedy: Callable[[Any], str] | None = None,
+        mend: str | None = None,
         help: str = "",
     ) -> None:
         if ttl_ms is not None and ttl_ms < 1:
@@ -107,6 +108,8 @@ class DeclaredTable(Generic[K, V]):
         self._dumps = self.codec.dumps
         if isinstance(codec, str) and topic is None and codec in ("json", "msgpack"):
             self._dumps = strict_codec(self.codec, value, remedy or _declare_it).dumps
+        if upgrade is not None:
+            self.codec = upgrading(self.codec, upgrade, f"table {name!r}")
         self._placed_by_sources = key_codec is None and topic is None
         if key_codec is None:
             key_codec = topic.key_codec if topic is not None else key_codec_for(key)
@@ -121,6 +124,7 @@ class DeclaredTable(Generic[K, V]):
         self.part_maker = make_part
         self._shown = shown
         self._checked = checked
+        self._mend = mend
         self.topic = topic
         self.like = like
         self.partitions = partitions
@@ -128,7 +132,6 @@ class DeclaredTable(Generic[K, V]):
         self.versioned_ms = versioned_ms
         """How far back the table remembers its values."""
         self.on_change = on_change
-        self.upgrade = upgrade
         self.policy = None if on_error is None else policy_of(on_error)
         self.everywhere = everywhere
         self.windows: AnyWindows | None = None
@@ -390,25 +393,10 @@ class DeclaredTable(Generic[K, V]):
             return None
         return index_key_of(self.windows)
 
-    @property
-    def loads(self) -> Callable[[bytes], Any]:
-        """Stored bytes to a value, old forms by way of ``upgrade``."""
-        if self.upgrade is None:
-            return self.codec.loads
-        loads, upgrade = self.codec.loads, self.upgrade
-
-        def load(data: bytes) -> Any:
-            try:
-                return loads(data)
-            except (ValueError, TypeError):
-                return upgrade(msgspec.json.decode(data))
-
-        return load
-
     def _loads_shown(self) -> Callable[[bytes], Any] | None:
-        shown, loads = self._shown, self.loads
+        shown, loads = self._shown, self.codec.loads
         if shown is None:
-            return loads if self.upgrade is not None else None
+            return loads if isinstance(self.codec, UpgradingCodec) else None
         return lambda data: shown(loads(data))
 
     def _stamp(self, record: IncomingRecord) -> bytes | None:
@@ -426,7 +414,9 @@ class DeclaredTable(Generic[K, V]):
         part = self._make_part(store, check)
         part.value_bytes_max = self.app.settings.record_bytes_max
         part.show = self._shown
-        part.schema = value_schema(self.codec, self.value_type, self.upgrade)
+        part.schema = value_schema(self.codec, self.value_type)
+        if self._mend is not None:
+            part.mend = self._mend
         if self.changelog is not None:
             part.form = self._form(part)
         return part
@@ -450,7 +440,7 @@ class DeclaredTable(Generic[K, V]):
                 encode_key=self.layout.encode,
                 decode_key=self.layout.decode,
                 dumps=self._dumps,
-                loads=self.loads,
+                loads=self.codec.loads,
                 mutable=True,
                 check=check,
                 type_name=self.codec.type_name,
@@ -463,7 +453,7 @@ class DeclaredTable(Generic[K, V]):
                 encode_key=self.layout.encode,
                 decode_key=self.layout.decode,
                 dumps=self._dumps,
-                loads=self.loads,
+                loads=self.codec.loads,
                 mutable=mutable,
                 check=check,
                 type_name=self.codec.type_name,
@@ -472,7 +462,7 @@ class DeclaredTable(Generic[K, V]):
             store,
             check,
             dumps=self._dumps,
-            loads=self.loads,
+            loads=self.codec.loads,
             mutable=mutable,
             clock=self.app.clock,
             stamped=self.stamped,

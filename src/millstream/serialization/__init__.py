@@ -19,6 +19,7 @@ from millstream.serialization.registry import (
 )
 from millstream.serialization.schema import value_schema
 from millstream.serialization.strict import strict_codec, type_of
+from millstream.serialization.upgrading import UpgradingCodec, upgrading
 
 __all__ = [
     "PARTITIONERS",
@@ -26,6 +27,7 @@ __all__ = [
     "CodecFactory",
     "KeyLayout",
     "Partitioner",
+    "UpgradingCodec",
     "any_partition",
     "codec_for",
     "codec_names",
@@ -38,5 +40,6 @@ __all__ = [
     "register_codec",
     "strict_codec",
     "type_of",
+    "upgrading",
     "value_schema",
 ]

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from millstream.serialization._typed import uses_pydantic
+from millstream.serialization.upgrading import UpgradingCodec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from millstream.serialization.base import Codec
 
 __all__ = ["value_schema"]
@@ -25,18 +24,21 @@ _TYPED = ("json", "msgpack")
 _NOT_READ = ("cls", "default", "default_factory", "extra", "extra_json_schema")
 
 
-def value_schema(
-    codec: Codec[Any], value_type: Any, upgrade: Callable[[Any], Any] | None = None
-) -> str:
-    """The text for a codec, the type that it was made for, and what converts older values, if anything does."""
+def value_schema(codec: Codec[Any], value_type: Any) -> str:
+    """The text for a codec, which may convert older values, and the type that it was made for."""
     described: Any = codec.type_name
     if codec.name in _TYPED:
         described = (
             _pydantic_schema(value_type) if uses_pydantic(value_type) else _schema(value_type)
         )
-    converted = None if upgrade is None else f"{upgrade.__module__}.{upgrade.__qualname__}"
+    converted = _name_of(codec.upgrade) if isinstance(codec, UpgradingCodec) else None
     data = msgspec.json.encode([codec.name, described, converted], order="deterministic")
     return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _name_of(function: Any) -> str:
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _schema(value_type: Any) -> Any:

@@ -100,6 +100,7 @@ class TablePart:
         "keep_schema",
         "last_toucher",
         "loads",
+        "mend",
         "missed",
         "mutable",
         "name",
@@ -151,6 +152,8 @@ class TablePart:
         """The largest value, in bytes; set by whoever makes the part."""
         self.show: Callable[[Any], Any] | None = None
         """Makes what programs see of a kept value, where they see another one; set by whoever makes the part."""
+        self.mend = "Convert it with upgrade=, or reset the table"
+        """What to do about stored values that do not decode; set likewise."""
         self.schema = ""
         """What `millstream.serialization.value_schema` says of the values; set likewise, empty for none."""
         self.form = ""
@@ -372,7 +375,7 @@ class TablePart:
                 f"table {self.name!r}, key {key!r}",
                 part="stored value",
                 type_name=self.type_name,
-                reason=f"{exc}. Convert it with upgrade=, or reset the table",
+                reason=f"{exc}. {self.mend}",
             ) from exc
 
     @property

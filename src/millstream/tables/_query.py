@@ -192,7 +192,7 @@ class TableInfo:
     """A key to the bytes that decide its shard."""
     partitioner: Partitioner
     loads: Callable[[bytes], Any] | None = None
-    """Reads stored values where they may have an older form than ``codec`` reads."""
+    """Reads stored values where they may have an older form, or programs see other ones than are kept."""
     ttl_ms: int | None = None
     """Entries that were not written for so long, by stream time, are gone."""
     stamped: bool = False
