@@ -237,6 +237,40 @@ def checks_of_aggregates(app: ms.App) -> None:
     assert_type(spent, ms.Table[str, int])
 
 
+def checks_of_upgrades(app: ms.App) -> None:
+    """``upgrade=`` changes no type, and goes with what keeps values."""
+    clicks = app.stream(app.topic("clicks", value=Click))
+    groups = clicks.group_by()
+    assert_type(groups.reduce(lambda a, b: b, upgrade=to_click), ms.Table[str, Click])
+    assert_type(groups.top_k(2, "ms", upgrade=to_click), ms.Table[str, list[Click]])
+    stats = groups.aggregate(default=Stats, add=lambda s, c: s.seen(c), upgrade=to_stats)
+    assert_type(stats, ms.Table[str, Stats])
+    windows = groups.session("1m")
+    of_windows = windows.aggregate(default=0, add=with_click, merge=max, upgrade=int)
+    assert_type(of_windows, ms.WindowedTable[str, int])
+    assert_type(windows.reduce(lambda a, b: b, upgrade=to_click), ms.WindowedTable[str, Click])
+    cogroup = groups.cogroup(with_click)
+    assert_type(cogroup.aggregate(default=0, upgrade=int), ms.Table[str, int])
+    assert_type(
+        cogroup.tumbling("1m").aggregate(default=0, upgrade=int), ms.WindowedTable[str, int]
+    )
+    last = clicks.to_table("last", upgrade=to_click)
+    assert_type(last, ms.Table[str, Click])
+    assert_type(last.map_values(lambda c: c.ms, name="n", upgrade=int), ms.Table[str, int])
+    both = last.join(stats, lambda c, s: c.ms, how="left", name="both", upgrade=int)
+    assert_type(both, ms.Table[str, int])
+
+
+def to_click(old: Any) -> Click:
+    """Of an older form."""
+    return Click(old["user"], old["page"], 0)
+
+
+def to_stats(old: Any) -> Stats:
+    """Of an older form."""
+    return Stats(old["count"])
+
+
 SIDES: TypeAlias = DeclaredStream[int, str]
 HOW: tuple[Literal["inner", "left", "outer"], ...] = ("inner", "left", "outer")
 

@@ -126,6 +126,8 @@ class Streams:
         stamped: bool = True,
         checked: bool = True,
         remedy: Callable[[Any], str] | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
+        mend: str | None = None,
         clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
@@ -146,6 +148,8 @@ class Streams:
             stamped=stamped,
             checked=checked,
             remedy=remedy,
+            upgrade=upgrade,
+            mend=mend,
             help=help,
         )
         declared.clocks = tuple(clocks)
@@ -192,9 +196,9 @@ class Streams:
                     f" its changes are no stream. Send them to a topic, and read that with"
                     f" app.table(..., topic=...)"
                 )
-            table.operator = self.plan.add(
-                ops.TableSource(table.topic, name=table.name, value_type=table.value_type)
-            )
+            source = ops.TableSource(table.topic, name=table.name, value_type=table.value_type)
+            source.codec = table.codec  # which converts old values further on as well
+            table.operator = self.plan.add(source)
             table.stamped = True
             table.part_maker = PackedPart
         return TableStream(table.operator, self)

@@ -131,6 +131,7 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
         )
         if topic is not None:
             source = VersionedSource(topic, name=name, value_type=declared.value_type)
+            source.codec = declared.codec  # which converts old values further on as well
             declared.operator = self._app.streams.plan.add(source)
             declared.table.read_only = True
         return self.add(declared)

@@ -1,16 +1,27 @@
-"""Codecs of values on their way through internal topics and buffers."""
+"""Codecs of values on their way through internal topics and buffers, and what converts older ones."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import struct
 from typing import TYPE_CHECKING, Any
 
 from millstream.serialization import codec_for, strict_codec, type_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from millstream.serialization import Codec
 
-__all__ = ["PairCodec", "annotate", "value_codec"]
+__all__ = [
+    "PairCodec",
+    "annotate",
+    "each_upgraded",
+    "has_no_upgrade",
+    "upgrade_with",
+    "value_codec",
+]
 
 _length = struct.Struct(">i")
 
@@ -23,6 +34,38 @@ def value_codec(value_type: Any) -> Codec[Any]:
 def annotate(value: Any) -> str:
     """What to do about a value whose type a stream does not know."""
     return f"annotate what the function returns, or give map(..., value={type_of(value)})"
+
+
+def each_upgraded(
+    upgrade: Callable[[Any], Any] | None, *, ranked: bool = False
+) -> Callable[[Any], Any] | None:
+    """What converts a list of older values, from what converts one.
+
+    Args:
+        ranked: the list has pairs of a number and a value.
+    """
+    if upgrade is None or not callable(upgrade) or inspect.iscoroutinefunction(upgrade):
+        return upgrade  # to be refused as it is
+
+    def upgrade_each(kept: list[Any]) -> list[Any]:
+        if ranked:
+            return [(number, upgrade(value)) for number, value in kept]
+        return [upgrade(value) for value in kept]
+
+    return functools.update_wrapper(upgrade_each, upgrade)
+
+
+def upgrade_with(step: str) -> str:
+    """What to do about stored values of a step that do not decode, where it converts them."""
+    return f"Convert it with {step}(..., upgrade=), or reset the table"
+
+
+def has_no_upgrade(step: str) -> str:
+    """Likewise where it does not."""
+    return (
+        f"{step}() converts nothing: give the values the type back that they had, or the table another"
+        f" name= to begin anew, or reset it"
+    )
 
 
 class PairCodec:

@@ -22,6 +22,8 @@ import msgspec
 
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
+from millstream.serialization import upgrading
+from millstream.streams._codec import upgrade_with
 from millstream.streams._operator import WAITS, Context, Done, Operator, finish
 from millstream.streams._sides import check_foreign_key
 from millstream.streams._table_ops import Upsert, awaited
@@ -318,8 +320,12 @@ def join_foreign(
     on: str | Callable[[Any], Any],
     name: str | None,
     value_type: Any,
+    upgrade: Callable[[Any], Any] | None = None,
 ) -> Any:
     """Declare the join; returns the table of its results.
+
+    Args:
+        upgrade: turns stored results of an older form into new ones.
 
     Raises:
         ConfigurationError: an outer join, which foreign keys do not have.
@@ -385,6 +391,8 @@ def join_foreign(
         )
     )
     kept = plan.add(Upsert(resolve, name=name))
+    if upgrade is not None:
+        kept.codec = upgrading(kept.values, upgrade, f"table {name!r}")
     return home.kept_table(
         name,
         key=left.key_type,
@@ -392,6 +400,7 @@ def join_foreign(
         codec=kept.values,
         like=left.topics[0],
         operator=kept,
+        mend=upgrade_with("join"),
     )
 
 

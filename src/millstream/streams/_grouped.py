@@ -116,9 +116,10 @@ class GroupedStream(DeclaredStream[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, list[V]]:
         """The ``count`` values with the greatest field, greatest first; earlier ones first where they are equal."""
-        return self._declare(top_k_shape(self, count, by), name, emit, emit_every)
+        return self._declare(top_k_shape(self, count, by, upgrade), name, emit, emit_every)
 
     def reduce(
         self,
@@ -127,9 +128,10 @@ class GroupedStream(DeclaredStream[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, V]:
         """What ``function(so far, value)`` makes of them, one after the other; the first one stands as it is."""
-        return self._declare(reduce_shape(self, function), name, emit, emit_every)
+        return self._declare(reduce_shape(self, function, upgrade), name, emit, emit_every)
 
     @overload
     def aggregate(
@@ -141,6 +143,7 @@ class GroupedStream(DeclaredStream[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, A]: ...
     @overload
     def aggregate(
@@ -152,6 +155,7 @@ class GroupedStream(DeclaredStream[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, A]: ...
     def aggregate(
         self,
@@ -162,6 +166,7 @@ class GroupedStream(DeclaredStream[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, Any]:
         """What ``add(so far, value)`` makes of them, one after the other.
 
@@ -172,8 +177,9 @@ class GroupedStream(DeclaredStream[V, K]):
             name: of the table and its changelog; from the sources where it is left out.
             emit: when results come out, see `Emit`.
             emit_every: at most so often by the wall clock, the latest value of each group.
+            upgrade: turns a value that was kept in an older form, as plain JSON types, into a new one.
         """
-        shape = aggregate_shape([self], [add], default, value, None, windows=None)
+        shape = aggregate_shape([self], [add], default, value, None, upgrade=upgrade)
         return self._declare(shape, name, emit, emit_every)
 
     def cogroup(self, add: Callable[[A, V], A | Awaitable[A]]) -> CogroupedStream[A, K]:
@@ -308,9 +314,10 @@ class WindowedStream(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> WindowedTable[K, list[V]]:
         """The ``count`` values with the greatest field, greatest first; earlier ones first where they are equal."""
-        return self._declare(top_k_shape(self._stream, count, by), name, emit, emit_every)
+        return self._declare(top_k_shape(self._stream, count, by, upgrade), name, emit, emit_every)
 
     def reduce(
         self,
@@ -319,9 +326,10 @@ class WindowedStream(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> WindowedTable[K, V]:
         """What ``function(so far, value)`` makes of them, one after the other; the first one stands as it is."""
-        return self._declare(reduce_shape(self._stream, function), name, emit, emit_every)
+        return self._declare(reduce_shape(self._stream, function, upgrade), name, emit, emit_every)
 
     @overload
     def aggregate(
@@ -334,6 +342,7 @@ class WindowedStream(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> WindowedTable[K, A]: ...
     @overload
     def aggregate(
@@ -346,6 +355,7 @@ class WindowedStream(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> WindowedTable[K, A]: ...
     def aggregate(
         self,
@@ -357,6 +367,7 @@ class WindowedStream(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> WindowedTable[K, Any]:
         """What ``add(so far, value)`` makes of them, one after the other.
 
@@ -369,8 +380,11 @@ class WindowedStream(Generic[V, K]):
             name: of the table and its changelog; from the sources where it is left out.
             emit: when results come out, see `Emit`.
             emit_every: at most so often by the wall clock, the latest value of each group.
+            upgrade: turns a value that was kept in an older form, as plain JSON types, into a new one.
         """
-        shape = aggregate_shape([self._stream], [add], default, value, merge, windows=self._windows)
+        shape = aggregate_shape(
+            [self._stream], [add], default, value, merge, windows=self._windows, upgrade=upgrade
+        )
         return self._declare(shape, name, emit, emit_every)
 
 
@@ -402,9 +416,10 @@ class CogroupedStream(Generic[A, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, A]:
         """The table of what they make; arguments as for `GroupedStream.aggregate`."""
-        shape = aggregate_shape(self._streams, self._adds, default, value, None)
+        shape = aggregate_shape(self._streams, self._adds, default, value, None, upgrade=upgrade)
         return shape.declare(name, emit, None, emit_every)  # type: ignore[no-any-return]
 
     def _windowed(self, windows: AnyWindows) -> WindowedCogroup[A, K]:
@@ -483,9 +498,16 @@ class WindowedCogroup(Generic[A, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> WindowedTable[K, A]:
         """The table of what they make; arguments as for `WindowedStream.aggregate`."""
         shape = aggregate_shape(
-            self._streams, self._adds, default, value, merge, windows=self._windows
+            self._streams,
+            self._adds,
+            default,
+            value,
+            merge,
+            windows=self._windows,
+            upgrade=upgrade,
         )
         return shape.declare(name, emit, self._windows, emit_every)  # type: ignore[no-any-return]

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
-from millstream.streams._codec import annotate
+from millstream.serialization import upgrading
+from millstream.streams._codec import (
+    annotate,
+    each_upgraded,
+    has_no_upgrade,
+    upgrade_with,
+    value_codec,
+)
 from millstream.streams._operator import WAITS
 from millstream.streams._shapes import (
     check_count,
@@ -147,6 +154,7 @@ class GroupedTable(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, list[V]]:
         """The ``count`` values with the greatest field, greatest first; those that came earlier first where they are equal.
 
@@ -177,6 +185,9 @@ class GroupedTable(Generic[V, K]):
             emit=emit,
             emit_every=emit_every,
             shown=greatest,
+            upgrade=each_upgraded(upgrade, ranked=True),
+            upgrade_shown=each_upgraded(upgrade),
+            mend=upgrade_with("top_k"),
             value_shown=list[value],  # type: ignore[valid-type]
         )
 
@@ -188,6 +199,7 @@ class GroupedTable(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, V]:
         """What ``add(so far, value)`` makes of them, and ``subtract`` undoes; the first one stands as it is."""
         fold = TableFold(None, add, subtract)
@@ -198,6 +210,8 @@ class GroupedTable(Generic[V, K]):
             name=name,
             emit=emit,
             emit_every=emit_every,
+            upgrade=upgrade,
+            mend=upgrade_with("reduce"),
         )
 
     @overload
@@ -211,6 +225,7 @@ class GroupedTable(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, A]: ...
     @overload
     def aggregate(
@@ -223,6 +238,7 @@ class GroupedTable(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, A]: ...
     def aggregate(
         self,
@@ -234,6 +250,7 @@ class GroupedTable(Generic[V, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, Any]:
         """What ``add(so far, value)`` makes of them, and ``subtract(so far, value)`` undoes.
 
@@ -243,6 +260,7 @@ class GroupedTable(Generic[V, K]):
             name: of the table and its changelog; from the sources where it is left out.
             emit: when results come out, see `Emit`.
             emit_every: at most so often by the wall clock, the latest value of each group.
+            upgrade: turns a value that was kept in an older form, as plain JSON types, into a new one.
         """
         remedy = typed_by(value)
         initial, value = first_value(default, value)
@@ -254,6 +272,8 @@ class GroupedTable(Generic[V, K]):
             emit=emit,
             emit_every=emit_every,
             remedy=remedy,
+            upgrade=upgrade,
+            mend=upgrade_with("aggregate"),
         )
 
     def cogroup(
@@ -291,6 +311,7 @@ class CogroupedTable(Generic[A, K]):
         name: str | None = None,
         emit: Emit = "update",
         emit_every: Duration | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, A]:
         """The table of what they make; arguments as for `GroupedTable.aggregate`."""
         remedy = typed_by(value)
@@ -304,6 +325,8 @@ class CogroupedTable(Generic[A, K]):
             emit=emit,
             emit_every=emit_every,
             remedy=remedy,
+            upgrade=upgrade,
+            mend=upgrade_with("aggregate"),
         )
 
 
@@ -319,20 +342,27 @@ def _declare(
     shown: Callable[[Any], Any] | None = None,
     value_shown: Any = None,
     remedy: Callable[[Any], str] = annotate,
+    upgrade: Callable[[Any], Any] | None = None,
+    upgrade_shown: Callable[[Any], Any] | None = None,
+    mend: str | None = None,
 ) -> Any:
     """Declare operator and table; returns the table.
 
     Args:
         value: the type of what is kept.
         shown: makes what programs see of it, of the type ``value_shown``.
+        upgrade: turns stored values of an older form into new ones; ``upgrade_shown`` those that programs see.
+        mend: says what to do about stored values that do not decode.
     """
     home, parents = groups[0].home, [group.operator for group in groups]
-    mend = "Group one of the tables by something else"
-    check_sides(groups, f"groups of {names_of(groups)}", mend)
+    what_they_are = f"groups of {names_of(groups)}"
+    check_sides(groups, what_they_are, "Group one of the tables by something else")
     stem = parents[0].name.removeprefix(f"{home.id}-").removesuffix("-repartition")
     name = name or f"{stem}-{what}"
     check_emit(name, emit, None)
     operator = TableAggregate(parents, folds, name=name, value_type=value)
+    if upgrade is not None:
+        operator.codec = upgrading(value_codec(value), upgrade, f"table {name!r}")
     home.plan.add(operator)
     table = home.kept_table(
         name,
@@ -342,8 +372,18 @@ def _declare(
         operator=operator,
         shown=shown,
         remedy=remedy,
+        upgrade=upgrade,
+        mend=has_no_upgrade(what) if mend is None else mend,
     )
-    hand_on(home, operator, shown, emit=emit, emit_every=emit_every, value_type=value_shown)
+    hand_on(
+        home,
+        operator,
+        shown,
+        emit=emit,
+        emit_every=emit_every,
+        value_type=value_shown,
+        upgrade=upgrade_shown,
+    )
     return table
 
 

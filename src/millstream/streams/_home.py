@@ -76,6 +76,8 @@ class StreamHome(Protocol):
         stamped: bool = True,
         checked: bool = True,
         remedy: Callable[[Any], str] | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
+        mend: str | None = None,
         clocks: Sequence[str] = (),
         help: str = "",
     ) -> Any:
@@ -90,6 +92,8 @@ class StreamHome(Protocol):
             stamped: whether each value is kept with a timestamp, as ``(timestamp, value)``.
             checked: whether a key has to belong to the shard that uses it.
             remedy: says of a value that is not of the type what the program should do.
+            upgrade: turns stored values of an older form into new ones, where ``codec`` does not.
+            mend: says what to do about stored values that do not decode.
             clocks: of windows, tables whose time decides what expires, the slowest one's; its own where
                 there are none.
 

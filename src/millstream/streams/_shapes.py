@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 from millstream import windows as kinds
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
+from millstream.serialization import upgrading
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
-from millstream.streams._codec import annotate
+from millstream.streams._codec import (
+    annotate,
+    each_upgraded,
+    has_no_upgrade,
+    upgrade_with,
+    value_codec,
+)
 from millstream.streams._operator import WAITS
 from millstream.streams._sides import check_home, check_sides, names_of
 from millstream.streams._suppress import Suppress, emitted_every, suppressed
@@ -64,7 +71,15 @@ class Shape:
         shown: Callable[[Any], Any] | None = None,
         merge: Callable[[Any, Any], Any] | None = None,
         remedy: Callable[[Any], str] = annotate,
+        upgrade: Callable[[Any], Any] | None = None,
+        mend: str | None = None,
     ) -> None:
+        """
+        Args:
+            what: makes the name of one that is given none.
+            upgrade: turns stored values of an older form into new ones.
+            mend: says what to do about stored values that do not decode.
+        """
         self.streams = streams
         self.folds = folds
         self.what = what
@@ -72,6 +87,8 @@ class Shape:
         self.shown = shown
         self.merge = merge
         self.remedy = remedy
+        self.upgrade = upgrade
+        self.mend = has_no_upgrade(what) if mend is None else mend
 
     @property
     def home(self) -> StreamHome:
@@ -107,6 +124,8 @@ class Shape:
                 merge=self.merge if isinstance(windows, kinds.Session) else None,
             )
         operator.key_type = key_type
+        if self.upgrade is not None:
+            operator.codec = upgrading(value_codec(self.value), self.upgrade, f"table {name!r}")
         home.plan.add(operator)
         table = home.kept_table(
             name,
@@ -118,6 +137,8 @@ class Shape:
             merge=self.merge if isinstance(windows, kinds.Session) else None,
             shown=self.shown,
             remedy=self.remedy,
+            upgrade=self.upgrade,
+            mend=self.mend,
             clocks=operator.stores[1:],
         )
         if isinstance(operator, WindowedAggregate) and final:
@@ -163,17 +184,21 @@ def hand_on(
     windows: AnyWindows | None = None,
     emit_every: Duration | None = None,
     value_type: Any = None,
+    upgrade: Callable[[Any], Any] | None = None,
 ) -> None:
     """Declare what becomes of the changes of an aggregate's table.
 
     Args:
         shown: makes what programs see of what is kept.
         value_type: of that; read from ``shown`` where it is left out.
+        upgrade: turns values of an older form of that type into new ones.
     """
     name, flow = operator.name, operator
     if shown is not None:
         value_type = result_type(shown) if value_type is None else value_type
         flow = home.plan.add(MapTable(flow, shown, name=name, value_type=value_type))
+        if upgrade is not None:
+            flow.codec = upgrading(value_codec(value_type), upgrade, f"table {name!r}")
     if isinstance(emit, Suppress):
         flow = suppressed(home, flow, emit, f"{name}-suppress", windows)
     if emit_every is not None:
@@ -285,7 +310,7 @@ def check_count(count: int) -> None:
         raise ConfigurationError(f"top_k: {count} is not above 0")
 
 
-def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any) -> Shape:
+def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any, upgrade: Any) -> Shape:
     check_count(count)
     get, _ = number_of(stream.operator.value_type, by)
 
@@ -309,12 +334,27 @@ def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any) -> Shape:
 
     fold = Fold(list, lambda top, value: among(top, [value]))
     value_type = list[stream.operator.value_type]  # type: ignore[name-defined]
-    return Shape([stream], [fold], f"top-{count}", value=value_type, merge=among)
+    return Shape(
+        [stream],
+        [fold],
+        f"top-{count}",
+        value=value_type,
+        merge=among,
+        upgrade=each_upgraded(upgrade),
+        mend=upgrade_with("top_k"),
+    )
 
 
-def reduce_shape(stream: DeclaredStream[Any, Any], function: Any) -> Shape:
-    fold = Fold(None, function)
-    return Shape([stream], [fold], "reduce", value=stream.operator.value_type, merge=function)
+def reduce_shape(stream: DeclaredStream[Any, Any], function: Any, upgrade: Any) -> Shape:
+    return Shape(
+        [stream],
+        [Fold(None, function)],
+        "reduce",
+        value=stream.operator.value_type,
+        merge=function,
+        upgrade=upgrade,
+        mend=upgrade_with("reduce"),
+    )
 
 
 def aggregate_shape(
@@ -325,6 +365,7 @@ def aggregate_shape(
     merge: Any,
     *,
     windows: AnyWindows | None = None,
+    upgrade: Any = None,
 ) -> Shape:
     if merge is not None and not isinstance(windows, kinds.Session):
         raise ConfigurationError(f"aggregate: merge= is for sessions; {windows} never merge")
@@ -333,4 +374,13 @@ def aggregate_shape(
     # as in Kafka Streams: without windows, and with sliding ones, a record without a value is dropped
     skips = windows is None or isinstance(windows, kinds.Sliding)
     folds = [Fold(initial, add, skips_null=skips) for add in adds]
-    return Shape(streams, folds, "aggregate", value=value, merge=merge, remedy=remedy)
+    return Shape(
+        streams,
+        folds,
+        "aggregate",
+        value=value,
+        merge=merge,
+        remedy=remedy,
+        upgrade=upgrade,
+        mend=upgrade_with("aggregate"),
+    )

@@ -13,6 +13,8 @@ from typing_extensions import TypeVar
 from millstream.agents import Topic, field_getter
 from millstream.clock import duration_ms
 from millstream.errors import ConfigurationError, TopologyError
+from millstream.serialization import upgrading
+from millstream.streams._codec import upgrade_with
 from millstream.streams._distinct import distinct
 from millstream.streams._process import process
 from millstream.streams._sides import check_home, check_keyed, check_plain, names_of
@@ -430,19 +432,27 @@ class DeclaredStream(Generic[V, K]):
             value=value,
         )
 
-    def to_table(self, name: str) -> Table[K, V]:
-        """The stream as a table: each record is the new value of its key, and one without a value deletes it."""
+    def to_table(self, name: str, *, upgrade: Callable[[Any], Any] | None = None) -> Table[K, V]:
+        """The stream as a table: each record is the new value of its key, and one without a value deletes it.
+
+        Args:
+            name: of the table and its changelog.
+            upgrade: turns a value that was kept in an older form, as plain JSON types, into a new one.
+        """
         moved = self.by_key().operator
         check_plain(moved, f"to_table({name!r})")
         operator = Upsert(moved, name=name)
+        if upgrade is not None:
+            operator.codec = upgrading(moved.values, upgrade, f"table {name!r}")
         self.home.plan.add(operator)
         kept: Table[K, V] = self.home.kept_table(
             name,
             key=moved.key_type,
             value=moved.value_type,
-            codec=moved.values,
+            codec=operator.values,
             like=moved.topics[0],
             operator=operator,
+            mend=upgrade_with("to_table"),
         )
         return kept
 

@@ -12,13 +12,14 @@ does not confirm is passed over.
 from __future__ import annotations
 
 import heapq
+import itertools
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, cast
 
 from millstream.clock import Duration, duration_ms
 from millstream.context import current
-from millstream.errors import ConfigurationError, RecordTooLargeError
+from millstream.errors import ConfigurationError, DecodeError, RecordTooLargeError
 from millstream.streams._compat import closes_early_ms
 from millstream.streams._due import each_due
 from millstream.streams._operator import Context, Done, Operator, Windowed
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
 
     from millstream.clock import Clock
     from millstream.context import PreImage, Scope
+    from millstream.serialization import Codec
     from millstream.streams._home import StreamHome
     from millstream.windows import AnyWindows
 
 __all__ = ["Suppress", "SuppressChanges", "emitted_every", "see", "suppressed"]
+
+CHECKED: Final = 100
+"""Held changes whose values are decoded before the first event."""
 
 _times = struct.Struct(">QQi")
 
@@ -104,21 +109,47 @@ def load_held(data: bytes) -> Held:
 class HeldPart(TimedPart):
     """What a `SuppressChanges` holds in one shard."""
 
-    __slots__ = ("_heap", "_limit_ms", "_stale", "bytes", "count")
+    __slots__ = ("_heap", "_limit_ms", "_stale", "_values", "bytes", "count")
 
     @property
     def kept_as(self) -> str:
         return "changes that are held back"
 
-    def __init__(self, name: str, *, limit_ms: int, **arguments: Any) -> None:
+    def __init__(self, name: str, *, limit_ms: int, values: Codec[Any], **arguments: Any) -> None:
+        """
+        Args:
+            limit_ms: how long a change is held back.
+            values: the codec of the values in it.
+        """
         super().__init__(name, **{**arguments, "mutable": False})
         self._limit_ms = limit_ms
+        self._values = values
         self._heap: list[tuple[int, bytes, Any]] = []
         self._stale = True
         self.bytes = 0
         """Of keys and values that are held."""
         self.count = 0
         """Keys with something that is held."""
+
+    def check_stored(self, known: str | None) -> Iterator[int]:
+        """Decode some of what is stored; see `TablePart.check_stored`."""
+        for data, stored in itertools.islice(self.stored(), CHECKED):
+            held = load_held(stored)
+            for value in (held.new, held.old):
+                if value is not None:
+                    self._check_value(self.decode_key(data), value)
+            yield 1
+
+    def _check_value(self, key: Any, value: bytes) -> None:
+        try:
+            self._values.loads(value)
+        except Exception as exc:
+            raise DecodeError(
+                f"table {self.name!r}, key {key!r}",
+                part="stored value",
+                type_name=self._values.type_name,
+                reason=f"{exc}. {self.mend}",
+            ) from exc
 
     def _fresh(self) -> None:
         """Bring the heap and the sums in line with the table."""
@@ -416,7 +447,7 @@ def _keep(home: StreamHome, operator: SuppressChanges) -> None:
     home.plan.add(operator)
 
     def make_part(name: str, **arguments: Any) -> HeldPart:
-        return HeldPart(name, limit_ms=operator.limit_ms, **arguments)
+        return HeldPart(name, limit_ms=operator.limit_ms, values=operator.values, **arguments)
 
     key_type = str if parent.key_type is Any else parent.key_type
     home.kept_table(
@@ -429,6 +460,7 @@ def _keep(home: StreamHome, operator: SuppressChanges) -> None:
         stamped=False,
         checked=False,
         operator=operator,
+        mend="Convert it with upgrade= of the table whose changes these are, or reset both",
         help="Changes that are held back.",
     )
 

@@ -10,7 +10,8 @@ from typing_extensions import TypeVar
 from millstream import tables
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError, TopologyError
-from millstream.streams._codec import PairCodec
+from millstream.serialization import upgrading
+from millstream.streams._codec import PairCodec, upgrade_with
 from millstream.streams._grouped_table import GroupedTable
 from millstream.streams._operator import is_async
 from millstream.streams._sides import check_home, check_sides
@@ -80,32 +81,49 @@ class TableChanges(Generic[K, V]):
 
     @overload
     def map_values(
-        self, function: Callable[[V], Coroutine[Any, Any, W]], *, name: str, value: Any = None
+        self,
+        function: Callable[[V], Coroutine[Any, Any, W]],
+        *,
+        name: str,
+        value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, W]: ...
     @overload
     def map_values(
-        self, function: Callable[[V], W], *, name: str, value: Any = None
+        self,
+        function: Callable[[V], W],
+        *,
+        name: str,
+        value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, W]: ...
     @overload
     def map_values(
         self, function: Callable[[V], W], *, name: None = None, value: Any = None
     ) -> TableStream[K, W]: ...
     def map_values(
-        self, function: Callable[[V], Any], *, name: str | None = None, value: Any = None
+        self,
+        function: Callable[[V], Any],
+        *,
+        name: str | None = None,
+        value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Any:
         """The same entries, with what ``function`` makes of their values.
 
         Args:
             value: the type of the new values, where the function has no annotation that tells.
+            upgrade: with a name: turns a value that was kept in an older form, as plain JSON types, into a new one.
 
         Raises:
-            ConfigurationError: ``function`` is async, and there is no ``name``: a lookup could not wait for it.
+            ConfigurationError: ``function`` is async, and there is no ``name``: a lookup could not wait for it;
+                or there is an ``upgrade`` without one.
         """
         flow = self._flow()
         flow.check_kept(function, name, "map_values()")
         made = result_type(function) if value is None else value
         operator = MapTable(flow.operator, function, name=flow.operator.name, value_type=made)
-        return flow.then(operator, name)
+        return flow.then(operator, name, upgrade)
 
     def group_by(
         self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
@@ -161,6 +179,7 @@ class TableChanges(Generic[K, V]):
         on: str | Callable[[V], Any] | None = None,
         name: str,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, R]: ...
     @overload
     def join(
@@ -172,6 +191,7 @@ class TableChanges(Generic[K, V]):
         on: str | Callable[[V], Any] | None = None,
         name: str,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, R]: ...
     @overload
     def join(
@@ -194,6 +214,7 @@ class TableChanges(Generic[K, V]):
         on: str | Callable[[V], Any] | None = None,
         name: str,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, R]: ...
     @overload
     def join(
@@ -205,6 +226,7 @@ class TableChanges(Generic[K, V]):
         on: str | Callable[[V], Any] | None = None,
         name: str,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, R]: ...
     @overload
     def join(
@@ -226,6 +248,7 @@ class TableChanges(Generic[K, V]):
         how: Literal["outer"],
         name: str,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, R]: ...
     @overload
     def join(
@@ -236,6 +259,7 @@ class TableChanges(Generic[K, V]):
         how: Literal["outer"],
         name: str,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Table[K, R]: ...
     @overload
     def join(
@@ -256,6 +280,7 @@ class TableChanges(Generic[K, V]):
         on: str | Callable[[V], Any] | None = None,
         name: Any = None,
         value: Any = None,
+        upgrade: Callable[[Any], Any] | None = None,
     ) -> Any:
         """This table and another: by key, or by a foreign key in this table's values.
 
@@ -265,6 +290,7 @@ class TableChanges(Generic[K, V]):
             on: a field or a function of this table's values: the key of the other table. Inner and left only.
             name: of the result's table, where it is to be queried; of what a foreign-key join keeps.
             value: the type of the results, where the joiner has no annotation that tells.
+            upgrade: with a name: turns a result that was kept in an older form, as plain JSON types, into a new one.
         """
         from millstream.streams._foreign import join_foreign
 
@@ -287,13 +313,14 @@ class TableChanges(Generic[K, V]):
                 on=on,
                 name=name,
                 value_type=made,
+                upgrade=upgrade,
             )
             return kept if name is not None else kept._flow()
         check_sides([flow, other_flow], what, _OTHER_KEYS)
         flow.check_kept(joiner, name, "join()")
         stem = name or f"{flow.operator.name}-{right.name}-join"
         operator = JoinTables(flow.operator, right, joiner, how, name=stem, value_type=made)
-        return flow.then(operator, name)
+        return flow.then(operator, name, upgrade)
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
         """The same changes, held back as `Suppress` says."""
@@ -302,6 +329,7 @@ class TableChanges(Generic[K, V]):
         return TableStream(suppressed(flow.home, flow.operator, suppress, name), flow.home)
 
 
+_UPGRADE_WHAT_IT_FILTERS = "Convert it with upgrade= of the table that is filtered, or reset both"
 _OTHER_KEYS = (
     "Make a table with other keys of one of them: .changes().map_keys(..., type=...).to_table(...)"
 )
@@ -339,8 +367,24 @@ class TableStream(TableChanges[K, V]):
     def _flow(self) -> TableStream[K, V]:
         return self
 
-    def then(self, operator: Operator, name: str | None = None) -> Any:
-        """What an operator makes of the changes: a table, where it has a name."""
+    def then(
+        self,
+        operator: Operator,
+        name: str | None = None,
+        upgrade: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """What an operator makes of the changes: a table, where it has a name.
+
+        Raises:
+            ConfigurationError: there is an ``upgrade`` that is no function, or no name to go with it.
+        """
+        if upgrade is not None:
+            if name is None:
+                raise ConfigurationError(
+                    f"table {self.operator.name!r}: upgrade= of {operator.kind}() goes with name=: without a"
+                    f" name the step keeps no values that could be of an older form"
+                )
+            operator.codec = upgrading(operator.values, upgrade, f"table {name!r}")
         self.home.plan.add(operator)
         if name is None:
             return TableStream(operator, self.home)
@@ -353,6 +397,9 @@ class TableStream(TableChanges[K, V]):
             codec=kept.values,
             like=kept.topics[0],
             operator=kept,
+            mend=_UPGRADE_WHAT_IT_FILTERS
+            if isinstance(operator, FilterTable)
+            else upgrade_with(operator.kind),
         )
 
     def check_kept(self, function: Any, name: str | None, step: str) -> None:
