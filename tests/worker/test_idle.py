@@ -513,6 +513,88 @@ async def test_added_to_an_agent(where: str) -> None:
         assert closed == [("ada", 0, 1)]
 
 
+def two_agents(
+    name: str,
+    second: str = "follow",
+    *,
+    both: bool = False,
+    topic: Any = None,
+    other: Any = None,
+    window: Any = None,
+) -> tuple[ms.App, ms.Topic[int], ms.Topic[int], list[int]]:
+    """Numbers counted in minutes by an agent of this name, and another agent beside it, which may do the same."""
+    app = ms.App("shop", partitions=1)
+    numbers = app.topic("numbers", value=int, idle_timeout=topic)
+    others = app.topic("others", value=int, idle_timeout=other)
+    counts = app.table("counts", key=str, value=int, default=0).tumbling("1m", idle_timeout=window)
+    closed: list[int] = []
+
+    @app.agent(numbers, name=name)
+    async def count(stream: ms.Stream[int]) -> None:
+        async for _ in stream:
+            counts["all"] += 1
+
+    @app.agent(others, name=second)
+    async def follow(stream: ms.Stream[int]) -> None:
+        async for _ in stream:
+            if both:
+                counts["all"] += 1
+
+    @counts.on_close
+    async def note(key: str, window: ms.Window, value: int) -> None:
+        closed.append(value)
+
+    return app, numbers, others, closed
+
+
+async def test_an_agent_that_is_gone() -> None:
+    """It is not waited for, nor is one that reads the same topic under another name and leaves the table alone."""
+    app, numbers, others, _ = two_agents("count", "also", both=True)
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="a", timestamp=T2013)
+        await t.send(others, 1, key="a", timestamp=T2013)
+    app, _, others, closed = two_agents("count", "follow", topic="20s", other="20s")
+    async with continued(app, t) as later:
+        for _ in range(6):
+            await later.send(others, 1, key="a", timestamp=T2013)
+            await later.advance("10s")
+        assert closed == [2]
+
+
+@pytest.mark.parametrize("idle", [{"topic": "20s", "other": "20s"}, {"window": "20s"}], ids=str)
+@pytest.mark.parametrize("lose_state", [False, True])
+async def test_an_agent_that_has_another_name(idle: dict[str, Any], lose_state: bool) -> None:
+    """The windows that it filled under its old one close as well, when all inputs are silent."""
+    app, numbers, _, _ = two_agents("count", **idle)
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="a", timestamp=T2013)
+    app, numbers, others, closed = two_agents("tally", **idle)
+    async with continued(app, t) as later:
+        if lose_state:
+            await later.crash(lose_state=True)
+        for _ in range(10):
+            await later.send(others, 1, key="a", timestamp=T2013)
+            await later.advance("10s")
+        assert closed == []
+        await later.advance("50s")
+        assert closed == [1]
+        await later.send(numbers, 1, key="a", timestamp=T2013 + 180_000)
+        await later.advance("80s")
+        assert closed == [1, 1]
+
+
+@pytest.mark.parametrize("idle", [{"other": "20s"}, {"topic": "20s"}], ids=str)
+async def test_not_all_inputs_have_a_time_out(idle: dict[str, Any]) -> None:
+    """Then nobody knows whether the agent that is gone had one, and windows wait for records."""
+    app, numbers, _, _ = two_agents("count")
+    async with TestApp(app) as t:
+        await t.send(numbers, 1, key="a", timestamp=T2013)
+    app, _, _, closed = two_agents("tally", **idle)
+    async with continued(app, t) as later:
+        await later.advance("10m")
+        assert closed == []
+
+
 async def test_who_reads_windows_does_not_hold_them_open() -> None:
     """An agent that looks at the windows of a stream again and again brings them no time, and is none of their inputs."""
     app = ms.App("shop", partitions=1)

@@ -8,8 +8,10 @@ event time moves on by as much. It is never set to the wall clock, so a replay o
 
 What moves is a window table's own time, and a sub-topology's (timers by event time, entries with a time to live). A
 table goes by the inputs of those agents that use it. Of streams these are known; others its part has noted
-(`TimedPart.feeders`) and keeps with its entries, as no record may come to tell after a restart. A sub-topology goes by
-all of its inputs. Inputs are silent when everything that was fetched is finished, the log confirms that there is no
+(`TimedPart.feeders`) and keeps with its entries, as no record may come to tell after a restart. Names of agents that the
+program does not have any more count for nothing; where these are all, as after an agent was renamed, any agent may be
+the one that uses the table from now on, so it goes by all inputs of the shard, if all of these have a time-out, or the
+table has. A sub-topology goes by all of its inputs. Inputs are silent when everything that was fetched is finished, the log confirms that there is no
 more, and nothing has come since: an outage is no silence.
 
 A topic between two stages of the app is silent for as long as the topics are that its records come from. So silence there
@@ -116,6 +118,10 @@ def _subjects(shard: Shard) -> Iterable[_Subject]:
             continue
         feeding = [shard.lanes[name] for name in part.feeders if name in shard.lanes]
         idle_ms = part.idle_ms if part.idle_ms is not None else _idle_ms(feeding)
+        if part.feeders and not feeding and shard.has_user(part.name):
+            feeding = list(shard.lanes.values())
+            if idle_ms is None and all(_idle_ms([lane]) is not None for lane in feeding):
+                idle_ms = _idle_ms(feeding)
         if idle_ms is not None and feeding:
             yield _Subject(part, idle_ms, feeding)
 

@@ -534,6 +534,10 @@ class Shard:
         found = self._owners.get(table)
         return self.stream_time if found is None else found.stream_time
 
+    def has_user(self, table: str) -> bool:
+        """Whether anybody uses one of the shard's own tables, as far as is known: an agent, a timer, a callback."""
+        return table in self._owners
+
     def close_gate(self, reason: str) -> None:
         """Take in nothing more, for this reason."""
         self._closed_by.add(reason)
