@@ -58,6 +58,17 @@ async def test_what_is_no_orphan() -> None:
         pass
 
 
+async def test_an_app_that_was_not_there_for_a_while() -> None:
+    """Its group is forgotten then; its notes tell of it, where its id begins like ours."""
+    other, orders = program("per-account", "shop-eu")
+    other.table("names", topic=other.topic("names", value=str))
+    async with TestApp(other) as before:
+        await before.send(orders, Order("ada", 1.0))
+    del before._log._groups["shop-eu"]
+    async with continued(program("per-account")[0], before):
+        pass
+
+
 async def test_the_only_timer_of_shards_is_gone() -> None:
     """What a timer remembered is no state of the program: it starts without the timer."""
     app, orders = program("per-account")

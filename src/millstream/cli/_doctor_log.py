@@ -16,6 +16,7 @@ from millstream.records import TopicPartition
 from millstream.tables._position import plan_recovery
 from millstream.worker._metadata import decode_metadata
 from millstream.worker._notes import is_notes_topic
+from millstream.worker._orphans import begin_alike
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -119,7 +120,7 @@ def _orphans(
     app: App, topology: Topology, infos: Mapping[str, TopicInfo], groups: list[str]
 ) -> Iterator[Finding]:
     """Changelogs under this app's name that no table of it goes with."""
-    longer = [f"{name}-" for name in groups if name.startswith(f"{app.id}-")]
+    others = begin_alike(app.id, groups, infos)
     orphans = [
         name
         for name in sorted(infos)
@@ -127,7 +128,7 @@ def _orphans(
         and name.endswith(("-changelog", "-repartition"))
         and name not in topology.topics
         and not is_notes_topic(app.id, name)
-        and not name.startswith(tuple(longer))
+        and not name.startswith(others)
     ]
     if orphans:
         yield warning(

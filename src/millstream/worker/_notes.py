@@ -34,6 +34,7 @@ __all__ = [
     "NotesPart",
     "encode_note",
     "is_notes_topic",
+    "notes_of",
     "notes_table",
     "notes_topic",
     "passed_note",
@@ -51,9 +52,15 @@ def notes_topic(app: str, count: int) -> str:
     return f"{app}-notes-of-{count}-changelog"
 
 
+def notes_of(topic: str) -> str | None:
+    """The app whose notes a topic is the changelog of, for any number of shards; None for other topics."""
+    match = re.fullmatch(r"(.+)-notes-of-\d+-changelog", topic)
+    return None if match is None else match[1]
+
+
 def is_notes_topic(app: str, topic: str) -> bool:
-    """Whether it is the changelog of an app's notes, for any number of shards: in use, or left over."""
-    return re.fullmatch(rf"{re.escape(app)}-notes-of-\d+-changelog", topic) is not None
+    """Whether it is the changelog of an app's notes: in use, or left over."""
+    return notes_of(topic) == app
 
 
 def timer_note(name: str) -> str:

@@ -16,15 +16,15 @@ from millstream.errors import TopologyError
 from millstream.records import TopicPartition
 from millstream.tables._part import FORM_MARK, SCHEMA_KEY
 from millstream.transports.batch import iterate_records
-from millstream.worker._notes import is_notes_topic
+from millstream.worker._notes import is_notes_topic, notes_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
 
-__all__ = ["find_orphans", "refuse_orphans"]
+__all__ = ["begin_alike", "find_orphans", "refuse_orphans"]
 
 _CHANGELOG, _REPARTITION = "-changelog", "-repartition"
 
@@ -52,6 +52,21 @@ _BESIDE = re.compile(
 _JOIN_FORM = "rows of a join"
 
 
+def begin_alike(app: str, groups: Iterable[str], topics: Iterable[str]) -> tuple[str, ...]:
+    """How the topics of other apps begin whose ids begin like this one's.
+
+    They are known by their groups; a broker forgets a group that was not there for a while, and then by the notes of
+    their shards, if they have any.
+
+    Args:
+        groups: of the log; ``topics`` likewise.
+    """
+    prefix = f"{app}-"
+    noted = [notes_of(topic) for topic in topics if topic.startswith(prefix)]
+    found = {*groups, *(other for other in noted if other is not None)}
+    return tuple(sorted(f"{other}-" for other in found if other.startswith(prefix)))
+
+
 async def find_orphans(
     topology: Topology, transport: Transport, infos: Mapping[str, TopicInfo]
 ) -> dict[str, int]:
@@ -74,12 +89,8 @@ async def find_orphans(
     ]
     if not names:
         return {}  # nor is the log asked for groups, for which every broker would have to answer
-    others = [
-        f"{group}-"
-        for group in await transport.groups()
-        if group.startswith(prefix)  # its topics begin like ours
-    ]
-    names = [name for name in names if not name.startswith(tuple(others))]
+    others = begin_alike(topology.app, await transport.groups(), infos)
+    names = [name for name in names if not name.startswith(others)]
     tps = [TopicPartition(name, p) for name in names for p in range(infos[name].partitions)]
     starts, ends = await transport.start_offsets(tps), await transport.end_offsets(tps)
     records = dict.fromkeys(names, 0)
