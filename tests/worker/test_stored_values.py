@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MANY = 700
 """More than are decoded at once."""
+ONE_VALUE = ("plain", "ttl", "versioned")
+"""Kinds of tables that keep one value for each key."""
 
 
 class Old(msgspec.Struct):
@@ -47,9 +49,8 @@ def program(
     """A table, an agent that fills it, and one that only touches it."""
     app = ms.App("profiles", partitions=1)
     go = app.topic("go", value=int)
-    table: Any = app.table(
-        "profiles", key=str, value=value, upgrade=upgrade, ttl="7d" if kind == "ttl" else None
-    )
+    options: dict[str, Any] = {"ttl": {"ttl": "7d"}, "versioned": {"versioned": "7d"}}.get(kind, {})
+    table: Any = app.table("profiles", key=str, value=value, upgrade=upgrade, **options)
     if kind == "windows":
         table = table.tumbling("1h", retention="70d")
     elif kind == "sliding":
@@ -61,7 +62,7 @@ def program(
     async def fill(stream: ms.Stream[int]) -> None:
         async for number in stream:
             key = f"key-{number:04}"
-            if kind in ("plain", "ttl"):
+            if kind in ONE_VALUE:
                 table[key] = write(number)
             else:
                 table[key].apply(lambda before, number=number: write(number))
@@ -77,7 +78,7 @@ async def filled(kind: str = "plain", count: int = MANY) -> TestApp:
 
     default: Any = dict if kind != "plain" else None
     app, go, table = program(dict[str, Any], kind=kind, write=write)
-    if default is not None and kind not in ("plain", "ttl"):
+    if default is not None and kind not in ONE_VALUE:
         table._factory = default
     t = TestApp(app)
     async with t:
@@ -91,7 +92,7 @@ def checked(t: TestApp) -> int:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-@pytest.mark.parametrize("kind", ["plain", "ttl", "windows", "sliding", "session"])
+@pytest.mark.parametrize("kind", ["plain", "ttl", "versioned", "windows", "sliding", "session"])
 async def test_every_value_is_looked_at(kind: str, lost: bool) -> None:
     """After a change of the type, one old value among many is an error before the first event."""
     before = await filled(kind)
@@ -107,6 +108,45 @@ async def test_every_value_is_looked_at(kind: str, lost: bool) -> None:
     app, _, _ = program(Old, kind=kind)  # which all of them are
     async with continued(app, before) as t:
         assert checked(t) == MANY
+
+
+@pytest.mark.parametrize("lost", [False, True])
+async def test_what_a_value_was_before(lost: bool) -> None:
+    """In a table with history it is looked at as well, and converted."""
+
+    def run(value: Any, upgrade: Any = None) -> tuple[ms.App, ms.Topic[int], Any, list[Any]]:
+        app = ms.App("profiles", partitions=1)
+        go = app.topic("go", value=int)
+        table = app.table("profiles", key=str, value=value, versioned="1h", upgrade=upgrade)
+        found: list[Any] = []
+
+        @app.agent(go)
+        async def fill(stream: ms.Stream[int]) -> None:
+            async for number in stream:
+                if value is not New:
+                    table["k"] = {"name": "n", **({"visits": number} if number else {})}
+                found.append(table.as_of("k", 5))
+
+        return app, go, table, found
+
+    app, go, _, _ = run(dict[str, Any])
+    before = TestApp(app)
+    async with before as t:
+        await t.send(go, 0, timestamp=5)
+        await t.send(go, 1, timestamp=10)
+    if lost:
+        before._state.destroy("1-0")
+    app, _, _, _ = run(New)
+    with pytest.raises(DecodeError, match=r"table 'profiles', key 'k': .* is not New: .*`visits`"):
+        async with continued(app, before):
+            pass
+    app, go, _, found = run(New, lambda old: New(old["name"], 0))
+    async with continued(app, before) as t:
+        assert checked(t) == 2
+        await t.send(go, 2, timestamp=20)
+        await t.crash()
+        assert checked(t) == 0
+    assert found == [New("n", 0)]
 
 
 async def test_once_is_enough() -> None:

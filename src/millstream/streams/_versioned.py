@@ -136,12 +136,18 @@ class VersionedPart(TimedPart):
         return data
 
     def check_stored(self, known: str | None) -> Iterator[int]:
-        """Decode some of what is stored; see `TablePart.check_stored`."""
-        for number, (key, data) in enumerate(self.stored()):
-            if number == 100:
-                break
-            TimedPart.decode(self, self._key_of(key), data[8:])
-            yield 1
+        """Decode what is stored, with its history; see `TablePart.check_stored`."""
+        if known != self.schema:
+            for place, segment in self.store.items(b"\x00v", b"\x00w"):
+                key, values = self._key_of(place[_place.size : -_number.size]), _load(segment)
+                for version in values:
+                    if version.data is not None:
+                        TimedPart.decode(self, key, version.data)
+                yield len(values)
+        yield from super().check_stored(known)
+
+    def check_entry(self, key: Any, data: bytes) -> None:
+        TimedPart.decode(self, key, data[8:])
 
     def _encode(self, key: Any, value: Any) -> bytes:
         data: bytes = value
