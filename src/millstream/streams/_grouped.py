@@ -47,6 +47,9 @@ class GroupedStream(DeclaredStream[V, K]):
     is how long after its start (a session: after its end) it can be read, size and grace where left out. Both are
     durations: a timedelta, seconds, or text such as "1h". A wrong one is a `ConfigurationError`. The rules are those of
     Kafka Streams.
+
+    ``upgrade`` turns a value that was kept in an older form, as plain JSON types, into a new one; with `top_k` each value
+    of the list.
     """
 
     def _declare(

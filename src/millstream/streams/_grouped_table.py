@@ -49,7 +49,10 @@ N = TypeVar("N", default=Any)
 
 
 class GroupedTable(Generic[V, K]):
-    """Groups of a table's entries. What is made of them follows every change: the old value leaves, the new one comes."""
+    """Groups of a table's entries. What is made of them follows every change: the old value leaves, the new one comes.
+
+    ``upgrade`` is that of `GroupedStream`.
+    """
 
     def __init__(self, operator: Operator, members: Operator, home: StreamHome) -> None:
         self.operator = operator
