@@ -200,6 +200,27 @@ def test_tail_follows(terminal: Terminal) -> None:
     assert "Traceback" not in tail.output
 
 
+def test_send_from_what_cannot_be_read(terminal: Terminal) -> None:
+    """It says so, and does not wait for ever; ``nohup`` gives such a stdin."""
+    import os
+    import subprocess
+
+    from tests.cli.terminal import MILLSTREAM
+
+    with open(os.devnull, "wb") as unreadable:
+        sent = subprocess.run(
+            [*MILLSTREAM, "send", "orders", "-"],
+            cwd=terminal.directory,
+            stdin=unreadable,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    assert sent.returncode == 1
+    assert "stdin cannot be read (Bad file descriptor): give a pipe or a file" in sent.stderr
+
+
 def test_send_follows_a_pipe(terminal: Terminal) -> None:
     """Lines are sent as they come, and Ctrl-C ends it although nothing comes."""
     import subprocess

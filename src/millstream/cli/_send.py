@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -207,16 +208,25 @@ async def _chunks(source: str) -> AsyncIterator[bytes]:
             yield chunk
         return
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(QUEUE_CHUNKS)
+    queue: asyncio.Queue[bytes | OSError] = asyncio.Queue(QUEUE_CHUNKS)
 
     def read() -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is over, and nobody wants more
-            while True:
-                chunk = os.read(descriptor, CHUNK_BYTES)
-                asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
-                if not chunk:
-                    return
+        # the loop is over, or about to be, and nobody wants more
+        with contextlib.suppress(RuntimeError, CancelledError):
+            more = True
+            while more:
+                found: bytes | OSError
+                try:
+                    found = os.read(descriptor, CHUNK_BYTES)
+                    more = bool(found)
+                except OSError as exc:
+                    found, more = exc, False
+                asyncio.run_coroutine_threadsafe(queue.put(found), loop).result()
 
     threading.Thread(target=read, daemon=True, name="stdin").start()
-    while chunk := await queue.get():
-        yield chunk
+    while taken := await queue.get():
+        if isinstance(taken, OSError):
+            raise ConfigurationError(
+                f"stdin cannot be read ({taken.strerror or taken}): give a pipe or a file"
+            ) from taken
+        yield taken
