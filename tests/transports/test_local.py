@@ -12,7 +12,7 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,9 +26,10 @@ from millstream.errors import (
     UnknownMemberError,
 )
 from millstream.transports.base import TopicSpec
-from millstream.transports.local import LocalTransport, groups, upkeep
+from millstream.transports.local import LocalTransport, changes, groups, membership, upkeep
 from millstream.transports.local import file as log_file
 from millstream.transports.local.file import LogFile
+from millstream.transports.local.threads import Threads
 from tests.transports.conformance import *  # noqa: F403
 from tests.transports.conformance import (
     A0,
@@ -36,6 +37,7 @@ from tests.transports.conformance import (
     assign,
     assigned,
     epoch,
+    eventually,
     fetch_now,
     join,
     maintain,
@@ -45,6 +47,8 @@ from tests.transports.conformance import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from millstream.transports.base import Fetched
 
 
 class ShiftedClock(SystemClock):
@@ -332,6 +336,86 @@ async def test_a_log_that_another_process_has_locked(
         holder.execute("ROLLBACK")
         holder.close()
         assert await transport.append({A0: [rec("x")]}) == {A0: 3}
+
+
+async def test_a_note_that_could_not_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes with the next renewal of the lease, so that whoever joins then finds it."""
+    write, tried = groups.set_metadata, 0
+
+    def locked_once(*what: Any) -> bool:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise LogUnavailableError("another process has it")
+        return write(*what)
+
+    monkeypatch.setattr(groups, "set_metadata", locked_once)
+    monkeypatch.setattr(membership, "RENEWALS", 100)
+
+    async def written_again() -> bool:
+        return tried == 2
+
+    async with LocalTransport(path) as transport:
+        await transport.create_topics([TopicSpec(name="a", partitions=1)])
+        first = await join(transport, b"first")
+        await assigned(first)
+        first.note(b"noted")
+        await eventually(written_again)
+        await join(transport, b"second")
+        both = await assigned(first, lambda a: len(a.members) == 2)
+    assert sorted(both.members.values()) == [b"noted", b"second"]
+
+
+async def test_a_watcher_that_cannot_open_the_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It says so and tries again, and then wakes those who wait for what another process writes."""
+    await written(path)
+    connect, refused = LogFile.connect, 0
+
+    def out_of_reach(file: LogFile, *, durable: bool) -> sqlite3.Connection:
+        nonlocal refused
+        if threading.current_thread().name == "millstream-log-watcher" and not refused:
+            refused += 1
+            raise LogUnavailableError("it cannot be opened")
+        return connect(file, durable=durable)
+
+    monkeypatch.setattr(LogFile, "connect", out_of_reach)
+    monkeypatch.setattr(changes, "AGAIN_S", 0.0)
+    async with LocalTransport(path) as transport, LocalTransport(path) as other:
+        waiting = asyncio.ensure_future(fetch_for(transport, 30.0))
+
+        async def watched() -> bool:
+            return transport._opened().watcher._watching > 0
+
+        await eventually(watched)
+        await other.append({A0: [rec("x")]})
+        began = asyncio.get_running_loop().time()
+        assert await waiting
+        assert asyncio.get_running_loop().time() - began < 15
+    assert "is seen late for now: it cannot be opened" in caplog.text
+
+
+async def fetch_for(transport: LocalTransport, seconds: float) -> list[Fetched]:
+    """What comes behind the first three records, within that time."""
+    reader = transport.reader()
+    return await reader.fetch({A0: 3}, max_bytes=1 << 20, max_wait_s=seconds)
+
+
+async def test_a_checkpoint_that_fails(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for it, so the program's log tells."""
+
+    def full(connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    await written(path)
+    threads = Threads(LogFile(path), name="writer", durable=True)
+    threads.follow_up(full)
+    threads.close()
+    assert "was not looked after, which is tried again" in caplog.text
+    assert "disk I/O error" in caplog.text
 
 
 # space

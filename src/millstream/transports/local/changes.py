@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from millstream.errors import TransportError
+from millstream.errors import LogUnavailableError, TransportError
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Bell", "Watcher"]
 
+logger = logging.getLogger("millstream.transports.local")
+
 POLL_MIN_S = 0.001
 POLL_MAX_S = 0.020
 POLL_GROWTH = 1.1
 """How the pause between two questions grows: from the least to the most in about 0.2 s of silence."""
+AGAIN_S = 5.0
+"""Between two attempts at a file that cannot be asked."""
 
 
 class Bell:
@@ -102,25 +107,32 @@ class Watcher:
         self._thread.join()
 
     def _run(self) -> None:
-        with suppress(TransportError, RuntimeError):  # RuntimeError: the loop has gone before us
-            connection = self._file.connect(durable=False)
+        while not self._closed.is_set():
             try:
-                self._watch(connection)
-            finally:
-                connection.close()
+                connection = self._file.connect(durable=False)
+                try:
+                    self._watch(connection)
+                finally:
+                    connection.close()
+            except LogUnavailableError as exc:
+                logger.warning("what other processes write is seen late for now: %s", exc)
+                self._closed.wait(AGAIN_S)
+            except TransportError:
+                return  # whoever reads the log meets it as well, and raises it
 
     def _watch(self, connection: sqlite3.Connection) -> None:
         known = None
-        while True:
+        while not self._closed.is_set():
             self._wanted.wait()
             pause = POLL_MIN_S
-            while self._wanted.is_set():
-                if self._closed.is_set():
-                    return
+            while self._wanted.is_set() and not self._closed.is_set():
                 with self._file.translated():
                     (version,) = connection.execute("PRAGMA data_version").fetchone()
                 if version != known:
                     known, pause = version, POLL_MIN_S
-                    self._loop.call_soon_threadsafe(self._bell.ring)
+                    try:
+                        self._loop.call_soon_threadsafe(self._bell.ring)
+                    except RuntimeError:  # the loop has gone before us
+                        self._closed.set()
                 self._closed.wait(pause)
                 pause = min(pause * POLL_GROWTH, POLL_MAX_S)

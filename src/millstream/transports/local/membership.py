@@ -121,6 +121,7 @@ class LocalMembership:
 
     def note(self, metadata: bytes) -> None:
         """Replace this member's metadata from the next rebalance on."""
+        # nobody waits for it: what goes wrong goes wrong again with the next renewal, which has an owner
         self._heart.post(lambda connection: self._heart.note(connection, metadata))
 
     async def leave(self) -> None:
@@ -193,6 +194,8 @@ class _Heart:
         self._file = file
         self._terms = terms
         self._metadata = metadata
+        self._untold = False
+        """Whether the log does not have the metadata yet."""
         self._owner = owner
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._ended = False
@@ -290,7 +293,7 @@ class _Heart:
                 metadata=self._metadata,
             )
             groups.rebalance(connection, terms.group, terms.assign)
-        self.member_id, self.confirmed_at = member_id, asked_at
+        self.member_id, self.confirmed_at, self._untold = member_id, asked_at, False
         self._generation = -1
         self._follow(connection)
 
@@ -299,14 +302,18 @@ class _Heart:
         with self._file.writing(connection):
             if groups.set_metadata(connection, self._terms.group, self.member_id, metadata):
                 groups.rebalance(connection, self._terms.group, self._terms.assign)
-        self._metadata = metadata
+        self._metadata, self._untold = metadata, False
         self._follow(connection)
 
     def note(self, connection: sqlite3.Connection, metadata: bytes) -> None:
-        """Replace the metadata; everybody reads it with the next generation."""
-        self._metadata = metadata
+        """Replace the metadata; everybody reads it with the next generation.
+
+        Where it cannot be written now, it goes with the next renewal.
+        """
+        self._metadata, self._untold = metadata, True
         with self._file.writing(connection):
             groups.set_metadata(connection, self._terms.group, self.member_id, metadata)
+        self._untold = False
 
     def leave(self, connection: sqlite3.Connection) -> None:
         """Give the place up."""
@@ -344,10 +351,13 @@ class _Heart:
         terms, asked_at = self._terms, boottime()
         with self._file.writing(connection) as waited:
             renewed = groups.renew(connection, terms.group, self.member_id)
+            if self._untold:
+                groups.set_metadata(connection, terms.group, self.member_id, self._metadata)
             if groups.expire(
                 connection, terms.group, grace_s=grace_s + waited, spare=self.member_id
             ):
                 groups.rebalance(connection, terms.group, terms.assign)
+        self._untold = False
         if renewed:
             self.confirmed_at = asked_at
         self._follow(connection)

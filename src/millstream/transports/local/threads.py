@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from millstream.transports.local.file import LogFile
 
 __all__ = ["Threads"]
+
+logger = logging.getLogger("millstream.transports.local")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,9 +59,17 @@ class Threads:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def follow_up(self, work: Callable[[sqlite3.Connection], object]) -> None:
-        """Call ``work`` later, for its effect alone; what it raises is nobody's business."""
+        """Call ``work`` later, for its effect alone; what it raises is logged, as nobody waits for it."""
+
+        def call() -> None:
+            try:
+                with self._file.translated():
+                    work(self._connection())
+            except Exception as exc:
+                logger.warning("the log's file was not looked after, which is tried again: %s", exc)
+
         if not self._closed:
-            self._executor.submit(lambda: work(self._connection()))
+            self._executor.submit(call)
 
     def close(self) -> None:
         """Finish what was begun; blocks."""
