@@ -7,7 +7,7 @@ import logging
 import pytest
 
 import millstream as ms
-from millstream.errors import PartitionCountError, UnknownTopicError
+from millstream.errors import LogUnavailableError, PartitionCountError, UnknownTopicError
 from millstream.testing import TestApp
 from tests.kit import Order, continued, second_worker
 
@@ -67,6 +67,31 @@ async def test_new_topics() -> None:
         assert len(seen) == 3
         await t.send(orders.named("orders-us"), Order("eve", 8.0))
         assert seen[3:] == ["eve orders-us"]
+
+
+async def test_a_new_topic_that_the_group_could_not_be_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leader tells it the next time it looks."""
+    app, orders, seen = reading("orders-.*")
+    async with TestApp(app) as t:
+        membership = t.worker.membership
+        assert membership is not None
+        update, told = membership.update, []
+
+        async def away_once(metadata: bytes) -> None:
+            told.append(metadata)
+            if len(told) == 1:
+                raise LogUnavailableError("no broker answers")
+            await update(metadata)
+
+        monkeypatch.setattr(membership, "update", away_once)
+        await t.create_topic("orders-eu")
+        for looks in (1, 2, 2):
+            await t.advance("5s")
+            assert len(told) == looks
+        await t.send(orders.named("orders-eu"), Order("ada", 1.0))
+        assert seen == ["ada orders-eu"]
 
 
 async def test_new_topic_in_the_middle_of_work() -> None:

@@ -375,17 +375,22 @@ class Worker:
     async def _follow_topics(self) -> None:
         """Look for topics that match a pattern, and at those that are read, again and again."""
         follow = self.plan.follow
+        untold = False
         while True:
             await self._clock.sleep(LOOK_INTERVAL_S if follow is None else TOPICS_INTERVAL_S)
-            with contextlib.suppress(LogUnavailableError):
+            with contextlib.suppress(
+                LogUnavailableError
+            ):  # what was not done is done the next time
                 infos = await self._transport.topics()
                 self.plan.look(infos)
                 if follow is None:
                     continue
                 before = set(self._inputs.topics())
                 follow(infos)
-                if self._leads() and before != set(self._inputs.topics()):
+                untold = untold or before != set(self._inputs.topics())
+                if untold and self._leads():
                     await self._tell_again()
+                untold = False
                 for shard in list(self.shards.values()):
                     await shard.take_new_inputs()
             self._stir()
