@@ -273,6 +273,27 @@ async def test_unrelated_agents_do_not_wait_for_each_other() -> None:
         assert t.table(totals) == {"ada": 1.0}
 
 
+async def test_a_log_that_cannot_be_read_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker says so once for each time that the log is away, however often it asks, and then goes on."""
+    fetch, answers = MemoryTransport._fetch, iter([False, False, True, False, False])
+
+    async def away(self: MemoryTransport, *asked: Any) -> Any:
+        if not next(answers, True):
+            raise LogUnavailableError("no broker answers")
+        return await fetch(self, *asked)
+
+    monkeypatch.setattr(MemoryTransport, "_fetch", away)
+    monkeypatch.setattr(_fetch, "RETRY_S", 0)
+    app, orders, totals = counting(partitions=1)
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 1.0))
+        await t.send(orders, Order("ada", 2.0))
+        assert t.table(totals) == {"ada": 3.0}
+    assert caplog.text.count("agent 'count' waits for the log: no broker answers") == 2
+
+
 async def test_a_log_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that cannot learn its positions now, because of a broker or another's open epoch, tries again."""
     committed, left = MemoryTransport.committed, [2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, NoReturn
 
 from millstream.errors import LogUnavailableError, OffsetOutOfRangeError
@@ -12,10 +13,12 @@ if TYPE_CHECKING:
 
     from millstream.clock import Clock
     from millstream.records import TopicPartition
-    from millstream.transports.base import Fetched, Transport
+    from millstream.transports.base import Fetched, Reader, Transport
     from millstream.worker._lane import Lane
 
 __all__ = ["Fetcher"]
+
+logger = logging.getLogger("millstream.worker")
 
 FETCH_BYTES_MAX = 2 << 20
 FETCH_WAIT_S = 0.5
@@ -26,13 +29,20 @@ class Fetcher:
     """Keeps the inboxes of one agent's lanes filled, up to their bound."""
 
     def __init__(
-        self, *, transport: Transport, lanes: Callable[[], Iterable[Lane]], clock: Clock
+        self,
+        agent: str,
+        *,
+        transport: Transport,
+        lanes: Callable[[], Iterable[Lane]],
+        clock: Clock,
     ) -> None:
+        self._agent = agent
         self._transport = transport
         self._lanes = lanes
         self._clock = clock
         self._stirred = asyncio.Event()
-        self._waiting_for: set[TopicPartition] = set()
+        self._away = False
+        """Whether the log did not answer the last time."""
 
     def stir(self) -> None:
         """There may be room, or other lanes: look again."""
@@ -53,7 +63,6 @@ class Fetcher:
                 if not wanted:
                     await self._stirred.wait()
                     continue
-                self._waiting_for = set(wanted)
                 for fetched in await self._fetch(reader, wanted):
                     lane = owners[fetched.tp]
                     inbox = lane.inboxes.get(fetched.tp)
@@ -62,9 +71,9 @@ class Fetcher:
         finally:
             await reader.close()
 
-    async def _fetch(self, reader: object, wanted: dict[TopicPartition, int]) -> list[Fetched]:
+    async def _fetch(self, reader: Reader, wanted: dict[TopicPartition, int]) -> list[Fetched]:
         fetch = asyncio.ensure_future(
-            reader.fetch(wanted, max_bytes=FETCH_BYTES_MAX, max_wait_s=FETCH_WAIT_S)  # type: ignore[attr-defined]
+            reader.fetch(wanted, max_bytes=FETCH_BYTES_MAX, max_wait_s=FETCH_WAIT_S)
         )
         try:
             while not fetch.done():
@@ -76,14 +85,21 @@ class Fetcher:
                 if not fetch.done() and self._changed(wanted):
                     return []
                 self._stirred.clear()
-            return fetch.result()  # type: ignore[no-any-return]
+            fetched = fetch.result()
+            self._away = False
+            return fetched
         except OffsetOutOfRangeError as exc:
             return self._out_of_range(exc, wanted)
-        except LogUnavailableError:
+        except LogUnavailableError as exc:
+            if not self._away:  # once, however long it takes
+                self._away = True
+                logger.warning("agent %r waits for the log: %s", self._agent, exc)
             await self._clock.sleep(RETRY_S)
             return []
         finally:
-            fetch.cancel()
+            if not fetch.done():
+                fetch.cancel()
+                await asyncio.wait([fetch])  # the reader is used by one at a time
 
     def _changed(self, wanted: dict[TopicPartition, int]) -> bool:
         now = {tp: at for lane in self._lanes() for tp, at in lane.wanted().items()}

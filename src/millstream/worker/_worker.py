@@ -208,7 +208,10 @@ class Worker:
         self.committer.fenced = self._fenced
         self.fetchers = {
             spec.agent.name: Fetcher(
-                transport=transport, lanes=self._lanes_of(spec.agent.name), clock=clock
+                spec.agent.name,
+                transport=transport,
+                lanes=self._lanes_of(spec.agent.name),
+                clock=clock,
             )
             for specs in plan.agents.values()
             for spec in specs
