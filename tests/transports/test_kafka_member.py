@@ -182,12 +182,18 @@ async def live(
 
 
 async def live_with(
-    monkeypatch: pytest.MonkeyPatch, coordinator: Coordinator, loop: Loop, **more: Any
+    monkeypatch: pytest.MonkeyPatch,
+    coordinator: Coordinator,
+    loop: Loop,
+    *,
+    pauses_s: tuple[float, float] = (0.0, 0.0),
+    **more: Any,
 ) -> list[str]:
     """The same, with this coordinator: what it said."""
     monkeypatch.setattr(_member, "Cluster", lambda access: coordinator)
-    for pause in ("HEARTBEAT_S", "PAUSE_FIRST_S", "PAUSE_LONGEST_S"):
-        monkeypatch.setattr(_member, pause, 0.0)
+    monkeypatch.setattr(_member, "HEARTBEAT_S", 0.0)
+    for pause, seconds in zip(("PAUSE_FIRST_S", "PAUSE_LONGEST_S"), pauses_s, strict=True):
+        monkeypatch.setattr(_member, pause, seconds)
     terms = Terms(
         group="g",
         assign=lambda members: dict.fromkeys(members, b"all"),
@@ -343,6 +349,16 @@ async def test_what_the_others_have(
     loop = Loop()
     await live_with(monkeypatch, Coordinator(script, others={"z": b"rest"}), loop)
     assert loop.shares == heard
+
+
+async def test_a_group_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked again and again, and the program's log says why nothing happens: once."""
+    silent = Coordinator({"join": [LOST] * 8})
+    await live_with(monkeypatch, silent, Loop(), pauses_s=(0.001, 0.004))
+    (line,) = [r.getMessage() for r in caplog.records if "does not answer" in r.getMessage()]
+    assert line == "group 'g' does not answer: the answer was lost"
 
 
 @pytest.mark.parametrize(("place", "leaves"), [(None, ["leave a", "hung up"]), ("p", ["hung up"])])

@@ -135,10 +135,13 @@ class Cluster:
 
     async def __aexit__(self, *exc: object) -> None:
         self._open = False
-        for task in set(self._refreshing.values()):
+        refreshing = set(self._refreshing.values())
+        for task in refreshing:
             task.cancel()
         for node in (*self._bootstrap, *self._nodes.values()):
             node.close()
+        if refreshing:
+            await asyncio.wait(refreshing)
         await asyncio.sleep(0)  # sockets are closed in the loop's next turn
 
     # brokers
@@ -195,12 +198,13 @@ class Cluster:
 
     async def features(self) -> Mapping[str, int]:
         """The cluster's finalized features with their levels, as a broker told when it was connected."""
+        problem: LogUnavailableError | None = None
         for node in self._by_preference():
             try:
                 return (await node.connection()).features
-            except LogUnavailableError:
-                continue
-        raise LogUnavailableError(f"no broker of {self.url} can be reached")
+            except LogUnavailableError as exc:
+                problem = exc
+        raise LogUnavailableError(f"no broker of {self.url} can be reached: {problem}")
 
     async def connection(self, node: int) -> Connection:
         """The shared connection to a broker, for its versions and features."""

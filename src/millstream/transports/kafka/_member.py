@@ -231,11 +231,13 @@ class Member:
         if file is None or self._terms.instance_id is not None:
             return
         former = ""
-        with suppress(OSError):
+        with suppress(OSError):  # nobody was here before
             former = file.read_text().strip()
         if not former:
             return
-        with suppress(_AgainError, ConfigurationError):
+        with suppress(
+            _AgainError, ConfigurationError
+        ):  # else it waits, and joining says what is wrong
             members = (await self._describe()).members
             if any(each.member_id == former for each in members):
                 await self._remove(former, None)
@@ -411,6 +413,7 @@ class Member:
         self.confirmed_at = float("-inf")
         place = self._terms.instance_id
         if self.member_id and (place is None or for_good):
+            # else the group notices by the session time-out
             with suppress(TimeoutError, _AgainError, ConfigurationError):
                 async with asyncio.timeout(LEAVE_S):
                     await self._remove(self.member_id, place)
@@ -462,7 +465,7 @@ class Member:
         error = refusal(code, f"{doing} {group!r}", where=self._cluster.url)
         if not isinstance(error, LogUnavailableError):
             raise error
-        await self._pause()
+        await self._pause(str(error))
         raise _AgainError
 
     async def _ask(
@@ -480,18 +483,21 @@ class Member:
             answer = await self._cluster.send(
                 node, request, response, timeout_s=timeout_s, alone=alone
             )
-        except (AnswerLostError, LogUnavailableError):
-            moved = True
+        except (AnswerLostError, LogUnavailableError) as exc:
+            moved = str(exc)
         else:
-            moved = _code_of(answer) in COORDINATOR_MOVED
+            code = _code_of(answer)
+            moved = code.name if code in COORDINATOR_MOVED else ""
         if moved:
             self._cluster.forget_coordinator(GROUP, group)
-            await self._pause()
+            await self._pause(moved)
             raise _AgainError
         return answer
 
-    async def _pause(self) -> None:
+    async def _pause(self, why: str) -> None:
         await asyncio.sleep(self._pause_s * random.uniform(0.8, 1.2))
+        if self._pause_s < PAUSE_LONGEST_S <= 2 * self._pause_s:  # once, however long it takes
+            logger.warning("group %r does not answer: %s", self._terms.group, why)
         self._pause_s = min(2 * self._pause_s, PAUSE_LONGEST_S)
 
     async def _describe(self) -> DescribedGroup:
