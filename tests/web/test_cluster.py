@@ -17,6 +17,7 @@ from millstream.errors import (
     UnknownTableError,
 )
 from millstream.tables._query import (
+    Changes,
     Page,
     Peer,
     Read,
@@ -305,6 +306,31 @@ async def test_an_error_while_following_reaches_the_follower() -> None:
             async for _ in stream:
                 pass
         await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_following_ends_with_all_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stops waits for what follows a worker that has gone, too, however long that takes to end."""
+    tables, gone, ended = MemoryTables(), asyncio.Event(), asyncio.Event()
+    tables.members = [Peer(member="there", url="http://there", shards=frozenset())]
+
+    class Slow(Cluster):
+        async def follow_peer(self, url: str, table: str, key: bytes | None) -> AsyncIterator[Any]:
+            try:
+                yield Changes(changes=[])
+                await asyncio.Event().wait()
+            finally:
+                gone.set()
+                await asyncio.sleep(0.05)
+                ended.set()
+
+    monkeypatch.setattr(cluster_module, "PEERS_INTERVAL_S", 0.01)
+    async with Slow(tables) as cluster, asyncio.timeout(DEADLINE_S):
+        stream = cluster.changes("totals")
+        await anext(stream)
+        tables.members = []
+        await gone.wait()
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert ended.is_set()
 
 
 async def test_a_view_over_the_cluster(workers: tuple[RunningApp, RunningApp]) -> None:

@@ -146,6 +146,28 @@ async def test_silence_is_filled() -> None:
     assert closed.is_set()
 
 
+async def test_who_closes_a_stream_can_be_cancelled() -> None:
+    """Also while its source takes its time to end."""
+    ending, ended = asyncio.Event(), asyncio.Event()
+
+    async def source() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            await asyncio.sleep(60)
+        finally:
+            ending.set()
+            await ended.wait()
+
+    stream = beating(source(), b"beat", every_s=0.01)
+    assert [await anext(stream) for _ in range(2)] == [b"first", b"beat"]
+    closing = asyncio.create_task(stream.aclose())  # type: ignore[attr-defined]
+    await ending.wait()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    ended.set()
+
+
 async def test_a_source_that_ends_and_one_that_fails() -> None:
     """The end and the errors of a source are those of the stream."""
 

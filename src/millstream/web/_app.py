@@ -245,7 +245,7 @@ class _Endpoints:
             info = table_of(self._queries, websocket.path_params["name"])
             items = texts(self._queries, info, self._followed(websocket), events=False)
         except QueryError as exc:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(RuntimeError):  # the client has gone
                 await websocket.close(1008, str(exc)[:120])
             return
         await websocket.accept()

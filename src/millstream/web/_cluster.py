@@ -118,7 +118,9 @@ class Cluster:
                 return await self._read(info, read, numbers)
             except (NotHereError, UnavailableError) as exc:
                 if read.stale_ms is not None:
-                    with contextlib.suppress(NotHereError, UnavailableError):
+                    with contextlib.suppress(
+                        NotHereError, UnavailableError
+                    ):  # then the owner's answer
                         return await self._read_copies(info, read, numbers)
                 if isinstance(exc, UnavailableError):
                     raise
@@ -155,7 +157,7 @@ class Cluster:
         having = [peer for peer in peers if shard in peer.shards or shard in peer.copies]
         having.sort(key=lambda peer: (not peer.here, shard in peer.shards, peer.member))
         for peer in having:
-            with contextlib.suppress(NotHereError, UnavailableError):
+            with contextlib.suppress(NotHereError, UnavailableError):  # perhaps the next one has it
                 return await self._ask(peer, _of_shards(read, [shard[1]]))
         raise NotHereError(
             f"No worker has a copy of shard {shard[1]} of {shard[0]} that is new enough."
@@ -269,6 +271,8 @@ class _Following:
         self._key = key
         self._queue: asyncio.Queue[Changes | Exception] = asyncio.Queue(BATCHES_MAX)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Those that follow workers that have gone, and are cancelled."""
         self._begun: set[str] = set()
         self._all_begun = asyncio.Event()
         self._ready = False
@@ -276,7 +280,7 @@ class _Following:
     async def batches(self) -> AsyncIterator[Changes]:
         await self._look()
         self._start("", self._watch())
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError):  # one that begins later brings ``missed``
             await asyncio.wait_for(self._all_begun.wait(), READY_TIMEOUT_S)
         self._ready = True
         yield Changes(changes=[])
@@ -287,10 +291,9 @@ class _Following:
             yield batch
 
     async def stop(self) -> None:
-        tasks = list(self._tasks.values())
-        for task in tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), *self._ending, return_exceptions=True)
 
     def _start(self, url: str, following: Coroutine[Any, Any, None]) -> None:
         async def guarded() -> None:
@@ -314,7 +317,10 @@ class _Following:
         for url in {"here", *urls} - self._tasks.keys():
             self._start(url, self._follow(url))
         for url in self._tasks.keys() - {"", "here", *urls}:
-            self._tasks.pop(url).cancel()
+            gone = self._tasks.pop(url)
+            gone.cancel()
+            self._ending.add(gone)
+            gone.add_done_callback(self._ending.discard)
 
     async def _follow(self, url: str) -> None:
         cluster, table, key = self._cluster, self._table, self._key
@@ -336,7 +342,7 @@ class _Following:
                 pass  # it restarts, or the group will say that it has gone
             except QueryError:
                 if url == "here":
-                    raise
+                    raise  # another worker that refuses may know better soon
             self._begun.discard(url)
             await asyncio.sleep(PEERS_INTERVAL_S)
 

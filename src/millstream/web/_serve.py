@@ -46,7 +46,15 @@ class Serving:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process that it lives in."""
+    """Leaves signals to the process that it lives in, and tells when it has started."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.begun = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.begun.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -89,12 +97,12 @@ async def serve(
     )
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[bound]), name="web")
+    task.add_done_callback(lambda _: server.begun.set())  # it may have failed
     try:
-        while not server.started:
-            if task.done():
-                task.result()
-                raise InternalError("the web server ended before it had started")
-            await asyncio.sleep(0.005)
+        await server.begun.wait()
+        if task.done():
+            task.result()
+            raise InternalError("the web server ended before it had started")
         yield Serving(host, bound.getsockname()[1])
     finally:
         if closing is not None:

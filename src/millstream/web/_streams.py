@@ -82,8 +82,10 @@ async def beating(
     finally:
         if following is not None:
             following.cancel()
-            with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                await following
+            await asyncio.wait([following])
+            if not following.cancelled():
+                with contextlib.suppress(StopAsyncIteration):
+                    following.result()
         close = getattr(items, "aclose", None)
         if close is not None:
             await close()
@@ -113,7 +115,7 @@ class LiveResponse(Response):
         if scope["method"] != "HEAD":
             sending = asyncio.ensure_future(self._send(send))
             await self._closing.until_closed(sending, receive)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the client has gone
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send) -> None:
@@ -133,5 +135,5 @@ async def serve_websocket(
                 await send({"type": "websocket.send", "text": message.decode()})
 
     await closing.until_closed(asyncio.ensure_future(sending()), receive)
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, RuntimeError):  # the client has gone, or closed it
         await send({"type": "websocket.close", "code": 1001 if closing.closed else 1000})
