@@ -41,7 +41,7 @@ async def worker_urls(transport: Transport, app: str) -> tuple[int, list[str]]:
         try:
             urls.append(decode_metadata(data).url)
         except msgspec.DecodeError:
-            continue
+            continue  # a member that is no worker of ours
     return len(members), [url for url in urls if url]
 
 

@@ -24,7 +24,7 @@ _PRUNED = {"__pycache__", "node_modules", "site-packages"}
 def source_folders(reference: str | None, directory: Path) -> list[Path]:
     """Where an app's code is: the working directory, and the package that ``-A`` names if it is elsewhere."""
     folders = [directory]
-    with contextlib.suppress(MillstreamError):
+    with contextlib.suppress(MillstreamError):  # whoever loads the app says it
         reference = reference or configured_reference(directory)
     if reference and not reference.endswith(".py"):
         top = reference.partition(":")[0].partition(".")[0]
@@ -65,6 +65,6 @@ class SourceWatch:
                 for name in files:
                     if name.endswith(".py") or name == "pyproject.toml":
                         path = Path(place, name)
-                        with contextlib.suppress(OSError):
+                        with contextlib.suppress(OSError):  # gone meanwhile
                             found = path.stat()
                             yield path, (found.st_mtime_ns, found.st_size)

@@ -210,7 +210,7 @@ class Copies:
     async def _look_for_ever(self) -> NoReturn:
         while True:
             await self._options.clock.sleep(LOOK_S)
-            with suppress(LogUnavailableError, UnknownTopicError):
+            with suppress(LogUnavailableError, UnknownTopicError):  # who follows says it
                 await self._look()
             if any(copy.reads_topics for copy in self.by_shard.values()):
                 self._changed.set()  # they may go further
@@ -237,7 +237,7 @@ class Copies:
         while True:
             inputs = {tp for copy in self.by_shard.values() for tp in copy.inputs()}
             if inputs:
-                with suppress(LogUnavailableError, UnknownTopicError):
+                with suppress(LogUnavailableError, UnknownTopicError):  # who follows says it
                     self._committed = await options.transport.committed(
                         options.group, inputs, settled=False
                     )
@@ -268,7 +268,7 @@ class Copies:
             }
             if not self._untold():
                 continue
-            with suppress(TimeoutError):
+            with suppress(TimeoutError):  # those that are not warm yet are told later
                 async with asyncio.timeout(TELL_S):
                     while any(copy.warming and not copy.warm for copy in self.by_shard.values()):
                         await self._news.wait()
@@ -276,7 +276,7 @@ class Copies:
             untold = self._untold()
             if untold:
                 self._told |= dict.fromkeys(untold, time.monotonic())
-                with suppress(LogUnavailableError):
+                with suppress(LogUnavailableError):  # told again after `TELL_AGAIN_S`
                     await self._caught_up()
 
     def _untold(self) -> set[ShardId]:

@@ -58,7 +58,7 @@ class LocalQueries:
 
     def close(self) -> None:
         """Stop following commits."""
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # closed before
             self._worker.committer.listeners.remove(self._committed)
 
     async def peers(self) -> list[Peer]:

@@ -80,7 +80,7 @@ class WorkerReport:
     def close(self) -> None:
         """Stop following commits."""
         if self._worker is not None:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # closed before
                 self._worker.committer.listeners.remove(self._committed)
 
     @property

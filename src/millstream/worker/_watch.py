@@ -89,7 +89,7 @@ class PeerWatch:
                 known, refusals = True, 0
                 await _until_it_ends(reader, writer)
             if known and refusals >= REFUSALS:
-                with contextlib.suppress(LogUnavailableError):
+                with contextlib.suppress(LogUnavailableError):  # it is told again
                     if await self._suspect(member_id):
                         logger.warning(
                             "worker %s at %s is gone: the group has let go of it", member_id, url

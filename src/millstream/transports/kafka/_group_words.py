@@ -105,7 +105,7 @@ def describe(found: DescribedGroup) -> GroupDescription:
             if member.member_assignment:
                 shares[member.member_id] = read_share(member.member_assignment)
         except ValueError:
-            continue
+            continue  # no worker of ours
     return GroupDescription(
         group=found.group_id,
         generation=max((share.generation for share in shares.values()), default=0),
