@@ -142,7 +142,7 @@ async def test_a_killed_process_is_replaced_at_once(path: Path, transport: Local
         began = time.monotonic()
         worker.signal(signal.SIGKILL)
         await assigned(mine, members(1))
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
 
 
 @POSIX

@@ -453,7 +453,7 @@ async def test_the_end_of_an_input_is_committed(monkeypatch: pytest.MonkeyPatch)
     transport, tp = MemoryTransport(clock=app.clock), TopicPartition("numbers", 0)
 
     async def committed(offset: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while True:
                 found = await transport.committed("shop", [tp])
                 if tp in found and found[tp].offset == offset:

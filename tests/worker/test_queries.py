@@ -41,10 +41,13 @@ class Running:
         self.totals = self.app.table("totals", key=str, value=int, default=0)
         self.gate = asyncio.Event()
         self.gate.set()
+        self.begun = asyncio.Event()
+        """Set when the agent has taken a number."""
 
         @self.app.agent(self.orders)
         async def count(stream: Any) -> None:
             async for key, amount in stream.items():
+                self.begun.set()
                 await self.gate.wait()
                 self.totals[key] += amount
 
@@ -120,7 +123,7 @@ async def test_only_what_is_committed(shop: Running) -> None:
     shop.gate.clear()
     at = await shop.send("ada", 5)
     waiting = asyncio.create_task(shop.value(at_least=(at,)))
-    await asyncio.sleep(0.1)
+    await shop.begun.wait()
     assert await shop.value() is None
     assert not waiting.done()
     shop.gate.set()
