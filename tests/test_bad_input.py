@@ -774,7 +774,8 @@ async def test_agent_that_never_reads() -> None:
             await t.settle()
         assert t.table(totals) == {"ada": 1.0}
         lane = t.worker.shards[1, 0].lanes["never"]
-        assert lane.lag() == 1
+        ((tp, inbox),) = lane.inboxes.items()
+        assert (lane.position(tp), inbox.end) == (0, 1)
     later, orders, totals = counting(partitions=1)
     seen: list[float] = []
 

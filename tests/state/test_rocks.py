@@ -263,7 +263,7 @@ def test_the_memory_of_all_shards_is_bounded(tmp_path: Path) -> None:
         rows = {b"%d-%d" % (part, n): os.urandom(500) for n in range(200)}
         for store in stores:
             store.write({"t": rows})
-            assert backend.buffered_bytes() < 6 << 20
+            assert backend._buffers.get_usage() < 6 << 20
     for store in stores:
         store.close()
 

@@ -125,7 +125,6 @@ _BIAS = 1 << 63
 _NUMBER = Struct(">BQ")
 _pack, _unpack, _NUMBER_BYTES = _NUMBER.pack, _NUMBER.unpack_from, _NUMBER.size
 _BELOW, _HEAD, _ABOVE = 0x7F, 0x80, 0x81
-_ALL = 0xFFFF_FFFF
 
 
 def _read_number(data: bytes, at: int) -> int:

@@ -110,10 +110,6 @@ class RocksBackend:
     def durable(self) -> bool:
         return True
 
-    def buffered_bytes(self) -> int:
-        """Memory that all shards use for writes that are not on disk yet."""
-        return self._buffers.get_usage()
-
     def path(self, shard: str) -> Path:
         """The directory of a shard's store."""
         name = quote(shard, safe="")

@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from millstream.streams._join_delivery import Pair
     from millstream.streams._join_waiting import Waiting
 
-__all__ = ["Find", "TableJoin", "find_as_of", "find_by_operator", "find_in_part"]
-
-Find = "Callable[[Context], Callable[[Any, int], Any]]"
-"""Bound to a shard, it gives what looks up a key, for a record of a time: the value, or None."""
+__all__ = ["TableJoin", "find_as_of", "find_by_operator", "find_in_part"]
 
 
 def find_in_part(table: str) -> Callable[[Context], Callable[[Any, int], Any]]:

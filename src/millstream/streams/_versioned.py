@@ -86,7 +86,7 @@ def _load(segment: bytes) -> list[Version]:
 class VersionedPart(TimedPart):
     """The latest values and their history in one shard. What the dictionaries hold are bytes."""
 
-    __slots__ = ("_bucket_ms", "_expiry", "_key_bytes", "_key_of", "history_ms")
+    __slots__ = ("_bucket_ms", "_expiry", "_key_of", "history_ms")
 
     @property
     def kept_as(self) -> str:
@@ -113,7 +113,6 @@ class VersionedPart(TimedPart):
 
         own = {"encode_key": encode_entry, "check": check_entry, "mutable": False}
         super().__init__(name, **{**arguments, **own})
-        self._key_bytes: Callable[[Any], bytes] = encode
         self._key_of: Callable[[bytes], Any] = arguments["decode_key"]
         self.history_ms = history_ms
         self._bucket_ms = max(1, history_ms // BUCKETS)

@@ -60,7 +60,6 @@ class CommitStats(NamedTuple):
 
     at: int
     total_s: float
-    log_s: float
     records: int
     shards: int
 
@@ -228,7 +227,7 @@ class Committer:
         self.epochs += 1
         count = sum(len(listed) for listed in records.values())
         self._work_s = (encoded - began) + (done - logged) + count * BUILD_RECORD_S
-        self.stats.append(CommitStats(now, done - began, logged - encoded, count, len(cuts)))
+        self.stats.append(CommitStats(now, done - began, count, len(cuts)))
         return len(cuts)
 
     async def _encode(

@@ -340,10 +340,6 @@ class Lane:
         self.inboxes = dict(sorted(self.inboxes.items()))
         self._inbox_bytes_max = self._bytes_max // len(self.inboxes)
 
-    def lag(self) -> int:
-        """Records that are known to exist and are not finished."""
-        return sum(max(0, inbox.end - self.position(tp)) for tp, inbox in self.inboxes.items())
-
     # positions ------------------------------------------------------------------------------------
 
     def position(self, tp: TopicPartition) -> int:

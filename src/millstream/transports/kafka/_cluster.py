@@ -269,11 +269,6 @@ class Cluster:
                 replication=topic.replication,
             )
 
-    def forget_topics(self, names: Iterable[str]) -> None:
-        """Ask again about these topics when they are needed."""
-        for name in names:
-            self.topics.pop(name, None)
-
     # coordinators
 
     async def coordinator(self, kind: int, key: str) -> int:
