@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import uuid
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millstream.agents import (
@@ -22,10 +19,12 @@ from millstream.agents import (
     reply_headers,
     user_line,
 )
+from millstream.app._broker import open_transport
 from millstream.app._changes import change_listeners
 from millstream.app._dead_letters import ERROR_HEADERS, error_headers, timer_letter
 from millstream.app._patterns import Patterns
 from millstream.app._replies import Replies, reply_topic
+from millstream.app._slot import Slot, state_folder
 from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
 from millstream.context import watched_tasks
 from millstream.errors import (
@@ -33,7 +32,6 @@ from millstream.errors import (
     MillstreamError,
     PartitionCountError,
     ProgramError,
-    SettingError,
     TopologyError,
 )
 from millstream.records import Headers, OutgoingRecord, TopicPartition
@@ -53,126 +51,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 
     from millstream.app._app import App
-    from millstream.app._settings import Settings
     from millstream.app._timers import Timer
     from millstream.app._web import Questions
-    from millstream.clock import Clock
     from millstream.context import Scope
     from millstream.state.base import StateBackend
     from millstream.topology import Topology
     from millstream.transports.base import TopicInfo, Transport
     from millstream.worker import Shard
 
-__all__ = ["Runtime", "counts_with_notes", "open_transport", "shard_groups"]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a log may ask of the place that a worker has on its disk, once it has one."""
-
-    transactional_id: Callable[[], str]
-    """What its epochs are committed under."""
-    former_id: Callable[[], str]
-    """What they were committed under, if they ever were; else empty."""
-    id_file: Callable[[], Path | None]
-    """Where its member id is kept."""
-
-
-def open_transport(
-    broker: str,
-    clock: Clock,
-    settings: Settings | None = None,
-    *,
-    app: str = "millstream",
-    place: Place | None = None,
-) -> Transport:
-    """The log behind a broker URL.
-
-    Args:
-        settings: those that say how brokers are logged in at.
-        app: whose it is, by its id, as brokers are told.
-        place: a worker's; None for those who only send, ask and look.
-
-    Raises:
-        SettingError: the URL is of no known kind, or it needs what is not installed.
-    """
-    if broker.startswith("local://"):
-        from millstream.transports.local import LocalTransport
-
-        return LocalTransport(local_path(broker), clock=clock)
-    if broker.startswith("memory://"):
-        from millstream.transports.memory import MemoryTransport
-
-        return MemoryTransport(clock=clock)
-    if broker.startswith("kafka://"):
-        return _kafka(broker, settings, app, place)
-    raise SettingError(
-        "broker",
-        f"{broker!r} begins with none of local://, kafka://, memory://: write for example"
-        f" local://shop.db, or kafka://host:9092",
-    )
-
-
-def _kafka(
-    broker: str,
-    settings: Settings | None,
-    app: str,
-    place: Place | None,
-) -> Transport:
-    try:
-        from millstream.transports.kafka import KafkaTransport, Security
-    except ModuleNotFoundError as exc:
-        raise SettingError(
-            "broker", f"{broker} needs {exc.name}: pip install 'millstream[kafka]'"
-        ) from exc
-    security = Security()
-    if settings is not None:
-        security = Security(
-            encrypted=settings.ssl or bool(settings.ssl_cafile or settings.ssl_certfile),
-            cafile=_text(settings.ssl_cafile),
-            certfile=_text(settings.ssl_certfile),
-            keyfile=_text(settings.ssl_keyfile),
-            key_password=settings.ssl_password or None,
-            check_hostname=settings.ssl_check_hostname,
-            mechanism=settings.sasl_mechanism,
-            username=settings.sasl_username or None,
-            password=settings.sasl_password or None,
-            token=settings.sasl_token,
-        )
-    if place is None or settings is None:
-        return KafkaTransport(broker, security=security, client_id=app)
-    atomic = settings.processing_guarantee == "exactly_once"
-    return KafkaTransport(
-        broker,
-        security=security,
-        transactional_id=place.transactional_id if atomic else None,
-        former_id=str if atomic else place.former_id,
-        client_id=app,
-        instance_id=settings.instance_id or None,
-        evict_static=settings.evict_instances,
-        id_file=place.id_file,
-    )
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def local_path(broker: str) -> Path:
-    """The file behind a ``local://`` URL, absolute."""
-    text = broker.removeprefix("local://")
-    if not text:
-        raise SettingError("broker", "local:// needs a file, for example local://shop.db")
-    return Path(text).expanduser().absolute()
-
-
-def state_folder(settings: Settings) -> Path:
-    """Where the local state of apps with these settings is: below it a folder for each app, and one for each slot."""
-    if settings.state_dir is not None:
-        return settings.state_dir.absolute()
-    if settings.broker.startswith("local://"):
-        return local_path(settings.broker).parent / ".millstream"
-    return Path.cwd() / ".millstream"
+__all__ = ["Runtime", "counts_with_notes", "shard_groups"]
 
 
 def shard_groups(app: App, resolved: Topology) -> dict[int, list[str]]:
@@ -213,15 +100,15 @@ class Runtime:
         self._with_worker = worker
         self._with_web = web
         self._commits = commits
+        root = state_folder(app.settings) / app.id
+        self.slot = Slot(root, app=app.id, wanted=app.settings.slot)
         self.transport: Transport = (
             open_transport(
                 app.settings.broker,
                 app.clock,
                 app.settings,
                 app=app.id,
-                place=Place(self._transactional_id, self._known_id, self._id_file)
-                if worker
-                else None,
+                slot=self.slot if worker else None,
             )
             if transport is None
             else transport
@@ -232,7 +119,6 @@ class Runtime:
         self.infos: Mapping[str, TopicInfo] = {}
         self.partitions: Mapping[str, int] = {}
         self.web_url = ""
-        self.slot = ""
         self._replies: Replies | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._stop: Callable[[], None] = lambda: None
@@ -271,7 +157,7 @@ class Runtime:
                                 state=state,
                                 clock=self.app.clock,
                                 everywhere=everywhere,
-                                slot=self.slot,
+                                slot=self.slot.name,
                             )
                             self.worker.assigned += [_hook(h) for h in self.app.assigned_hooks]
                             self.worker.revoked += [_hook(h) for h in self.app.revoked_hooks]
@@ -384,11 +270,6 @@ class Runtime:
             return topic.policy
         return self.settings.on_error
 
-    @property
-    def state_dir(self) -> Path:
-        """Where the worker's local state is."""
-        return state_folder(self.settings)
-
     def _open_state(self, stack: contextlib.AsyncExitStack) -> StateBackend:
         if self._given_state is not None:
             return self._given_state
@@ -396,44 +277,13 @@ class Runtime:
             from millstream.state.memory import MemoryBackend
 
             return MemoryBackend()
-        from millstream.app._slot import take_slot
         from millstream.state.rocks import RocksBackend
 
-        slot = stack.enter_context(take_slot(self.state_dir / self.app.id, self.settings.slot))
-        self.slot = slot.name
         return RocksBackend(
-            slot,
+            stack.enter_context(self.slot.taken()),
             cache_bytes=self.settings.state_cache_bytes,
             write_buffer_bytes=self.settings.state_write_buffer_bytes,
         )
-
-    def _id_file(self) -> Path | None:
-        """Where the member id is that the last worker in this slot had, whose process is gone."""
-        return self.state_dir / self.app.id / self.slot / "member-id" if self.slot else None
-
-    def _transactional_id(self) -> str:
-        """The name of this worker's epochs: the same one after a restart in the same slot."""
-        found = self._known_id()
-        if not found:
-            found = f"{self.app.id}-{uuid.uuid4().hex}"
-            if self.slot:
-                self._transactional_id_file().write_text(found + "\n")
-        return found
-
-    def _known_id(self) -> str:
-        """What it is, or was when a worker in this slot had one; empty where there never was any.
-
-        A slot that was found is one of this disk, and so its name is not enough.
-        """
-        if self.settings.slot:
-            return f"{self.app.id}-{self.settings.slot}"
-        if self.slot:
-            with contextlib.suppress(FileNotFoundError):
-                return self._transactional_id_file().read_text().strip()
-        return ""
-
-    def _transactional_id_file(self) -> Path:
-        return self.state_dir / self.app.id / self.slot / "transactional-id"
 
     async def replies(self) -> Replies:
         """What `ask` waits at; opened when it is first needed."""

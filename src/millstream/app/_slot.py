@@ -5,17 +5,82 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import uuid
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from millstream.app._broker import local_path
 from millstream.errors import StateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
-__all__ = ["take_slot"]
+    from millstream.app._settings import Settings
+
+__all__ = ["Slot", "state_folder", "take_slot"]
 
 SLOTS_MAX = 1_000
+
+
+def state_folder(settings: Settings) -> Path:
+    """Where the local state of apps with these settings is: below it a folder for each app, and one for each slot."""
+    if settings.state_dir is not None:
+        return settings.state_dir.absolute()
+    if settings.broker.startswith("local://"):
+        return local_path(settings.broker).parent / ".millstream"
+    return Path.cwd() / ".millstream"
+
+
+class Slot:
+    """The slot of one worker: its directory, and the names under which the log knows who works there.
+
+    Args:
+        root: where the app's slots are.
+        app: its id.
+        wanted: the slot that the settings name; empty for any.
+    """
+
+    def __init__(self, root: Path, *, app: str, wanted: str) -> None:
+        self.name = ""
+        """Empty until it is taken."""
+        self._root = root
+        self._app = app
+        self._wanted = wanted
+
+    @contextlib.contextmanager
+    def taken(self) -> Iterator[Path]:
+        """Have the slot's directory inside the block; see `take_slot`."""
+        with take_slot(self._root, self._wanted) as path:
+            self.name = path.name
+            yield path
+
+    def id_file(self) -> Path | None:
+        """Where the member id is that the last worker in this slot had, whose process is gone."""
+        return self._root / self.name / "member-id" if self.name else None
+
+    def transactional_id(self) -> str:
+        """The name of this worker's epochs: the same one after a restart in the same slot."""
+        found = self.former_id()
+        if not found:
+            found = f"{self._app}-{uuid.uuid4().hex}"
+            if self.name:
+                self._transactional_id_file().write_text(found + "\n")
+        return found
+
+    def former_id(self) -> str:
+        """What it is, or was when a worker in this slot had one; empty where there never was any.
+
+        A slot that was found is one of this disk, and so its name is not enough.
+        """
+        if self._wanted:
+            return f"{self._app}-{self._wanted}"
+        if self.name:
+            with contextlib.suppress(FileNotFoundError):
+                return self._transactional_id_file().read_text().strip()
+        return ""
+
+    def _transactional_id_file(self) -> Path:
+        return self._root / self.name / "transactional-id"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from millstream.app._runtime import local_path, state_folder
+from millstream.app._broker import local_path
+from millstream.app._slot import state_folder
 from millstream.cli._doctor_findings import Finding, error, fine, warning
 from millstream.cli._reset_state import holder, slots_of, stores_of
 from millstream.errors import StateError

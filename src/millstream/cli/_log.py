@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from millstream.app._runtime import local_path, open_transport
+from millstream.app._broker import local_path, open_transport
 from millstream.errors import ConfigurationError
 from millstream.worker._metadata import decode_metadata
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from millstream.app._runtime import state_folder
+from millstream.app._slot import state_folder
 from millstream.cli._confirm import confirm, yes_option
 from millstream.cli._groups import refuse_running
 from millstream.cli._log import open_log
