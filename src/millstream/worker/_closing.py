@@ -12,25 +12,29 @@ A call that fails follows its policy (`millstream.worker._calls`). To go past a 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from millstream.agents import Policy
 from millstream.clock import format_timestamp
-from millstream.tables import MISSING
+from millstream.tables import MISSING, TimedPart
 from millstream.worker._calls import Call, CallHost, run_call
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
     from millstream.context import Scope
-    from millstream.tables import Due, DueRow, TimedPart
+    from millstream.tables import Due, DueRow
     from millstream.windows import Window
+    from millstream.worker._subtopology import SubTopology
 
-__all__ = ["Closing", "close_due", "window_position"]
+__all__ = ["WINDOWS_DUE", "Closing", "FinalWindows", "close_due", "window_position"]
 
 
 STOP = Policy()
+WINDOWS_DUE = "windows due"
+"""Why those who use a table take nothing in while some of its windows are final and not closed."""
 
 
 def window_position(table: str, key: str, start: int) -> str:
@@ -55,6 +59,96 @@ class Closing:
     """Send key, window, stored value and error to the dead-letter topic."""
     set_aside_row: Callable[[Scope, DueRow, Exception], None] | None = None
     """Send a row that was held back likewise."""
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A table that closes windows."""
+
+    part: TimedPart
+    closing: Closing
+    due: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when some are final."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by whoever calls the functions for its final windows."""
+
+
+class FinalWindows:
+    """The tables of a shard that close windows, and what closes those that have become final.
+
+    They are closed before the next record is taken by those who use the table.
+
+    Args:
+        owner_of: the sub-topology of those who use a table, which may become another one at any time.
+    """
+
+    def __init__(self, shard: CallHost, *, owner_of: Callable[[str], SubTopology]) -> None:
+        self._shard = shard
+        self._owner_of = owner_of
+        self._followed: dict[str, _Followed] = {}
+
+    @property
+    def tables(self) -> Collection[str]:
+        """Those that are followed."""
+        return self._followed.keys()
+
+    def forget(self) -> None:
+        """Follow nothing any more."""
+        self._followed.clear()
+
+    def follow(self, part: TimedPart, closing: Closing) -> None:
+        """Notice from now on when windows of this table become final; `close` is to run for it."""
+        self._followed[part.name] = _Followed(part, closing)
+        part.on_due = partial(self._became_due, part.name)
+        if part.closing_due:
+            self._became_due(part.name)
+
+    def _became_due(self, table: str) -> None:
+        owner = self._owner_of(table)
+        owner.close_gate(WINDOWS_DUE)
+        owner.interrupt()
+        self._followed[table].due.set()
+
+    async def close(self, table: str) -> NoReturn:
+        """Close a table's windows whenever some are final, and those of tables that are connected with it."""
+        due = self._followed[table].due
+        while True:
+            await due.wait()
+            async with self._owner_of(table).closing:
+                while listed := self._due_in(self._owner_of(table)):
+                    for each in listed:
+                        await self._close(each)
+            owner = self._owner_of(table)  # a callback may have connected it with others
+            if not owner.closing.locked() and not self._is_due(owner):
+                owner.open_gate(WINDOWS_DUE)
+            owner.took_run()
+
+    async def _close(self, each: _Followed) -> None:
+        # a callback may have connected it with others meanwhile, whose windows somebody else closes
+        async with each.lock:
+            each.due.clear()
+            pause = partial(self._until_room, each.part.name)
+            await close_due(self._shard, each.part, each.closing, pause=pause)
+
+    def _due_in(self, owner: SubTopology) -> list[_Followed]:
+        """The tables of a sub-topology that have something to close, in the order of declaration."""
+        return [
+            each
+            for name, each in self._followed.items()
+            if each.due.is_set() and self._owner_of(name) is owner
+        ]
+
+    def _is_due(self, owner: SubTopology) -> bool:
+        """Whether something is to be closed, perhaps once an update has ended that is under way."""
+        return bool(self._due_in(owner)) or any(
+            isinstance(part, TimedPart) and part.closing_due for part in owner.parts.values()
+        )
+
+    async def _until_room(self, table: str) -> None:
+        """Wait while the next epoch is full."""
+        owner = self._owner_of(table)
+        owner.took_run()
+        await owner.until_room()
 
 
 async def close_due(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from millstream.context import Scope, current
 from millstream.errors import InternalError, LogUnavailableError, WrongShardError
 from millstream.records import TopicPartition
 from millstream.tables import TimedPart
-from millstream.worker._closing import Closing, close_due
+from millstream.worker._closing import WINDOWS_DUE, FinalWindows
 from millstream.worker._due import DueFailures
 from millstream.worker._failures import Failures
 from millstream.worker._idle import follow_silence
@@ -146,10 +146,7 @@ class Shard:
         self.began = options.clock.now()
         """Since when the shard is here, in ms."""
         self._time_moved = asyncio.Event()
-        self._due: dict[str, asyncio.Event] = {}
-        """By table that closes windows: set when some are final."""
-        self._part_closing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By table: held by whoever calls the functions for its final windows."""
+        self._final_windows = FinalWindows(self, owner_of=self._owners.__getitem__)
         self._rewind: asyncio.Future[None] | None = None
         self.commit: Callable[[], Awaitable[object]] = _nothing
         """Commits what is finished, in all shards of the worker."""
@@ -178,8 +175,8 @@ class Shard:
                     self._rewind = asyncio.get_running_loop().create_future()
                     self._start_lanes(tasks)
                     options = self._options
-                    for name in self._due:
-                        tasks.create_task(self._close_windows(name))
+                    for name in self._final_windows.tables:
+                        tasks.create_task(self._final_windows.close(name), name=f"close {name}")
                     if options.idles:
                         passage = Passage(
                             options.stages, group=options.group, transport=options.transport
@@ -221,7 +218,7 @@ class Shard:
         self._of.clear()
         self._owners.clear()
         self._used_parts.clear()
-        self._due.clear()
+        self._final_windows.forget()
         self.own_parts = {}
         self.parts = {}
         self.bindings.clear()
@@ -296,12 +293,10 @@ class Shard:
                 part.fed_by(self._tables[part.name].users)
                 for feeder in part.feeders & self._agents.keys():
                     self.connect(feeder, part.name)
-            if isinstance(part, TimedPart) and self._tables[part.name].on_close is not None:
+            closing = self._tables[part.name].on_close
+            if isinstance(part, TimedPart) and closing is not None:
                 self.connect(f"on_close:{part.name}", part.name)
-                self._due[part.name] = asyncio.Event()
-                part.on_due = partial(self._windows_due, part.name)
-                if part.closing_due:
-                    self._windows_due(part.name)
+                self._final_windows.follow(part, closing)
 
     def _place(self, tp: TopicPartition, found: OffsetAndMetadata | None, start: int) -> None:
         """Begin to read a partition where its agents were, or at its start."""
@@ -385,62 +380,6 @@ class Shard:
             for instance in lane.instances:
                 tasks.create_task(instance.serve(), name=f"{name}/{self.name}")
             tasks.create_task(lane.pump(), name=f"pump {name}/{self.name}")
-
-    # windows that are final -----------------------------------------------------------------------
-
-    def _windows_due(self, table: str) -> None:
-        """Windows became final: they are closed before the next record is taken by those who use the table."""
-        found = self._owners[table]
-        found.close_gate("windows due")
-        found.interrupt()
-        self._due[table].set()
-
-    async def _close_windows(self, table: str) -> NoReturn:
-        """Close a table's windows whenever some are final, and those of tables that are connected with it."""
-        due = self._due[table]
-        while True:
-            await due.wait()
-            async with self._owners[table].closing:
-                while listed := self._due_parts(self._owners[table]):
-                    for part, closing in listed:
-                        await self._close_part(part, closing)
-            found = self._owners[table]  # a callback may have connected it with others
-            if not found.closing.locked() and not self._is_due(found):
-                found.open_gate("windows due")
-            found.took_run()
-
-    async def _close_part(self, part: TimedPart, closing: Closing) -> None:
-        # a callback may have connected it with others meanwhile, whose windows somebody else closes
-        async with self._part_closing[part.name]:
-            self._due[part.name].clear()
-            await close_due(self, part, closing, pause=partial(self._until_room, part.name))
-
-    def _due_parts(self, of: SubTopology) -> list[tuple[TimedPart, Closing]]:
-        """The tables of a sub-topology that have something to close, in the order of declaration."""
-        found = []
-        for name, due in self._due.items():
-            closing, part = self._tables[name].on_close, self.own_parts[name]
-            if due.is_set() and self._owners[name] is of:
-                assert closing is not None
-                found.append((cast("TimedPart", part), closing))
-        return found
-
-    def _is_due(self, of: SubTopology) -> bool:
-        """Whether something is to be closed, perhaps once an update has ended that is under way."""
-        return bool(self._due_parts(of)) or any(
-            isinstance(part, TimedPart) and part.closing_due for part in of.parts.values()
-        )
-
-    async def _until_room(self, table: str) -> None:
-        """Wait while the next epoch is full."""
-        found = self._owners[table]
-        found.took_run()
-        await found.until_room()
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether final windows are being closed."""
-        return any(each.is_closed_by("windows due") for each in self.subtopologies)
 
     def own_partition(
         self, scope: Scope, key: bytes, place: Callable[[bytes, int], int]
@@ -584,7 +523,12 @@ class Shard:
     @property
     def has_callbacks(self) -> bool:
         """Whether there are events that come from no record."""
-        return bool(self.local_tasks or self._due)
+        return bool(self.local_tasks or self._final_windows.tables)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether final windows are being closed."""
+        return any(each.is_closed_by(WINDOWS_DUE) for each in self.subtopologies)
 
     def begin_callback(self, name: str, timestamp: int) -> Scope:
         """Open an event that comes from no record: a timer's, or a window's end."""
