@@ -90,9 +90,9 @@ async def no_journals(concurrency: int) -> None:
         assert not shard.lanes["beside"].journaled
         assert t.table(made.counts) == {"ada": 8}
         assert len(t.table(made.others)) == 8
-        assert shard._settled["quick", TopicPartition("clicks", 0)] == 8
-        assert shard._settled["beside", TopicPartition("orders", 0)] == 8
-        assert shard._settled["slow", TopicPartition("orders", 0)] == 0
+        assert shard.input_positions.settled["quick", TopicPartition("clicks", 0)] == 8
+        assert shard.input_positions.settled["beside", TopicPartition("orders", 0)] == 8
+        assert shard.input_positions.settled["slow", TopicPartition("orders", 0)] == 0
 
 
 async def no_waiting() -> None:
@@ -289,9 +289,9 @@ async def test_an_event_in_the_middle_is_waited_for_by_the_commit_alone(
         await t.send_many(clicks, [Click("ada", T2013 + n) for n in range(8)])
         assert seen.total() == 17
         assert shard.subtopology_of("rare").gate.is_set()
-        assert shard._settled["other", TopicPartition("clicks", 0)] <= 9
+        assert shard.input_positions.settled["other", TopicPartition("clicks", 0)] <= 9
         await t.advance("5m")
-        assert shard._settled["other", TopicPartition("clicks", 0)] == 17
+        assert shard.input_positions.settled["other", TopicPartition("clicks", 0)] == 17
         assert t.table(counts) == {"ada": 32, "wait": 2}
 
 

@@ -371,7 +371,9 @@ class WorkerReport:
 
 def _begin(shard: Shard, tp: TopicPartition) -> int:
     """Where the shard began to read a partition."""
-    return min((at for (_, read), at in shard._positions.items() if read == tp), default=0)
+    return min(
+        (at for (_, read), at in shard.input_positions.begun.items() if read == tp), default=0
+    )
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

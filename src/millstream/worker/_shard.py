@@ -11,15 +11,16 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 from millstream.context import Scope, current
-from millstream.errors import InternalError, LogUnavailableError, WrongShardError
+from millstream.errors import LogUnavailableError, WrongShardError
 from millstream.records import TopicPartition
 from millstream.tables import TimedPart
 from millstream.worker._closing import WINDOWS_DUE, FinalWindows
 from millstream.worker._due import DueFailures
 from millstream.worker._failures import Failures
 from millstream.worker._idle import follow_silence
+from millstream.worker._input_positions import InputPositions
 from millstream.worker._lane import Lane
-from millstream.worker._metadata import decode_metadata, encode_metadata
+from millstream.worker._metadata import decode_metadata
 from millstream.worker._notes import NOTES, NotesPart
 from millstream.worker._passage import Passage
 from millstream.worker._placement import Placement
@@ -124,8 +125,6 @@ class Shard:
         """By agent, timer or callback."""
         self._owners: dict[str, SubTopology] = {}
         """By table, as soon as somebody uses it."""
-        self.committed: dict[TopicPartition, int] = {}
-        """Committed offsets: the position that the store reflects."""
         self.store_lock = asyncio.Lock()
         """Held while the store takes an epoch, so that queries see all of it or nothing."""
         self.ready = asyncio.Event()
@@ -133,14 +132,9 @@ class Shard:
         """Called when a lane has room to fetch again."""
         self.counters: Counter[str] = Counter()
         self.due = DueFailures(tables, self.counters)
-        self._positions: Positions = {}
+        self.input_positions = InputPositions()
         self._ends: dict[TopicPartition, int] = {}
-        """Where the agents began."""
-        self._settled: Positions = {}
-        """Those that are committed."""
-        self._cut_positions: Positions = {}
-        """Those of the last cut."""
-        self._last_offsets: dict[TopicPartition, int] = {}
+        """Where its inputs ended when it was recovered."""
         self.call_failures: dict[Hashable, CallFailure] = {}
         """Timers' moments and windows' ends that have failed, and come again."""
         self.began = options.clock.now()
@@ -201,6 +195,11 @@ class Shard:
             self.wake()
 
     @property
+    def committed(self) -> dict[TopicPartition, int]:
+        """Committed offsets of the inputs: the position that the store reflects."""
+        return self.input_positions.committed
+
+    @property
     def _id(self) -> tuple[int, int]:
         return self.number, self.count
 
@@ -250,8 +249,7 @@ class Shard:
         if inputs:
             found = await options.transport.committed(options.group, inputs)
             starts = await options.transport.start_offsets(inputs)
-        self._positions, self._settled, self._cut_positions = {}, {}, {}
-        self.committed = {}
+        self.input_positions = InputPositions()
         for tp in inputs:
             self._place(tp, found.get(tp), starts[tp])
         replays = []
@@ -259,7 +257,7 @@ class Shard:
             replay = replay_of(table, self.number, options.topic_ids)
             if table.source is not None:
                 tp = replay.tp
-                end = self._positions[table.reader, tp]
+                end = self.input_positions.begun[table.reader, tp]
                 passed = partial(self._passed, replay, starts[tp], end)
                 replay = replace(replay, end=end, leave_out=passed)
             replays.append(replay)
@@ -303,15 +301,13 @@ class Shard:
         metadata = decode_metadata("" if found is None else found.metadata)
         metadata.check_finished(self._options.group)
         at = start if found is None else max(found.offset, start)
-        self.committed[tp] = self._last_offsets[tp] = at
-        for name, spec in self._agents.items():
-            if tp.topic in spec.sources:
-                began = max(metadata.a.get(name, at), at)
-                self._positions[name, tp] = self._settled[name, tp] = began
-                self._cut_positions[name, tp] = began
-                found_time, of = metadata.time_of(name), self.subtopology_of(name)
-                of.time_reached(found_time)
-                of.cut_time = max(of.cut_time, found_time)
+        readers = [name for name, spec in self._agents.items() if tp.topic in spec.sources]
+        agents = {name: max(metadata.a.get(name, at), at) for name in readers}
+        self.input_positions.begin(tp, at, agents)
+        for name in readers:
+            found_time, of = metadata.time_of(name), self.subtopology_of(name)
+            of.time_reached(found_time)
+            of.cut_time = max(of.cut_time, found_time)
 
     async def take_new_inputs(self) -> None:
         """Read the partitions of topics that have become sources of agents since the shard was recovered."""
@@ -329,7 +325,7 @@ class Shard:
             self._place(tp, found.get(tp), starts[tp])
             for name, lane in lanes.items():
                 if tp.topic in self._agents[name].sources:
-                    lane.add_input(tp, self._positions[name, tp], ends[tp])
+                    lane.add_input(tp, self.input_positions.begun[name, tp], ends[tp])
 
     def _make_part(self, table: TableSpec) -> TablePart:
         return table.make(self.store.table(table.name), self._check(table))
@@ -371,7 +367,7 @@ class Shard:
             lane = Lane(
                 spec,
                 shard=self,
-                positions={tp: at for (agent, tp), at in self._positions.items() if agent == name},
+                positions=self.input_positions.of_agent(name),
                 ends=self._ends,
                 inbox_bytes_max=self._options.inbox_bytes_max,
                 placement=Placement(self.count) if self._keeps_by_key else None,
@@ -648,10 +644,7 @@ class Shard:
         )
 
     def _has_work(self, of: SubTopology) -> bool:
-        # not compared with the committed offset, which is the slowest agent's
-        return of.has_work() or any(
-            at > self._cut_positions[source] for source, at in of.positions().items()
-        )
+        return of.has_work() or self.input_positions.is_behind(of.positions())
 
     def _unused_work(self) -> list[TablePart]:
         return [
@@ -664,54 +657,36 @@ class Shard:
         """Take the finished prefix out; None when nothing can be taken now."""
         if not self.ready.is_set():
             return None
-        shares = []
+        shares, reached = [], self.input_positions.cut
         for each in self.subtopologies:
-            share = each.cut(self._cut_positions) if self._has_work(each) else None
+            share = each.cut(reached) if self._has_work(each) else None
             if share is not None:
                 shares.append(share)
-                self._cut_positions.update(share.limits)
+                reached.update(share.limits)
         unused = self._unused_work()
         if not shares and not unused:
             return None
         for part in unused:
             part.cut({})
-        return ShardCut(self, self._offsets() or self._fence(), shares, unused)
+        offsets = self.input_positions.offsets(lambda name: self._of[name].cut_time)
+        return ShardCut(self, offsets or self._fence(), shares, unused)
 
     def _fence(self) -> dict[TopicPartition, tuple[int, str]]:
         """For a shard that reads nothing, something to commit: a zombie is refused by its offsets alone."""
         topics = sorted(t.changelog for t in self._tables.values() if t.changelog is not None)
         return {TopicPartition(topic, self.number): (0, "") for topic in topics[:1]}
 
-    def _offsets(self) -> dict[TopicPartition, tuple[int, str]]:
-        by_tp: dict[TopicPartition, dict[str, int]] = {}
-        for (name, tp), at in self._cut_positions.items():
-            by_tp.setdefault(tp, {})[name] = at
-        offsets = {}
-        for tp, positions in by_tp.items():
-            times = {name: self._of[name].cut_time for name in positions}
-            offsets[tp] = encode_metadata(max(times.values()), positions, times)
-        for tp, (offset, _) in offsets.items():
-            if offset < self._last_offsets.get(tp, 0):
-                raise InternalError(f"the position of {tp} went back to {offset}")
-            self._last_offsets[tp] = offset
-        return offsets
-
     def settle(self, cut: ShardCut) -> None:
         """The store holds the cut."""
         for part in cut.parts:
             part.settle()
-        for tp, (offset, _) in cut.offsets.items():
-            if tp in self.committed:
-                self.committed[tp] = offset
-        for share in cut.shares:
-            self._settled.update(share.limits)
-        self.failures.settled(self.committed, self._settled)
+        self.input_positions.settle(cut.offsets, [share.limits for share in cut.shares])
+        self.failures.settled(self.committed, self.input_positions.settled)
         self.due.settled(self.committed)
 
     def give_back(self, cut: ShardCut) -> None:
         """The epoch was refused, and the shard stays here: what was cut goes with the next one."""
-        self._cut_positions = self._settled.copy()
-        self._last_offsets = self.committed.copy()
+        self.input_positions.give_back()
         for share in cut.shares:
             share.subtopology.current().give_back(share)
         for part in cut.unused:
