@@ -657,4 +657,4 @@ async def _until_finished(shards: Collection[Shard]) -> None:
     while any(shard.in_progress() for shard in shards):
         if loop.time() >= deadline:
             break
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # nobody says when the last one ends
