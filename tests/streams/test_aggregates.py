@@ -320,6 +320,18 @@ async def test_a_window_has_a_value() -> None:
             await feed(t, source, [("a", 1, 0)])
 
 
+@pytest.mark.parametrize("kind", ["tumbling", "sliding", "session"])
+async def test_means_that_are_final(kind: str) -> None:
+    """What is kept of them is shown once, also where a window is closed."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=int), app.topic("out", value=float)
+    windows = getattr(app.stream(source).group_by(), kind)("10ms")
+    windows.mean(name="means", emit="final").to(out)
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", 1, 0), ("a", 2, 0), ("a", 9, 1_000)])
+        assert t.sent(out) == [1.5]
+
+
 async def test_sums_of_bools() -> None:
     """They are counts."""
     app = ms.App("shop", partitions=1)

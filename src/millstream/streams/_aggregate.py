@@ -299,7 +299,7 @@ class WindowedAggregate(Operator):
             return  # Kafka Streams' own range scan for final windows does not see it
         assert self.pipeline is not None
         binding = bound(self.pipeline, scope, self._clock())
-        timestamp = part.closed_at
-        done = binding.forward(self)(Windowed(key, window), value, None, timestamp)
+        kept, timestamp = part.closed_value, part.closed_at
+        done = binding.forward(self)(Windowed(key, window), kept, None, timestamp)
         if done is not None:
             await done

@@ -118,9 +118,8 @@ class AlignedPart(WindowedPart):
     def window_of(self, entry: tuple[int, Any]) -> Window:
         return self.windows.window(entry[0])
 
-    def value_of(self, stored: Any) -> Any:
-        value = stored[1] if self.stamped else stored
-        return value if self.show is None else self.show(value)
+    def plain(self, stored: Any) -> Any:
+        return stored[1] if self.stamped else stored
 
     def stamp_of(self, entry: Any, stored: Any) -> int:
         return stored[0] if self.stamped else super().stamp_of(entry, stored)

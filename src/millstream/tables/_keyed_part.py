@@ -455,9 +455,8 @@ class KeyedPart(WindowedPart):
         value = self.peek(entry, scope)
         return value if value is MISSING else self.value_of(value)
 
-    def value_of(self, stored: Any) -> Any:
-        value = stored[1] if self._stamped else stored
-        return value if self.show is None else self.show(value)
+    def plain(self, stored: Any) -> Any:
+        return stored[1] if self._stamped else stored
 
     def _all_of(self, key: Any, lowest_end: int) -> list[tuple[int, int]]:
         """``(end, start)`` of a key's windows from an end on: the store, and what is not there yet."""

@@ -116,6 +116,7 @@ class WindowedPart(TimedPart):
         "clock",
         "clocks",
         "closed_at",
+        "closed_value",
         "closes",
         "flat",
         "late_records",
@@ -182,6 +183,8 @@ class WindowedPart(TimedPart):
         """The highest window start (of sessions: end) that was ever put; kept for that alone."""
         self.closed_at = -1
         """Timestamp of the window that was closed last; see `stamp_of`."""
+        self.closed_value: Any = None
+        """What is kept of it, see `plain`."""
         self.flat = 0
         """For the hot path: 1 tumbling, 2 hopping, both without offset and with immutable values; else 0."""
         self.late_records = 0
@@ -265,6 +268,11 @@ class WindowedPart(TimedPart):
 
     def value_of(self, stored: Any) -> Any:
         """The program's value in what `peek` gives."""
+        value = self.plain(stored)
+        return value if self.show is None else self.show(value)
+
+    def plain(self, stored: Any) -> Any:
+        """What is kept of a window, without the timestamp beside it."""
         return stored
 
     # what kinds of windows differ in --------------------------------------------------------------
@@ -383,7 +391,7 @@ class WindowedPart(TimedPart):
         if value is MISSING:
             return MISSING
         self.set(self.cursor_entry, due.place, scope)
-        self.closed_at = self.stamp_of(due.entry, value)
+        self.closed_at, self.closed_value = self.stamp_of(due.entry, value), self.plain(value)
         return self.value_of(value)
 
     def is_gone(self, at: int) -> bool:
