@@ -204,6 +204,22 @@ async def test_a_queried_table_shows_what_is_held() -> None:
         assert read(t, out) == []
 
 
+async def test_what_a_filter_drops_brings_time() -> None:
+    """What is due comes out with any change of the table, also where a group wants no news that are none."""
+    app = ms.App("shop", partitions=1)
+    source, out = (app.topic(name, value=str, codec="str") for name in ("source", "out"))
+    passing = app.table("t", topic=source).filter(lambda value: value == "x")
+    held = passing.suppress(ms.Suppress("10ms"), name="held")
+    held.to(out)
+    groups = held.group_by(str, name="groups").count(name="count")
+    async with TestApp(app) as t:
+        await feed(t, source, [("a", "x", 0), ("b", "y", 10)])
+        assert [(r.key, r.value, r.timestamp) for r in read(t, out)] == [("a", "x", 0)]
+        assert t.table(groups) == {"x": 1}
+        await t.advance(stream="1h")
+        assert [(r.key, r.value) for r in read(t, out)] == [("a", "x")]
+
+
 def test_what_cannot_be() -> None:
     """No limit without windows; finals neither; words other than the two; limits and bounds that are none."""
     app = ms.App("shop", partitions=1)

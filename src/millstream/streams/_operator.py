@@ -100,6 +100,8 @@ class Operator:
     """Of operators that take changes: whether the old values matter."""
     uses_deleted: ClassVar[bool] = False
     """Likewise: whether it matters, where there is no new value, that there was an old one."""
+    uses_time: ClassVar[bool] = False
+    """Likewise: whether it has to see the time of one that changes nothing."""
     tells_deleted: ClassVar[bool] = False
     """Of operators that hand on changes: whether they can say that for less than the old value."""
     keeps_records: ClassVar[bool] = False
@@ -121,6 +123,8 @@ class Operator:
         """Whether some operator further down uses old values; set before it runs."""
         self.deleted_wanted = False
         """Whether, instead, `SOMETHING` will do as the old value, and that only where there is no new one."""
+        self.time_wanted = False
+        """Whether some operator further down uses the time of what changes nothing; set before it runs."""
         first = parents[0] if parents else None
         self.key_type: Any = Any if first is None else first.key_type
         self.value_type: Any = Any if first is None else first.value_type

@@ -255,6 +255,7 @@ class SuppressChanges(Operator):
 
     kind = "suppress"
     changes = True
+    uses_time = True
     holds_back = True
 
     def __init__(
@@ -294,6 +295,8 @@ class SuppressChanges(Operator):
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             scope = context.scope
             see(part, timestamp, scope)
+            if old_wanted and new is old is None:
+                return self._release(context, forward)
             entry = (key.key, *key.window) if type(key) is Windowed else key
             held = Held(
                 timestamp if windows is None else windows.final_at(key.window) - early_ms,

@@ -59,6 +59,7 @@ class FilterTable(_Looked):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         keep, old_wanted = self.function, self.old_wanted
+        drops = old_wanted and not self.time_wanted
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             passes = None if new is None else keep(new)
@@ -68,7 +69,7 @@ class FilterTable(_Looked):
             return hand_on(key, new if passes else None, old if passed else None, timestamp)
 
         def hand_on(key: Any, new: Any, old: Any, timestamp: int) -> Done:
-            if old_wanted and new is old is None:
+            if drops and new is old is None:
                 return None
             return forward(key, new, old, timestamp)
 
