@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Hashable
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Generic, Literal, overload
 
 from typing_extensions import TypeVar
 
+from millstream.agents import field_getter
+from millstream.errors import TopologyError
 from millstream.serialization import upgrading
 from millstream.streams._codec import (
+    PairCodec,
     annotate,
     each_upgraded,
     has_no_upgrade,
@@ -27,8 +31,14 @@ from millstream.streams._shapes import (
     with_number,
 )
 from millstream.streams._sides import check_sides, names_of
-from millstream.streams._table_ops import TableAggregate, TableFold
-from millstream.streams._types import first_value, typed_by
+from millstream.streams._table_ops import GroupTable, TableAggregate, TableFold
+from millstream.streams._types import (
+    field_type,
+    first_value,
+    result_type,
+    typed_by,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -39,7 +49,7 @@ if TYPE_CHECKING:
     from millstream.streams._shapes import Emit
     from millstream.streams._tables import Table
 
-__all__ = ["CogroupedTable", "GroupedTable"]
+__all__ = ["CogroupedTable", "GroupedTable", "group_table"]
 
 V = TypeVar("V")
 K = TypeVar("K")
@@ -331,6 +341,54 @@ class CogroupedTable(Generic[A, K]):
             upgrade=upgrade,
             mend=upgrade_with("aggregate"),
         )
+
+
+def group_table(
+    home: StreamHome,
+    operator: Operator,
+    key: str | Callable[[Any], Any],
+    *,
+    name: str | None,
+    key_type: Any,
+) -> GroupedTable[Any, Any]:
+    """Groups of the entries of a table, windowed or not, of which an operator hands on the changes.
+
+    Args:
+        name: see `TableChanges.group_by`.
+        key_type: None where the field or the function's annotation tells.
+
+    Raises:
+        TopologyError: a function without a name.
+    """
+    if name is None:
+        if callable(key):
+            raise TopologyError(
+                f"group_by over table {operator.name!r} has a function: give it a name, for example"
+                f" group_by(..., name={operator.name + '-regrouped'!r}). The topic behind it is named"
+                f" after it, and has to keep its name"
+            )
+        name = f"{operator.name}-by-{key}"
+    if key_type is None and isinstance(key, str):
+        key_type = field_type(operator.value_type, key)
+    elif key_type is None:
+        key_type = without_none(result_type(key))
+    getter = field_getter(key, operator.value_type)
+    shared = operator, key, name
+    source = home.plan.grouped.get(shared) if isinstance(key, Hashable) else None
+    if source is None or source.key_type != key_type:
+        topic = home.repartition_topic(
+            name,
+            key=key_type,
+            value=Any,
+            codec=PairCodec(operator.values),
+            of=[operator],
+            like=operator.topics,
+        )
+        home.plan.add(GroupTable(operator, getter, topic, name=f"{name}-repartition"))
+        source = home.plan.source([topic], operator.concurrency)
+        if isinstance(key, Hashable):
+            home.plan.grouped[shared] = source
+    return GroupedTable(source, operator, home)
 
 
 def _declare(

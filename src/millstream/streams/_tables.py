@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, cast, overload
 
 from typing_extensions import TypeVar
 
 from millstream import tables
-from millstream.agents import field_getter
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.serialization import upgrading
-from millstream.streams._codec import PairCodec, upgrade_with
-from millstream.streams._grouped_table import GroupedTable
+from millstream.streams._codec import upgrade_with
+from millstream.streams._grouped_table import GroupedTable, group_table
 from millstream.streams._operator import is_async
 from millstream.streams._sides import check_home, check_sides
 from millstream.streams._sink import put_record, put_windowed
 from millstream.streams._stateless import ToTopic, Values
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import suppressed
-from millstream.streams._table_ops import (
-    FilterTable,
-    GroupTable,
-    JoinTables,
-    Keep,
-    MapTable,
-)
-from millstream.streams._types import field_type, result_type, without_none
+from millstream.streams._table_ops import FilterTable, JoinTables, Keep, MapTable
+from millstream.streams._types import result_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -137,37 +129,7 @@ class TableChanges(Generic[K, V]):
             type: the groups' type, where neither the field nor the function's annotation tells.
         """
         flow = self._flow()
-        operator, home = flow.operator, flow.home
-        if name is None:
-            if callable(key):
-                raise TopologyError(
-                    f"group_by over table {operator.name!r} has a function: give it a name, for example"
-                    f" group_by(..., name={operator.name + '-regrouped'!r}). The topic behind it is named"
-                    f" after it, and has to keep its name"
-                )
-            name = f"{operator.name}-by-{key}"
-        made = type
-        if made is None and isinstance(key, str):
-            made = field_type(operator.value_type, key)
-        elif made is None:
-            made = without_none(result_type(key))
-        getter = field_getter(key, operator.value_type)
-        shared = operator, key, name
-        source = home.plan.grouped.get(shared) if isinstance(key, Hashable) else None
-        if source is None or source.key_type != made:
-            topic = home.repartition_topic(
-                name,
-                key=made,
-                value=Any,
-                codec=PairCodec(operator.values),
-                of=[operator],
-                like=operator.topics,
-            )
-            home.plan.add(GroupTable(operator, getter, topic, name=f"{name}-repartition"))
-            source = home.plan.source([topic], operator.concurrency)
-            if isinstance(key, Hashable):
-                home.plan.grouped[shared] = source
-        return GroupedTable(source, operator, home)
+        return group_table(flow.home, flow.operator, key, name=name, key_type=type)
 
     @overload
     def join(
