@@ -13,6 +13,7 @@ from millstream.streams import (
     ProcessContext,
     TableStream,
     WindowedTable,
+    WindowedTableStream,
 )
 
 
@@ -117,6 +118,35 @@ def checks(app: ms.App) -> None:
     assert_type(windowed, ms.WindowedTable[str, Stats])
     assert_type(windowed.changes(), DeclaredStream[Stats, Any])
     assert_type(by_key.tumbling("10s").count(), ms.WindowedTable[str, int])
+
+    async def clicks_of(stats: Stats) -> int:
+        return stats.clicks
+
+    per_page = by_key.tumbling("10s").count()
+    assert_type(windowed.filter(bool), WindowedTableStream[str, Stats])
+    assert_type(windowed.map_values(lambda s: s.clicks), WindowedTableStream[str, int])
+    assert_type(windowed.map_values(clicks_of), WindowedTableStream[str, int])
+    assert_type(windowed.filter(bool).suppress(ms.Suppress("1s")), WindowedTableStream[str, Stats])
+    assert_type(windowed.filter(bool).changes(), DeclaredStream[Stats, Any])
+    assert_type(windowed.group_by(lambda s: s.clicks, name="h").count(), ms.Table[int, int])
+    windowed.filter(bool).to(clicks, value=lambda key, window, s: s.clicks + window.start)
+    windowed.filter(bool, name="kept")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    def either(stats: Stats | None, count: int | None) -> bool:
+        return stats is None or count is None
+
+    async def less(stats: Stats, count: int) -> float:
+        return stats.clicks - count
+
+    assert_type(windowed.join(per_page, lambda s, n: s.clicks - n), WindowedTableStream[str, int])
+    assert_type(windowed.join(per_page, less), WindowedTableStream[str, float])
+    assert_type(
+        windowed.join(per_page.filter(bool), lambda s, n: n or s.clicks, how="left"),
+        WindowedTableStream[str, int],
+    )
+    assert_type(windowed.join(per_page, either, how="outer"), BOOLS)
+    windowed.join(per_page, less, how="left")  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    windowed.join(users, both)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 class Paid(msgspec.Struct):
@@ -272,6 +302,7 @@ def to_stats(old: Any) -> Stats:
 
 
 SIDES: TypeAlias = DeclaredStream[int, str]
+BOOLS: TypeAlias = WindowedTableStream[str, bool]
 HOW: tuple[Literal["inner", "left", "outer"], ...] = ("inner", "left", "outer")
 
 

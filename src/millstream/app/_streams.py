@@ -191,10 +191,11 @@ class Streams:
         """
         if table.operator is None:
             if table.topic is None or table.everywhere:
+                windowed = table.windows is not None
                 raise TopologyError(
                     f"table {table.name!r} is {'global' if table.everywhere else 'written by agents'}:"
                     f" its changes are no stream. Send them to a topic, and read that with"
-                    f" app.table(..., topic=...)"
+                    f" {'app.stream(topic)' if windowed else 'app.table(..., topic=...)'}"
                 )
             source = ops.TableSource(table.topic, name=table.name, value_type=table.value_type)
             source.codec = table.codec  # which converts old values further on as well

@@ -24,6 +24,7 @@ from millstream.streams._tables import (
     WindowedTable,
 )
 from millstream.streams._versioned import VersionedPart, VersionedSource, VersionedTable
+from millstream.streams._windowed_changes import WindowedChanges, WindowedTableStream
 
 __all__ = [
     "CogroupedStream",
@@ -49,9 +50,11 @@ __all__ = [
     "VersionedSource",
     "VersionedTable",
     "Windowed",
+    "WindowedChanges",
     "WindowedCogroup",
     "WindowedStream",
     "WindowedTable",
+    "WindowedTableStream",
     "pipeline_agent",
     "store_retention_ms",
 ]

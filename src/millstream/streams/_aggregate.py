@@ -233,6 +233,7 @@ class WindowedAggregate(Operator):
         add = fold.add if fold.initial is not None else _first_or(fold.add)
         aligned = not isinstance(self.windows, Session | Sliding)
         silent = self.final or forward is nowhere
+        part.keeps_old = self.old_wanted and part.mutable and not silent
         shown = _shown_session if isinstance(self.windows, Session) else _shown_pair
 
         def initial(key: Any, _: Any) -> Any:
@@ -290,6 +291,15 @@ class WindowedAggregate(Operator):
                 await done
 
         return take
+
+    def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
+        part, final = context.parts[self.name], self.final
+
+        def get(windowed: Windowed) -> tuple[Any, int] | None:
+            found: tuple[Any, int] | None = part.result(*windowed, context.scope, closed=final)
+            return found
+
+        return get
 
     async def close(self, key: Any, window: Window, value: Any) -> None:
         """A window is final: called once for each, in an event of its own."""

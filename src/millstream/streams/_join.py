@@ -11,8 +11,9 @@ from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
 from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
 from millstream.streams._sides import check_home, check_keys, check_topics
 from millstream.streams._stream import DeclaredStream
-from millstream.streams._tables import TableStream, WindowedTable
+from millstream.streams._tables import TableStream
 from millstream.streams._types import result_type
+from millstream.streams._windowed_changes import WindowedChanges
 from millstream.tables import Table
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def declare_join(
             f"join of {_stem(left)!r}: {other.name!r} is a topic. Join with its stream, app.stream(topic), or"
             f" with a table of it, app.table(name, topic=topic)"
         )
-    if not isinstance(other, (Table, TableStream, WindowedTable)):
+    if not isinstance(other, (Table, TableStream, WindowedChanges)):
         raise TopologyError(
             f"join of {_stem(left)!r}: {other!r} is neither a stream nor a table of this app"
         )
@@ -152,7 +153,7 @@ class _Target(NamedTuple):
 
 
 def _target(other: Any, home: StreamHome) -> _Target:
-    if isinstance(other, WindowedTable):
+    if isinstance(other, WindowedChanges):
         raise TopologyError(
             f"join with {other.name!r}: it is windowed, so a record has no one value in it. Join with the"
             f" stream of its results: .join({other.name}.changes().map_keys(...), ..., within=...)"

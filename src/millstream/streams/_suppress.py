@@ -43,6 +43,9 @@ CHECKED: Final = 100
 
 _times = struct.Struct(">QQi")
 
+UNKNOWN = -1
+"""The time of what came out before what is held: not kept, as in Kafka Streams."""
+
 
 @dataclass(frozen=True, slots=True)
 class Suppress:
@@ -297,7 +300,7 @@ class SuppressChanges(Operator):
             see(part, timestamp, scope)
             if old_wanted and new is old is None:
                 return self._release(context, forward)
-            entry = (key.key, *key.window) if type(key) is Windowed else key
+            entry = _entry_of(key)
             held = Held(
                 timestamp if windows is None else windows.final_at(key.window) - early_ms,
                 timestamp,
@@ -383,7 +386,22 @@ class SuppressChanges(Operator):
             await done
 
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
-        return self.parents[0].getter(context)
+        get = self.parents[0].getter(context)
+        if self.windows is None:
+            return get
+        part, loads = context.parts[self.name], self.values.loads
+
+        def get_final(key: Any) -> tuple[Any, int] | None:
+            held = part.get(_entry_of(key), context.scope)
+            if held is MISSING:
+                return get(key)
+            return None if held.old is None else (loads(held.old), UNKNOWN)
+
+        return get_final
+
+
+def _entry_of(key: Any) -> Any:
+    return (key.key, *key.window) if type(key) is Windowed else key
 
 
 def see(part: TimedPart, timestamp: int, scope: Scope) -> int:

@@ -41,9 +41,12 @@ class _Looked(Operator):
             return made
         if hasattr(made, "close"):
             made.close()
+        mend = f"Give the step a name, {self.kind}(..., name=...): then its results are kept"
+        if self.windowed:
+            mend = "Put the step behind the join"
         raise ProgramError(
             f"{self.kind} of table {self.name!r}: its function is async, and a lookup cannot wait for it."
-            f" Give the step a name, {self.kind}(..., name=...): then its results are kept"
+            f" {mend}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, cast, overload
 
 from typing_extensions import TypeVar
 
@@ -13,12 +13,12 @@ from millstream.streams._codec import upgrade_with
 from millstream.streams._grouped_table import GroupedTable, group_table
 from millstream.streams._operator import is_async
 from millstream.streams._sides import check_home, check_sides
-from millstream.streams._sink import put_record, put_windowed
-from millstream.streams._stateless import ToTopic, Values
+from millstream.streams._stateless import Values
 from millstream.streams._stream import DeclaredStream
 from millstream.streams._suppress import suppressed
 from millstream.streams._table_ops import FilterTable, JoinTables, Keep, MapTable
 from millstream.streams._types import result_type
+from millstream.streams._windowed_changes import WindowedChanges, WindowedTableStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from millstream.streams._home import StreamHome
     from millstream.streams._operator import Operator
     from millstream.streams._suppress import Suppress
-    from millstream.windows import CalendarUnit, Window
+    from millstream.windows import CalendarUnit
 
 __all__ = ["Table", "TableChanges", "TableStream", "WindowedTable"]
 
@@ -300,7 +300,7 @@ _OTHER_KEYS = (
 def _other_side(other: Any, what: str) -> TableStream[Any, Any]:
     if isinstance(other, TableChanges):
         return other._flow()
-    if isinstance(other, tables.WindowedTable):
+    if isinstance(other, WindowedChanges):
         raise TopologyError(
             f"{what}: {other.name!r} is windowed, so a key has no one value in it. Join the stream of its"
             f" results with the table: {other.name}.changes().join(table, ...)"
@@ -436,70 +436,15 @@ class Table(tables.Table[K, V], TableChanges[K, V]):
         return cast("TableStream[K, V]", flow.flow())
 
 
-_INSTEAD = {
-    "filter": "{}.changes().filter(...)",
-    "map_values": "{}.changes().map_values(...)",
-    "join": "{}.changes().join(table, ...), which looks up the group's key",
-    "group_by": "{}.changes().group_by(field), or .map_keys(...) before .group_by()",
-    "suppress": "emit='final' or emit=ms.Suppress(...) where the table is made, as in .count(emit=...)",
-}
-"""What a windowed table has not, as its keys are windows, and what to write for it."""
-
-
-class WindowedTable(tables.WindowedTable[K, V]):
-    """A table that keeps a value for each key and window, whose results streams can use as well.
+class WindowedTable(tables.WindowedTable[K, V], WindowedChanges[K, V]):
+    """A table that keeps a value for each key and window, whose changes streams can use as well.
 
     See `millstream.tables.WindowedTable` for its use inside of agents.
     """
 
-    def _flow(self) -> TableStream[Any, V]:
+    def _flow(self) -> WindowedTableStream[K, V]:
         if self.home is None:
             raise ConfigurationError(f"table {self.name!r} was not declared with app.table()")
-        flow: Any = self.home
-        return cast("TableStream[Any, V]", flow.flow())
-
-    def changes(self) -> DeclaredStream[V, Any]:
-        """The results as a stream; its keys are `Windowed`: the key, and the window.
-
-        A topic takes the key alone, and the window in headers: what comes out of one (``to``, ``through``,
-        ``repartition``) has plain keys.
-        """
-        return self._flow().changes()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> NoReturn:
-            text = f"{type(self).__name__!r} object has no attribute {name!r}"
-            if name in _INSTEAD:
-                text = (
-                    f"table {self.name!r} is windowed and has no {name}(): write"
-                    f" {_INSTEAD[name].format(self.name)}"
-                )
-            raise AttributeError(text)
-
-    def to(
-        self,
-        topic: Topic[Any, Any],
-        *,
-        value: Callable[[K, Window, V], Any] | None = None,
-        windowed_key: Any = None,
-    ) -> None:
-        """Send each result to a topic: the group's key, and the window in headers.
-
-        Args:
-            value: makes the record's value from key, window and result.
-            windowed_key: ``kafka-streams`` for the bytes that Kafka Streams gives windowed keys.
-        """
-        from millstream.windows import Session
-
-        flow = self._flow()
-        send = put_record
-        if value is not None or windowed_key is not None:
-            session = isinstance(self.declared, Session)
-            home: Any = self.home
-            send = put_windowed(value, windowed_key, dump_key=home.place, session=session)
-        values = Values(flow.operator, name=flow.operator.name)
-        flow.home.plan.add(values)
-        flow.home.check_own(topic, f"table {self.name!r}")
-        name = f"{self.name}-to-{topic.name}"
-        flow.home.plan.add(ToTopic(values, topic, send, name=name))
+        home: Any = self.home
+        flow = home.flow()
+        return WindowedTableStream(flow.operator, flow.home, self)

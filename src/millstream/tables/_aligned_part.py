@@ -118,6 +118,9 @@ class AlignedPart(WindowedPart):
     def window_of(self, entry: tuple[int, Any]) -> Window:
         return self.windows.window(entry[0])
 
+    def entry_of(self, key: Any, window: Window) -> Any:
+        return window.start, key
+
     def plain(self, stored: Any) -> Any:
         return stored[1] if self.stamped else stored
 
@@ -261,7 +264,7 @@ class AlignedPart(WindowedPart):
                     self.opened(start)
             else:
                 newest, old = cast("tuple[int, Any]", before)
-                made = add(old, value)
+                made = add(self.copy(old) if self.keeps_old else old, value)
                 if newest < timestamp:
                     newest = timestamp
             if made.__class__ in WAITS:
@@ -331,13 +334,8 @@ class AlignedPart(WindowedPart):
             if self.contains((start, key), scope):
                 self.delete((start, key), scope)
 
-    def read(self, entry: tuple[int, Any], scope: Scope) -> Any:
-        expires_at = self.windows.expires_at(entry[0])
-        if expires_at <= self.stream_time:
-            self.tie(expires_at, scope)
-            return MISSING
-        value = self.peek(entry, scope)
-        return value if value is MISSING else self.value_of(value)
+    def _expires_at(self, entry: tuple[int, Any]) -> int:
+        return self.windows.expires_at(entry[0])
 
     def at(self, key: Any, moment: int, scope: Scope) -> Any:
         self.looked(scope)

@@ -156,6 +156,9 @@ class KeyedPart(WindowedPart):
     def window_of(self, entry: tuple[Any, int, int]) -> Window:
         return Window(entry[2], entry[1])
 
+    def entry_of(self, key: Any, window: Window) -> Any:
+        return key, window.end, window.start
+
     def stamp_of(self, entry: Any, stored: Any) -> int:
         return cast("int", stored[0]) if self._stamped else super().stamp_of(entry, stored)
 
@@ -234,8 +237,8 @@ class KeyedPart(WindowedPart):
         if at < len(known) and known[at] == entry[1:]:
             del known[at]
 
-    def _expires_at(self, end: int, start: int) -> int:
-        return self.windows.expires_at(end if isinstance(self.windows, Session) else start)
+    def _expires_at(self, entry: tuple[Any, int, int]) -> int:
+        return self.windows.expires_at(entry[1] if isinstance(self.windows, Session) else entry[2])
 
     # updates --------------------------------------------------------------------------------------
 
@@ -310,10 +313,11 @@ class KeyedPart(WindowedPart):
             return None
         window, merged = change.window, change.merged
         if merged:
-            value = values[merged[0]]
+            own = {one: self.copy(values[one]) for one in merged} if self.keeps_old else values
+            value = own[merged[0]]
             for one in merged[1:]:
                 assert self._merge is not None
-                value = yield self._merge(value, values[one])
+                value = yield self._merge(value, own[one])
         else:
             value = initial(key, self)
         value = yield operation(value, operand)
@@ -372,7 +376,7 @@ class KeyedPart(WindowedPart):
             base = change.base
             if base is None:
                 values.append(initial(key, self))
-            elif change.adds and base == change.window.start:
+            elif change.adds and base == change.window.start and not self.keeps_old:
                 values.append(self.get((key, base + width, base), scope)[1])
             else:
                 values.append(self.copy(self.peek((key, base + width, base), scope)[1]))
@@ -447,14 +451,6 @@ class KeyedPart(WindowedPart):
                     found.append((Window(start, end), value))
         return found
 
-    def read(self, entry: tuple[Any, int, int], scope: Scope) -> Any:
-        expires_at = self._expires_at(*entry[1:])
-        if expires_at <= self.stream_time:
-            self.tie(expires_at, scope)
-            return MISSING
-        value = self.peek(entry, scope)
-        return value if value is MISSING else self.value_of(value)
-
     def plain(self, stored: Any) -> Any:
         return stored[1] if self._stamped else stored
 
@@ -491,7 +487,7 @@ class KeyedPart(WindowedPart):
         for entry in self.keys(b"\x03", b"\x04", reverse=reverse):
             key, at_end, at_start = entry
             wanted = (start is None or at_start >= start) and (end is None or at_start < end)
-            if wanted and self._expires_at(at_end, at_start) > self.stream_time:
+            if wanted and self._expires_at(entry) > self.stream_time:
                 yield key, Window(at_start, at_end), entry
 
     # closing --------------------------------------------------------------------------------------

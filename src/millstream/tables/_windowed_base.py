@@ -119,6 +119,7 @@ class WindowedPart(TimedPart):
         "closed_value",
         "closes",
         "flat",
+        "keeps_old",
         "late_records",
         "on_late",
         "reads_bring_time",
@@ -187,6 +188,8 @@ class WindowedPart(TimedPart):
         """What is kept of it, see `plain`."""
         self.flat = 0
         """For the hot path: 1 tumbling, 2 hopping, both without offset and with immutable values; else 0."""
+        self.keeps_old = False
+        """Whether what a window had is handed on beside an update: a value that changes in place is copied before."""
         self.late_records = 0
         """Updates dropped because their window takes no more, once for each record and window."""
         self.on_late: Callable[[int], None] | None = None
@@ -275,6 +278,38 @@ class WindowedPart(TimedPart):
         """What is kept of a window, without the timestamp beside it."""
         return stored
 
+    def result(
+        self, key: Any, window: Window, scope: Scope, *, closed: bool
+    ) -> tuple[Any, int] | None:
+        """What is kept of a window, and its timestamp; None where there is nothing, or it has expired.
+
+        Args:
+            closed: nothing, too, as long as the window is not closed.
+        """
+        entry = self.entry_of(key, window)
+        stored = self.read_stored(entry, scope)
+        if stored is MISSING:
+            return None
+        if closed:
+            if scope.journal is not None:
+                self.touch(self.cursor_entry, scope)
+            if self._place(entry) > self.cursor():
+                return None
+        return self.plain(stored), self.stamp_of(entry, stored)
+
+    def read(self, entry: Any, scope: Scope) -> Any:
+        """The program's value of an entry, or `MISSING`, also where it has expired."""
+        stored = self.read_stored(entry, scope)
+        return stored if stored is MISSING else self.value_of(stored)
+
+    def read_stored(self, entry: Any, scope: Scope) -> Any:
+        """What `peek` gives, or `MISSING` where the entry has expired."""
+        expires_at = self._expires_at(entry)
+        if expires_at <= self.stream_time:
+            self.tie(expires_at, scope)
+            return MISSING
+        return self.peek(entry, scope)
+
     # what kinds of windows differ in --------------------------------------------------------------
 
     @abstractmethod
@@ -312,10 +347,6 @@ class WindowedPart(TimedPart):
         """The value of the latest-starting window that holds ``moment``, or `MISSING`."""
 
     @abstractmethod
-    def read(self, entry: Any, scope: Scope) -> Any:
-        """The program's value of an entry, or `MISSING`, also where it has expired."""
-
-    @abstractmethod
     def of_key(
         self, key: Any, start: int | None, end: int | None, scope: Scope
     ) -> Iterator[tuple[Window, Any]]:
@@ -330,6 +361,14 @@ class WindowedPart(TimedPart):
     @abstractmethod
     def window_of(self, entry: Any) -> Window:
         """The window of an entry."""
+
+    @abstractmethod
+    def entry_of(self, key: Any, window: Window) -> Any:
+        """The entry of a key and a window."""
+
+    @abstractmethod
+    def _expires_at(self, entry: Any) -> int:
+        """The stream time from which on an entry is not read any more."""
 
     @abstractmethod
     def _place(self, entry: Any) -> bytes:
