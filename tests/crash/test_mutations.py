@@ -315,6 +315,16 @@ DIES_AT: dict[Callable[[Patch], None], str] = {
 }
 """Where a process dies early in each schedule, besides what the schedule has of its own."""
 
+FOUND_BY: dict[Callable[[Patch], None], int] = {
+    position_before_data: 7,
+    no_generation: 6,
+    generation_of_the_commit: 17,
+    work_kept_for_ever: 6,
+    undo_forgets_who_was_before: 6,
+    merged_in_the_middle: 5,
+}
+"""Which seed is tried before the others, as it has shown the mutation before: a hint, which may become wrong."""
+
 MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
     (commit_not_atomic, Schedule()),
     (position_before_data, Schedule()),
@@ -339,10 +349,8 @@ MUTATIONS: list[tuple[Callable[[Patch], None], Schedule]] = [
 ]
 
 
-async def first_found(
-    mutate: Callable[[Patch], None], schedule: Schedule, patch: Patch
-) -> int | None:
-    """The first seed whose schedule shows the mutation."""
+async def found_by(mutate: Callable[[Patch], None], schedule: Schedule, patch: Patch) -> int | None:
+    """A seed whose schedule shows the mutation."""
     point = DIES_AT.get(mutate)
 
     def prepare(world: World) -> None:
@@ -351,7 +359,8 @@ async def first_found(
 
     with patch.context() as mutated:
         mutate(mutated)
-        for seed in range(SEEDS):
+        hint = FOUND_BY.get(mutate, 0)
+        for seed in (hint, *(seed for seed in range(SEEDS) if seed != hint)):
             mutated.setattr(_subtopology, "QUIET_EVENTS", 3 if seed % 2 else 2_000)
             try:
                 await run_schedule(seed, schedule, prepare=prepare, rounds=150)
@@ -367,4 +376,4 @@ async def test_found(
     mutate: Callable[[Patch], None], schedule: Schedule, monkeypatch: Patch
 ) -> None:
     """The checks see that the promise is gone."""
-    assert await first_found(mutate, schedule, monkeypatch) is not None
+    assert await found_by(mutate, schedule, monkeypatch) is not None
