@@ -30,6 +30,7 @@ def main() -> int:
     streams.add_argument("--rounds", type=int, default=3, help="runs of each, the least one counts")
     streams.add_argument("--rate", type=int, default=10_000, help="events/s of what is fed live")
     streams.add_argument("--seconds", type=float, default=15.0, help="how long that is measured")
+    streams.add_argument("--quiet", type=float, default=1.0, help="seconds of rest before that")
     streams.add_argument("--json", metavar="FILE")
     other = suites.add_parser("memory", help="peak memory of a keyed count over many keys")
     other.add_argument("--events", type=int, default=10_000_000)
@@ -46,6 +47,7 @@ def main() -> int:
     )
     fourth.add_argument("--rate", type=int, action="append", metavar="EVENTS/S")
     fourth.add_argument("--seconds", type=float, default=10.0)
+    fourth.add_argument("--warm", type=float, default=3.0, help="seconds before those that count")
     fourth.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     fifth = suites.add_parser(
         "transport", help="commits, appends and fetches of the Kafka transport"
@@ -78,6 +80,7 @@ def main() -> int:
             rounds=options.rounds,
             rate=options.rate,
             live_s=options.seconds,
+            quiet_s=options.quiet,
         )
         return dsl.main(options.only or dsl.GROUPS, sizes, options.json)
     if options.suite == "kafka":
@@ -87,7 +90,9 @@ def main() -> int:
         if options.work:
             latency.work(*options.work)
         rates = options.rate or [500, 5_000]
-        return latency.main(options.broker, rates, options.seconds, options.json)
+        return latency.main(
+            options.broker, rates, options.seconds, options.json, warm_s=options.warm
+        )
     if options.suite == "transport":
         return transport.main(options.broker, options.commits, options.records)
     if options.suite == "recovery":

@@ -53,7 +53,7 @@ FEED_FOR = 3
 """A steady feed ends by itself after so many times what is measured."""
 LATE_ALLOWED = 0.1
 QUIET_CPU_S, QUIET_ROUNDS_MAX = 0.1, 600
-"""All is tidied up when a round of upkeep, and a second without, use no more CPU; so many rounds are waited for that."""
+"""All is tidied up when a round of upkeep, and a while without, use no more CPU; so many rounds are waited for that."""
 
 
 @dataclass
@@ -105,6 +105,8 @@ class Sizes:
     rate: int
     """Events a second of what is fed live."""
     live_s: float
+    quiet_s: float
+    """Without any work before a live measurement begins."""
 
 
 class Bench:
@@ -256,7 +258,7 @@ class Bench:
             worker = app.runtime.worker
             assert worker is not None
             await worker.ready.wait()
-            await _tidied(app.runtime.transport)
+            await _tidied(app.runtime.transport, sizes.quiet_s)
             begun = _processed(worker, program.topics)
             feeder.start()
             try:
@@ -338,13 +340,13 @@ def _processed(worker: Worker, topics: Sequence[str]) -> int:
     )
 
 
-async def _tidied(transport: Transport) -> None:
+async def _tidied(transport: Transport, quiet_s: float) -> None:
     """Have the log compacted, and wait for RocksDB, so that nothing is left to do for what was there before."""
     for _ in range(QUIET_ROUNDS_MAX):
         cpu = time.process_time()
         await transport.maintain()
         if time.process_time() - cpu < QUIET_CPU_S:
-            await asyncio.sleep(1)
+            await asyncio.sleep(quiet_s)
             if time.process_time() - cpu < QUIET_CPU_S:
                 return
 

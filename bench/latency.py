@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["main", "work"]
 
 KEYS = 10_000
-WARM_S = 3.0
-"""What is sent in the first seconds is not counted."""
 PAUSE_S = 0.001
 LATE_S_MAX = 30.0
 EXPECTED_MS = {"p50": 25.0, "p99": 80.0}
@@ -84,8 +82,14 @@ def work(url: str, name: str, directory: str) -> None:
     asyncio.run(run())
 
 
-def main(url: str | None, rates: list[int], seconds: float, output: str | None) -> int:
-    """Measure, print a table, and write JSON."""
+def main(
+    url: str | None, rates: list[int], seconds: float, output: str | None, *, warm_s: float = 3.0
+) -> int:
+    """Measure, print a table, and write JSON.
+
+    Args:
+        warm_s: what is sent in the first seconds is not counted.
+    """
     found: list[Measured] = []
     with (
         broker(url) as address,
@@ -101,7 +105,7 @@ def main(url: str | None, rates: list[int], seconds: float, output: str | None) 
                 print(f"{'':>14} {'rate':>7} {'p50 ms':>8} {'p99 ms':>8} {'longest':>8}")
                 for rate in rates:
                     for what, topic in (("bare", f"{name}-in"), ("millstream", f"{name}-out")):
-                        one = _measure(address, f"{name}-in", topic, what, rate, seconds)
+                        one = _measure(address, f"{name}-in", topic, what, rate, seconds, warm_s)
                         found.append(one)
                         print(
                             f"{what:>14} {rate:7,} {one.p50:8.1f} {one.p99:8.1f} {one.longest:8.1f}",
@@ -122,7 +126,9 @@ def main(url: str | None, rates: list[int], seconds: float, output: str | None) 
     return 0
 
 
-def _measure(url: str, source: str, target: str, what: str, rate: int, seconds: float) -> Measured:
+def _measure(
+    url: str, source: str, target: str, what: str, rate: int, seconds: float, warm_s: float
+) -> Measured:
     from confluent_kafka import Consumer, Producer, TopicPartition
 
     servers = {"bootstrap.servers": url.removeprefix("kafka://")}
@@ -142,7 +148,7 @@ def _measure(url: str, source: str, target: str, what: str, rate: int, seconds: 
     # as the Java client places keys, which is what the app expects of its input
     producer = Producer({**servers, "linger.ms": 0, "partitioner": "murmur2_random"})
     began = time.perf_counter()
-    due = _events(rate, seconds + WARM_S)
+    due = _events(rate, seconds + warm_s)
     following = next(due, None)
     this_run = uuid.uuid4().hex[:8]
     decode = msgspec.json.Decoder(Event).decode
@@ -150,7 +156,7 @@ def _measure(url: str, source: str, target: str, what: str, rate: int, seconds: 
     sent = received = 0
     while following is not None or received < sent:
         elapsed = time.perf_counter() - began
-        if elapsed > seconds + WARM_S + LATE_S_MAX:
+        if elapsed > seconds + warm_s + LATE_S_MAX:
             raise RuntimeError(f"{sent - received:,} of {sent:,} records did not come")
         while following is not None and following[0] <= elapsed:
             key = following[1]
@@ -168,7 +174,7 @@ def _measure(url: str, source: str, target: str, what: str, rate: int, seconds: 
                 delays.append((now - event.sent) / 1e6)
     consumer.close()
     producer.flush(LATE_S_MAX)
-    del delays[: int(rate * WARM_S)]
+    del delays[: int(rate * warm_s)]
     cuts = statistics.quantiles(delays, n=100)
     return Measured(rate, what, len(delays), cuts[49], cuts[98], max(delays))
 

@@ -16,7 +16,7 @@ def test_dsl(tmp_path: Path) -> None:
     output = tmp_path / "dsl.json"
     sizes = ["--events", "2000", "--keys", "100", "--keys-max", "200"]
     sizes += ["--windows", "200", "--windows-max", "20", "--rounds", "1"]
-    sizes += ["--rate", "500", "--seconds", "0.3"]
+    sizes += ["--rate", "500", "--seconds", "0.3", "--quiet", "0.1"]
     command = [sys.executable, "-m", "bench", "dsl", *sizes, "--json", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "events/s" in done.stdout

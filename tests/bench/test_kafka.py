@@ -29,7 +29,7 @@ def test_latency(kafka: Kafka, tmp_path: Path) -> None:
     """With and without a worker in between; nothing is lost on the way."""
     output = tmp_path / "latency.json"
     command = [sys.executable, "-m", "bench", "latency", "--broker", kafka.url]
-    command += ["--rate", "200", "--seconds", "1", "--json", str(output)]
+    command += ["--rate", "200", "--seconds", "1", "--warm", "0.2", "--json", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "p99 ms" in done.stdout
     bare, ours = json.loads(output.read_text())["measured"]
