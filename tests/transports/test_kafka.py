@@ -36,17 +36,19 @@ class KafkaLab:
     def __init__(self, broker: Cluster) -> None:
         self._broker = broker
         admin = broker.admin()
-        for name in self._topics():
-            admin.delete_topics([name])[name].result(DEADLINE_S)
-        patience = time.monotonic() + DEADLINE_S
-        while left := self._topics():  # a broker lists one for a moment after it is deleted
-            assert time.monotonic() < patience, f"{left} were deleted, and are still listed"
-        there = {each.group_id for each in admin.list_consumer_groups().result(DEADLINE_S).valid}
-        for name in there & set(GROUPS):
-            admin.delete_consumer_groups([name])[name].result(DEADLINE_S)
 
-    def _topics(self) -> set[str]:
-        return set(self._broker.admin().list_topics(timeout=DEADLINE_S).topics) & set(TOPICS)
+        def there() -> set[str]:
+            return set(admin.list_topics(timeout=DEADLINE_S).topics) & set(TOPICS)
+
+        if old := sorted(there()):
+            for deleted in admin.delete_topics(old).values():
+                deleted.result(DEADLINE_S)
+        patience = time.monotonic() + DEADLINE_S
+        while left := there():  # a broker lists one for a moment after it is deleted
+            assert time.monotonic() < patience, f"{left} were deleted, and are still listed"
+        groups = {each.group_id for each in admin.list_consumer_groups().result(DEADLINE_S).valid}
+        for name in groups & set(GROUPS):
+            admin.delete_consumer_groups([name])[name].result(DEADLINE_S)
 
     def open_transport(self) -> KafkaTransport:
         return KafkaTransport(self._broker.url)
