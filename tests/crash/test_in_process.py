@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,9 +24,21 @@ from tests.crash.world import (
     run_schedule,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 SEEDS = 40
 LONG_SEEDS = 3_000
 CHUNK = 20
+
+
+def some(always: range, *, of: range) -> pytest.MarkDecorator:
+    """Seeds of a schedule: those of each run, which meet every setting that all of them do, and the rest in the long one."""
+    rest = [seed for seed in of if seed not in always]
+    return pytest.mark.parametrize(
+        "seeds", [always, pytest.param(rest, marks=pytest.mark.slow)], ids=["some", "rest"]
+    )
+
 
 seen: dict[int, set[str]] = {}
 """Which points were reached, by the first seed of a chunk of `test_everything_at_once`."""
@@ -36,7 +49,9 @@ def quiet_events(seed: int) -> int:
     return random.Random(seed).choice([3, 30, 2_000])
 
 
-async def run_seeds(seeds: range, monkeypatch: pytest.MonkeyPatch, schedule: Schedule) -> set[str]:
+async def run_seeds(
+    seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch, schedule: Schedule
+) -> set[str]:
     """Run some schedules, and tell which points they reached."""
     reached: set[str] = set()
     for seed in seeds:
@@ -74,19 +89,23 @@ async def test_everything_at_once_for_long(first: int, monkeypatch: pytest.Monke
     await run_seeds(range(first, first + 10 * CHUNK), monkeypatch, Schedule())
 
 
+@some(range(204, 209), of=range(200, 210))
 @pytest.mark.parametrize("concurrency", [0, 1, 4, 100])
 async def test_new_generations_give_work_back(
-    concurrency: int, monkeypatch: pytest.MonkeyPatch
+    concurrency: int, seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An epoch that is refused while its shards stay goes with the next one, whole."""
     schedule = Schedule(concurrency=concurrency, crashes=False, evictions=False, steps=80)
-    await run_seeds(range(200, 210), monkeypatch, schedule)
+    await run_seeds(seeds, monkeypatch, schedule)
 
 
-async def test_evictions_drop_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+@some(range(306, 314), of=range(300, 315))
+async def test_evictions_drop_everything(
+    seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A worker that the group has removed takes nothing of what it had not committed with it."""
     schedule = Schedule(crashes=False, new_generations=False, steps=80)
-    await run_seeds(range(300, 315), monkeypatch, schedule)
+    await run_seeds(seeds, monkeypatch, schedule)
 
 
 @pytest.mark.parametrize("point", CRASH_POINTS)
@@ -108,22 +127,29 @@ async def test_a_group_that_moves_on_at_each_point(
         await run_schedule(seed, Schedule(), prepare=lambda world: world.arm(point, action))
 
 
-async def test_unfinished_events(monkeypatch: pytest.MonkeyPatch) -> None:
+@some(range(602, 607), of=range(600, 610))
+async def test_unfinished_events(seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred events at once, asleep for random times, on shared keys: nothing is lost, repeated or out of order."""
     schedule = Schedule(concurrency=100, pauses=(0, 1, 2, 5, 9, 30), steps=100)
-    await run_seeds(range(600, 610), monkeypatch, schedule)
+    await run_seeds(seeds, monkeypatch, schedule)
 
 
-async def test_values_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+@some(range(703, 708), of=range(700, 710))
+async def test_values_changed_in_place(
+    seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With an await in the middle of a change, half a change is in no epoch."""
     schedule = Schedule(concurrency=4, pauses=(0, 0, 1, 4), steps=100)
-    await run_seeds(range(700, 710), monkeypatch, schedule)
+    await run_seeds(seeds, monkeypatch, schedule)
 
 
-async def test_failed_events_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@some(range(803, 811), of=range(800, 815))
+async def test_failed_events_leave_nothing(
+    seeds: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An event that fails for good leaves no trace, one that works the second time counts once."""
     schedule = Schedule(fails=(*(0,) * 15, 1, ALWAYS), steps=80)
-    await run_seeds(range(800, 815), monkeypatch, schedule)
+    await run_seeds(seeds, monkeypatch, schedule)
 
 
 @pytest.mark.parametrize("concurrency", [0, 20])
