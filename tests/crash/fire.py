@@ -95,6 +95,7 @@ WORKERS = 3
 WORKERS_MAX = 4
 PATIENCE_S = 120.0
 TICK_S = 0.3
+END_S_MAX = 30.0
 PROGRESS_S = 15.0
 """Between two lines that say how far a run is."""
 CALM_S = 0.5
@@ -176,9 +177,8 @@ class Fire:
         """End what still runs, however it came to that."""
         self._fed = self.heat.events  # the feeder ends
         for worker in self.workers:
-            if not worker.gone():
-                worker.child.kill()
-                worker.child.wait()
+            worker.tell(signal.SIGKILL)
+            worker.child.wait(END_S_MAX)
         self._mend()
         if self._feeding.is_alive():
             self._feeding.join()

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.crash.kafka_program import SESSION_S
+from tests.crash.forked import Forked
+from tests.crash.kafka_program import SESSION_S, main
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["Worker"]
 
 STOPPED_S = 1.5 * SESSION_S
-_ROOT = Path(__file__).parents[2]
 
 
 class Worker:
@@ -47,22 +44,17 @@ class Worker:
         self.stopped_until = 0.0
         self.ended = False
         self.mark = folder / f"mark-{uuid.uuid4().hex}"
-        self._errors = (folder / f"worker-{slot}.log").open("ab")
-        self.errors = Path(self._errors.name)
+        self.errors = folder / f"worker-{slot}.log"
         self.state_dir = folder / "state"
         more = [slot, "web" if web else "no-web"]
         if point:
             more += [point, str(count), str(self.mark)]
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.kafka_program", *arguments, *more],
-            cwd=_ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "src")]),
-                "MILLSTREAM_STATE_DIR": str(self.state_dir),
-            },
+        self.child = Forked(
+            main,
+            *arguments,
+            *more,
+            errors=self.errors,
+            environment={"MILLSTREAM_STATE_DIR": str(self.state_dir)},
         )
 
     def gone(self) -> bool:
@@ -81,8 +73,7 @@ class Worker:
 
     def tell(self, number: int) -> None:
         """Send a signal, if it lives."""
-        if not self.gone():
-            self.child.send_signal(number)
+        self.child.send_signal(number)
 
     def end(self, number: int) -> None:
         """End it, and see that it did not end by itself before, in another way than by being killed.
@@ -94,7 +85,6 @@ class Worker:
         self.tell(number)
         self.wake()
         code = self.child.wait(60)
-        self._errors.close()
         allowed = {0, -signal.SIGTERM} if number == signal.SIGTERM else set()
         if code not in {-signal.SIGKILL, *allowed}:
             said = self.errors.read_text(errors="replace")[-6_000:]

@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from millstream.records import TopicPartition
 from millstream.state.rocks import RocksBackend
 from millstream.tables import POSITION_KEY, decode_position
 from millstream.transports.batch import iterate_records
+from tests.crash.forked import Forked
 from tests.crash.program import (
     ALWAYS,
     APP,
@@ -40,6 +39,7 @@ from tests.crash.program import (
     Violation,
     build,
     changelog,
+    main,
 )
 from tests.crash.world import check_store
 
@@ -67,21 +67,13 @@ class Process:
     def __init__(self, log: Path, slot: str, point: str = "", count: int = 1) -> None:
         self.slot, self.point, self.stopped = slot, point, False
         self.ended = False
-        self._errors = (log.parent / f"errors-{slot}").open("ab+")
+        self._errors = log.parent / f"errors-{slot}"
         arguments = [str(log), slot, *([point, str(count)] if point else [])]
-        root = Path(__file__).parents[2]
-        self.child = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash.program", *arguments],
-            cwd=root,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": str(root)},
-        )
+        self.child = Forked(main, *arguments, errors=self._errors)
 
     def tell(self, number: int) -> None:
         """Send a signal, if it lives."""
-        if self.child.poll() is None:
-            self.child.send_signal(number)
+        self.child.send_signal(number)
 
     async def end(self, number: int = signal.SIGKILL) -> None:
         """End it, and see that it did not end by itself before, in another way than by being killed."""
@@ -89,11 +81,10 @@ class Process:
         self.tell(number)
         self.tell(signal.SIGCONT)
         code = await asyncio.to_thread(self.child.wait, 30)
-        self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace")[-4_000:]
-        self._errors.close()
         allowed = {0, -signal.SIGTERM} if number == signal.SIGTERM else set()
-        assert code in {-signal.SIGKILL, *allowed}, f"worker {self.slot} ended with {code}:\n{said}"
+        if code not in {-signal.SIGKILL, *allowed}:
+            said = self._errors.read_text(errors="replace")[-4_000:]
+            raise AssertionError(f"worker {self.slot} ended with {code}:\n{said}")
 
     def gone(self) -> bool:
         """Whether it has ended."""
@@ -148,9 +139,8 @@ class Run:
                 return died
         finally:
             for process in self.processes:
-                if not process.gone():
-                    process.child.kill()
-                    process.child.wait()
+                process.tell(signal.SIGKILL)
+                process.child.wait(30)
 
     def has_died(self) -> bool:
         """Whether a process has died at the seed's point."""
@@ -213,7 +203,7 @@ class Run:
         if self.point == "group.left":
             await self.until_complete()
             doomed.tell(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            with contextlib.suppress(TimeoutError):
                 await asyncio.to_thread(doomed.child.wait, 20)
 
     async def insist(self) -> None:
