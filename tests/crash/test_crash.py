@@ -46,7 +46,8 @@ from tests.crash.world import check_store
 if TYPE_CHECKING:
     from millstream.transports.base import OffsetAndMetadata, Transport
 
-SEEDS = 20
+SEEDS = len(POINTS)
+"""Each kills a process at a point of its own."""
 LONG_SEEDS = 200
 AT_ONCE = 2
 EVENTS = 1_500
