@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import millstream as ms
     from tests.brokers import Kafka
 
-LOOKS_S = 1.5
+LOOKS_S = 0.5
 HOUR_MS = 3_600_000
 DEADLINE_S = 30.0
 

@@ -162,8 +162,9 @@ async def test_ask() -> None:
         assert t.table(asked)["a"] == 2
 
 
-async def test_ask_and_move_the_clock() -> None:
+async def test_ask_and_move_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """An agent that sleeps answers when the clock has been moved, and a question is given up when its time is over."""
+    monkeypatch.setattr("millstream.worker._worker.STOP_TIMEOUT_S", 0.01)  # the last one stays open
     app = ms.App("ask", partitions=1)
 
     @app.agent

@@ -97,7 +97,9 @@ async def test_a_copy_answers_those_who_are_content_with_it(
 
 
 async def test_copies_answer_for_an_owner_that_does_not(
-    workers: tuple[RunningApp, RunningApp], http: httpx.AsyncClient
+    workers: tuple[RunningApp, RunningApp],
+    http: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Wherever they are; pages too. Who wants a current answer is told that there is none."""
     one, other = workers
@@ -123,6 +125,7 @@ async def test_copies_answer_for_an_owner_that_does_not(
     assert len(page["rows"]) == SHARDS
     assert page["stale_ms"] == 20
     [key] = keys_of([2], 1)
+    monkeypatch.setattr(cluster_module, "OWNER_WAIT_S", 0.2)  # which is all that is left to do
     refused = await http.get(f"{one.served.url}/tables/totals/keys/{key}")
     assert refused.status_code == 503
 
@@ -292,8 +295,11 @@ async def test_what_workers_send_one_another_is_checked(
     assert isinstance(error_of(b'{"error":"NotHereError","detail":"moved"}'), NotHereError)
 
 
-async def test_an_error_while_following_reaches_the_follower() -> None:
+async def test_an_error_while_following_reaches_the_follower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """When following fails here, whoever follows is told."""
+    monkeypatch.setattr(cluster_module, "READY_TIMEOUT_S", 0.2)
 
     class Refusing(MemoryTables):
         async def changes(self, table: str, key: bytes | None = None) -> AsyncIterator[Any]:

@@ -19,7 +19,7 @@ from millstream.errors import IllegalGenerationError, RecordTooLargeError
 from millstream.records import OutgoingRecord, TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.batch import RecordPack
-from millstream.worker import Shard, _subtopology
+from millstream.worker import Shard, _subtopology, _worker
 from millstream.worker._metadata import decode_metadata
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ T2013 = int(datetime(2013, 1, 1, tzinfo=UTC).timestamp() * 1_000)
 HOUR_MS = 3_600_000
 
 Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def _no_wait_at_the_end(monkeypatch: Patch) -> None:
+    """Workers here stop with events in progress, which wait for a clock that nobody moves any more."""
+    monkeypatch.setattr(_worker, "STOP_TIMEOUT_S", 0.01)
 
 
 class Click(msgspec.Struct):

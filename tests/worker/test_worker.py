@@ -16,7 +16,7 @@ from millstream.errors import LogUnavailableError, TopologyError
 from millstream.records import TopicPartition
 from millstream.testing import TestApp
 from millstream.transports.memory import MemoryTransport
-from millstream.worker import ShardAssignment, Worker, _fetch, _shard, decode_metadata
+from millstream.worker import ShardAssignment, Worker, _fetch, _shard, _worker, decode_metadata
 from tests.kit import Order, counting, second_worker
 
 
@@ -234,6 +234,7 @@ async def test_back_pressure(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_inputs_share_what_a_shard_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has much leaves room for the others."""
     monkeypatch.setattr(_fetch, "FETCH_BYTES_MAX", 500)
+    monkeypatch.setattr(_worker, "STOP_TIMEOUT_S", 0.01)  # the events stand for ever
     app = ms.App("two", partitions=1, inbox_bytes_max=4_000)
     topics = [app.topic(name, value=str) for name in ("much", "little")]
 
@@ -253,8 +254,11 @@ async def test_inputs_share_what_a_shard_keeps(monkeypatch: pytest.MonkeyPatch) 
         assert [2_000 <= inbox.size < 2_600 for inbox in inboxes] == [True, True]
 
 
-async def test_unrelated_agents_do_not_wait_for_each_other() -> None:
+async def test_unrelated_agents_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """An agent that stands still holds up nobody else in its shard."""
+    monkeypatch.setattr(_worker, "STOP_TIMEOUT_S", 0.01)  # its event stands for ever
     app, orders, totals = counting(partitions=1)
     slow = app.topic("slow", value=int)
 
