@@ -110,6 +110,22 @@ def test_agents_move_by_themselves(
     assert {name: metadata.a.get(name, found.offset) for name in moved} == moved
 
 
+def test_a_pipeline_of_several_topics(project: Path, call: Callable[..., Result]) -> None:
+    """Its position in the one topic moves, and is kept under the name of the topic."""
+    lines = """
+others = app.topic("others", value=Order)
+app.stream(orders).merge(app.stream(others)).foreach(print)
+"""
+    (project / "app.py").write_text(APP + lines)
+    for _ in range(5):
+        call("send", "orders", GOOD)
+    _commit(project, 7, **{"count": 1, "stream:orders": 3})
+    assert "skipped orders/1@3 for stream:orders+others," in call("skip", "orders/1@3").output
+    found = _committed(project)
+    assert found is not None
+    assert decode_metadata(found.metadata).a == {"stream:orders": 4}
+
+
 def test_a_record_that_is_not_the_next_one(project: Path, call: Callable[..., Result]) -> None:
     """It is refused, with where the agents are; nothing changes."""
     for _ in range(3):

@@ -9,7 +9,9 @@ import pytest
 
 import millstream as ms
 from millstream.errors import PartitionCountError, TopologyError
+from millstream.records import TopicPartition
 from millstream.testing import TestApp
+from tests.kit import continued
 from tests.streams.running import by_key, feed, read
 
 
@@ -244,6 +246,75 @@ def test_what_nobody_needs_does_not_run() -> None:
     assert agents(app) == {}
     app.stream(orders).foreach(print)
     assert list(agents(app)) == ["stream:orders"]
+
+
+def numbered(*lines: str, pattern: bool = False) -> tuple[ms.App, ms.Topic[Order], Any]:
+    """A count beside an agent that is slow, and what else a version of the program does with the topic."""
+    app, orders = shop()
+    read = app.topic(pattern="ord.*", value=Order) if pattern else orders
+    stream = app.stream(read)
+    counts = stream.group_by().count(name="counts")
+    if "join" in lines:
+        names = app.table("names", topic=app.topic("names", value=str))
+        stream.join(names, lambda order, name: name, name="named", value=str).foreach(print)
+    if "merge" in lines:
+        stream.merge(app.stream(app.topic("others", value=Order))).foreach(print)
+
+    @app.agent(read, name="mail")
+    async def mail(stream: ms.Stream[Order]) -> None:
+        async for _ in stream:
+            await app.clock.sleep(3_600)
+
+    return app, orders, counts
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+async def test_a_pipeline_stays_where_it_is(pattern: bool) -> None:
+    """Whatever else a new version of the program reads with it: no record is counted twice, and its time is its own."""
+    before: TestApp | None = None
+    orders_at = TopicPartition("orders", 0)
+    versions: list[tuple[str, ...]] = [(), ("merge",), ("merge", "join"), ("join",), ()]
+    for sent, lines in enumerate(versions if not pattern else [(), ("merge",), ()], start=1):
+        app, orders, counts = numbered(*lines, pattern=pattern)
+        async with continued(app, before) if before is not None else TestApp(app) as t:
+            (name,) = (name for name in app.agents if name.startswith("stream:"))
+            await feed(t, orders, [("b", Order("1", "b", 1.0), 1_000 * sent)])
+            assert t.table(counts).items() == [("b", sent)], lines
+            (shard,) = (shard for shard in t.worker.shards.values() if shard.number == 0)
+            assert shard.input_positions.begun[name, orders_at] == sent - 1
+            assert shard.input_positions.begun["mail", orders_at] == 0
+            assert shard.subtopology_of(name).stream_time == 1_000 * sent
+        before = t
+
+
+async def test_times_of_pipelines_stay_their_own() -> None:
+    """A stream that is behind does not get the time of an agent that is ahead, when it reads another topic as well."""
+    before: TestApp | None = None
+    for lines in ((), ("merge",), ()):
+        app, orders = shop()
+        stream = app.stream(orders)
+
+        async def slow(order: Order, app: ms.App = app) -> None:
+            await app.clock.sleep(3_600 if order.id == "2" else 0)
+
+        stream.foreach(slow)
+        if lines:
+            stream.merge(app.stream(app.topic("others", value=Order))).foreach(print)
+
+        @app.agent(orders)
+        async def mail(stream: ms.Stream[Order]) -> None:
+            async for _ in stream:
+                pass
+
+        async with continued(app, before) if before is not None else TestApp(app) as t:
+            if before is None:
+                for id_, time in (("1", 1_000), ("1", 2_000), ("2", 80_000), ("1", 90_000)):
+                    await feed(t, orders, [("b", Order(id_, "b", 1.0), time)])
+            (shard,) = (shard for shard in t.worker.shards.values() if shard.number == 0)
+            (name,) = (name for name in app.agents if name.startswith("stream:"))
+            times = {one: shard.subtopology_of(one).cut_time for one in (name, "mail")}
+            assert 1_000 <= times[name] < 80_000 <= times["mail"]
+        before = t
 
 
 async def test_declarations_are_not_used_up() -> None:

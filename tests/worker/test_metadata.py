@@ -53,6 +53,28 @@ def test_of_a_later_version() -> None:
     assert decode_metadata('{"v":9,"t":5,"zz":[1]}').t == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "position", "time"),
+    [
+        ("stream:orders", 9, 5),  # of one topic, as its name is now
+        ("stream:people", 8, 4),  # among several topics, as earlier versions wrote it
+        ("stream:~a.+b", 7, 7),  # a pattern among them
+        ("stream:order", 3, 7),  # no part of a name
+        ("stream:mail", 3, 7),  # an agent's name is no topic's
+        ("mail", 6, 7),
+        ("people", 3, 7),
+    ],
+)
+def test_of_a_pipeline(name: str, position: int, time: int) -> None:
+    """What an earlier version kept under the names of all its topics is found under that of each one."""
+    found = PartitionMetadata(
+        t=7,
+        a={"stream:orders": 9, "stream:names+people": 8, "stream:x+~a.+b": 7, "mail": 6},
+        s={"stream:orders": 5, "stream:names+people": 4},
+    )
+    assert (found.position_of(name, 3), found.time_of(name)) == (position, time)
+
+
 def test_size() -> None:
     """A hundred agents with names of ordinary length fit into what a broker takes."""
     positions = {f"agent-number-{i:03}": 10**9 + i for i in range(100)}

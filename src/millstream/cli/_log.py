@@ -120,8 +120,9 @@ async def agent_positions(
     for tp in listed:
         found = committed.get(tp)
         at = starts[tp] if found is None else max(found.offset, starts[tp])
-        ahead = decode_metadata("" if found is None else found.metadata).a
+        metadata = decode_metadata("" if found is None else found.metadata)
         for agent in topology.agents.values():
             if tp.topic in agent.sources:
-                positions[agent.name, tp] = max(ahead.get(agent.name, at), at)
+                name = agent.position_name(tp.topic)
+                positions[agent.name, tp] = max(metadata.position_of(name, at), at)
     return AgentPositions(committed=committed, starts=starts, ends=ends, at=positions)

@@ -61,7 +61,8 @@ async def _skip(app: App, record: Position) -> None:
     tp = record.tp
     async with open_log(app) as transport:
         infos = await transport.topics()
-        read = matched_topology(app, infos).sources
+        topology = matched_topology(app, infos)
+        read = topology.sources
         if tp.topic not in read:
             raise ConfigurationError(
                 f"no agent of app {app.id!r} reads {tp.topic!r}: it reads"
@@ -80,7 +81,10 @@ async def _skip(app: App, record: Position) -> None:
         metadata.check_finished(app.id)
         offset, text = encode_metadata(
             metadata.t,
-            {name: moved.get(name, at) for (name, _), at in positions.at.items()},
+            {
+                topology.agents[name].position_name(tp.topic): moved.get(name, at)
+                for (name, _), at in positions.at.items()
+            },
             metadata.s,
         )
         await _note_passed(app, transport, record, info, moved)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.errors import TopologyError
 from millstream.streams._stateless import SourceOperator, ToTopic
-from millstream.topology import StepNode
+from millstream.topology import PIPELINE, StepNode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,7 +50,7 @@ class Pipeline:
     @property
     def name(self) -> str:
         """Named after its topics, so that it is the same whatever else the program declares."""
-        return "stream:" + "+".join(topic.name for topic in self.topics)
+        return PIPELINE + "+".join(topic.name for topic in self.topics)
 
     @property
     def sinks(self) -> list[str]:

@@ -9,8 +9,10 @@ from millstream.topology._nodes import (
     TopicNode,
     Topology,
 )
+from millstream.topology._positions import PIPELINE, position_name
 
 __all__ = [
+    "PIPELINE",
     "AgentNode",
     "StepNode",
     "TableNode",
@@ -20,4 +22,5 @@ __all__ = [
     "draw_mermaid",
     "draw_svg",
     "draw_text",
+    "position_name",
 ]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from millstream.errors import PartitionCountError, TopologyError
+from millstream.topology._positions import position_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +84,10 @@ class AgentNode:
     """Tables that it writes, as far as that was declared: what a program's own agent writes shows when it runs."""
     steps: tuple[StepNode, ...] = ()
     """Of an agent that runs streams: what it does, each step after those that it follows."""
+
+    def position_name(self, topic: str) -> str:
+        """Under which name it is kept how far the agent is with a topic."""
+        return position_name(self.name, self.declared or self.sources, topic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

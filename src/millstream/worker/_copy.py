@@ -200,9 +200,9 @@ class Copy:
             found = look.committed.get(tp)
             if found is None:
                 continue
-            end = max(
-                decode_metadata(found.metadata).a.get(spec.reader, found.offset), found.offset
-            )
+            name = self._agents[spec.reader].position_name(tp.topic)
+            metadata = decode_metadata(found.metadata)
+            end = max(metadata.position_of(name, found.offset), found.offset)
             if end > each.end:
                 each.end = end
                 each.leave_out = self._passed(each)
@@ -228,8 +228,8 @@ class Copy:
             self.committed[tp] = found.offset
             metadata = decode_metadata(found.metadata)
             times += [
-                metadata.time_of(name)
-                for name, spec in self._agents.items()
+                metadata.time_of(spec.position_name(tp.topic))
+                for spec in self._agents.values()
                 if tp.topic in spec.sources
             ]
         self.stream_time = min(times, default=-1)

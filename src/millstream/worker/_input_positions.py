@@ -33,16 +33,22 @@ class InputPositions:
         self.committed: dict[TopicPartition, int] = {}
         """Committed offsets: the position that the store reflects."""
         self._last_offsets: dict[TopicPartition, int] = {}
+        self._names: dict[tuple[str, TopicPartition], str] = {}
+        """Under which an agent's position is kept."""
 
-    def begin(self, tp: TopicPartition, at: int, agents: Mapping[str, int]) -> None:
+    def begin(
+        self, tp: TopicPartition, at: int, agents: Mapping[str, int], names: Mapping[str, str]
+    ) -> None:
         """Read a partition from here on.
 
         Args:
             at: the committed offset.
             agents: where each of those who read it begins.
+            names: under which their positions are kept.
         """
         self.committed[tp] = self._last_offsets[tp] = at
         for name, began in agents.items():
+            self._names[name, tp] = names[name]
             self.begun[name, tp] = self.cut[name, tp] = self.settled[name, tp] = began
 
     def of_agent(self, name: str) -> dict[TopicPartition, int]:
@@ -60,12 +66,13 @@ class InputPositions:
         Args:
             time_of: an agent's stream time as of the cut, in ms.
         """
-        by_tp: dict[TopicPartition, dict[str, int]] = {}
-        for (name, tp), at in self.cut.items():
-            by_tp.setdefault(tp, {})[name] = at
+        by_tp: dict[TopicPartition, tuple[dict[str, int], dict[str, int]]] = {}
+        for (agent, tp), at in self.cut.items():
+            positions, times = by_tp.setdefault(tp, ({}, {}))
+            name = self._names[agent, tp]
+            positions[name], times[name] = at, time_of(agent)
         offsets = {}
-        for tp, positions in by_tp.items():
-            times = {name: time_of(name) for name in positions}
+        for tp, (positions, times) in by_tp.items():
             offsets[tp] = encode_metadata(max(times.values()), positions, times)
         for tp, (offset, _) in offsets.items():
             if offset < self._last_offsets.get(tp, 0):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from millstream.errors import TopologyError
+from millstream.topology import PIPELINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,7 @@ METADATA_BYTES_MAX = 4_096
 
 
 class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Stream time (ms), and the positions of agents that are ahead of the committed offset.
+    """Stream time (ms), and the positions of agents that are ahead of the committed offset, by `position_name`.
 
     Each sub-topology has a stream time of its own: ``t`` is the highest one of those that read the partition, and
     ``s`` has those of agents with another one.
@@ -38,9 +39,18 @@ class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
     s: dict[str, int] = msgspec.field(default_factory=dict)
     u: str = ""
 
-    def time_of(self, agent: str) -> int:
+    def position_of(self, name: str, offset: int) -> int:
+        """Where an agent is.
+
+        Args:
+            name: see `millstream.topology.position_name`.
+            offset: the committed one.
+        """
+        return _find(self.a, name, offset)
+
+    def time_of(self, name: str) -> int:
         """The stream time of an agent, in ms."""
-        return self.s.get(agent, self.t)
+        return _find(self.s, name, self.t)
 
     def moved(self, positions: dict[str, int]) -> str:
         """The same with other positions of agents, as text."""
@@ -57,6 +67,16 @@ class PartitionMetadata(msgspec.Struct, frozen=True, omit_defaults=True):
                 f"millstream {self.u} has begun to change the positions and tables of group {group!r}, and"
                 f" was interrupted: run the same millstream {self.u} again, to its end, and then go on"
             )
+
+
+def _find(found: Mapping[str, int], name: str, default: int) -> int:
+    if name not in found and name.startswith(PIPELINE):
+        # as earlier versions wrote it: after all topics of the pipeline
+        part = f"+{name.removeprefix(PIPELINE)}+"
+        for other, value in found.items():
+            if other.startswith(PIPELINE) and part in f"+{other.removeprefix(PIPELINE)}+":
+                return value
+    return found.get(name, default)
 
 
 _encoder = msgspec.json.Encoder()

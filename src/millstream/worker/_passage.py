@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Passage"]
 
 Input = tuple[str, str]
-"""An agent, and one of its topics."""
+"""Under which name it is kept how far an agent is with one of its topics, and the topic."""
 
 
 class Passage:
@@ -53,7 +53,7 @@ class Passage:
     def until(self, topic: str, now: float) -> float:
         """Up to which moment all that the sources had has come into a topic: now, for a source itself."""
         before = [
-            self._passed.get((stage.agent.agent.name, source), -math.inf)
+            self._passed.get((stage.agent.position_name(source), source), -math.inf)
             for stage in self._stages.get(topic, ())
             for source in stage.sources()
         ]
@@ -73,9 +73,9 @@ class Passage:
         ends = await self._transport.end_offsets(tps)
         behind = [tp for tp in tps if tp not in committed or committed[tp].offset < ends[tp]]
         starts = await self._transport.start_offsets(behind) if behind else {}
-        for (agent, topic), listed in inputs.items():
-            at = {tp: max(_position(committed.get(tp), agent), starts.get(tp, 0)) for tp in listed}
-            self._note((agent, topic), self.until(topic, now), at, {tp: ends[tp] for tp in listed})
+        for (name, topic), listed in inputs.items():
+            at = {tp: max(_position(committed.get(tp), name), starts.get(tp, 0)) for tp in listed}
+            self._note((name, topic), self.until(topic, now), at, {tp: ends[tp] for tp in listed})
 
     def _note(
         self,
@@ -105,7 +105,7 @@ class Passage:
             for stage in self._stages.get(topic, ()):
                 for source in stage.sources():
                     visit(source)
-                    found[stage.agent.agent.name, source] = [
+                    found[stage.agent.position_name(source), source] = [
                         TopicPartition(source, number) for number in range(stage.partitions)
                     ]
 
@@ -118,8 +118,8 @@ def _reaches(at: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int
     return all(at[tp] >= end for tp, end in ends.items())
 
 
-def _position(found: OffsetAndMetadata | None, agent: str) -> int:
+def _position(found: OffsetAndMetadata | None, name: str) -> int:
     """Up to where an agent has committed an input; the offset is that of the slowest one that reads it."""
     if found is None:
         return 0
-    return max(found.offset, decode_metadata(found.metadata).a.get(agent, 0))
+    return max(found.offset, decode_metadata(found.metadata).position_of(name, 0))

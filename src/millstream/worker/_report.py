@@ -155,11 +155,12 @@ class WorkerReport:
         metadata = {tp: decode_metadata(found.metadata) for tp, found in committed.items()}
         progress = {}
         for name, listed in by_agent.items():
-            processed = lag = 0
+            agent, processed, lag = self.topology.agents[name], 0, 0
             for tp in listed:
                 at = starts[tp]
                 if tp in committed:
-                    at = max(at, metadata[tp].a.get(name, committed[tp].offset))
+                    kept = agent.position_name(tp.topic)
+                    at = max(at, metadata[tp].position_of(kept, committed[tp].offset))
                 processed += at
                 lag += max(0, ends[tp] - at)
             progress[name] = (processed, lag)

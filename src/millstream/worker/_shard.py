@@ -301,11 +301,15 @@ class Shard:
         metadata = decode_metadata("" if found is None else found.metadata)
         metadata.check_finished(self._options.group)
         at = start if found is None else max(found.offset, start)
-        readers = [name for name, spec in self._agents.items() if tp.topic in spec.sources]
-        agents = {name: max(metadata.a.get(name, at), at) for name in readers}
-        self.input_positions.begin(tp, at, agents)
-        for name in readers:
-            found_time, of = metadata.time_of(name), self.subtopology_of(name)
+        names = {
+            agent: spec.position_name(tp.topic)
+            for agent, spec in self._agents.items()
+            if tp.topic in spec.sources
+        }
+        agents = {agent: max(metadata.position_of(name, at), at) for agent, name in names.items()}
+        self.input_positions.begin(tp, at, agents, names)
+        for agent, name in names.items():
+            found_time, of = metadata.time_of(name), self.subtopology_of(agent)
             of.time_reached(found_time)
             of.cut_time = max(of.cut_time, found_time)
 

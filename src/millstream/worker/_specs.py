@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from millstream.topology import position_name
 from millstream.worker._recovery import FETCHES_MAX, RecoveryProgress
 from millstream.worker._turns import Turns
 
@@ -71,6 +72,13 @@ class AgentSpec:
     """Tell whoever has asked that there will be no answer."""
     policies: dict[str, Policy] = field(default_factory=dict)
     """By topic; grows likewise."""
+
+    def position_name(self, topic: str) -> str:
+        """Under which name it is kept how far the agent is with a topic."""
+        declared = [
+            name for source in self.agent.sources for t in source.topics for name in t.names
+        ]
+        return position_name(self.agent.name, declared, topic)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
