@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +16,9 @@ import millstream as ms
 from millstream.errors import ConfigurationError, OutsideEventError, TopologyError
 from millstream.testing import TestApp
 from tests.streams.running import Disturbance, feed, fold, interrupt, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Change(NamedTuple):
@@ -578,6 +583,112 @@ async def test_a_merge_with_other_keys() -> None:
         await t.send(found["other"], "B:3", key="b")
         assert t.table(count) == {"A": 2, "B": 1}
         assert sorted(t.sent(out)) == ["A:1", "B:3"]
+
+
+class Order(msgspec.Struct, tag=True):
+    """One of several types in a stream."""
+
+    amount: int
+
+
+class Refund(msgspec.Struct, tag=True):
+    """Another one, with the same fields."""
+
+    amount: int
+
+
+class Gift(msgspec.Struct):
+    """One that nothing tells apart in what is kept."""
+
+    amount: int
+
+
+class Loan(msgspec.Struct):
+    """Another one."""
+
+    amount: int
+
+
+class Visit(pydantic.BaseModel):
+    """One of pydantic's."""
+
+    amount: int
+
+
+class Call(pydantic.BaseModel):
+    """Another one: values of the one are valid for the other."""
+
+    amount: int
+
+
+SEVERAL: list[tuple[str, Any, Any, Any, Any]] = [
+    # the codec, types of two topics, values
+    ("json", Order, Order, Order(1), Order(2)),
+    ("msgpack", Order, Order, Order(1), Order(2)),
+    ("json", Order, Refund, Order(1), Refund(2)),
+    ("msgpack", Order, Refund, Order(1), Refund(2)),
+    ("msgpack", int, str, 1, "2"),
+    ("json", list[int], dict[str, int], [1], {"two": 2}),
+    ("json", list[int], list[str], [1], ["2"]),
+]
+
+
+@pytest.mark.parametrize("how", ["inner", "left"])
+@pytest.mark.parametrize(("codec", "first", "second", "one", "two"), SEVERAL)
+async def test_a_join_of_several_topics(
+    codec: str, first: Any, second: Any, one: Any, two: Any, how: Any
+) -> None:
+    """What comes out is what went in, whichever side comes last, and without a partner too."""
+    app = ms.App("shop", partitions=1)
+    a, b = (app.topic(n, value=kind, codec=codec) for n, kind in (("a", first), ("b", second)))
+    right = app.topic("right", value=int)
+    seen: list[Any] = []
+    joined = app.stream(a, b).join(
+        app.stream(right), lambda left, right: seen.append((left, right)), how=how, within="1s"
+    )
+    joined.foreach(lambda _: None)
+    async with TestApp(app) as t:
+        await feed(t, a, [("k", one, 0)])
+        await feed(t, b, [("k", two, 1)])
+        await feed(t, right, [("k", 7, 2)])
+        await feed(t, a, [("k", one, 3), ("alone", one, 5_000)])
+        await feed(t, b, [("alone", two, 5_001), ("k", two, 90_000)])
+    assert seen[:3] == [(one, 7), (two, 7), (one, 7)]
+    assert seen[3:] == ([(one, None), (two, None)] if how == "left" else [])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(Gift, Loan), (Gift, dict), (Visit, Call), (Visit, Loan)]
+)
+@pytest.mark.parametrize("merged", [False, True])
+def test_types_that_are_not_told_apart(first: Any, second: Any, merged: bool) -> None:
+    """Of several topics or merged: keeping or moving them is refused, and the error says what to write."""
+    app = ms.App("shop", partitions=1)
+    a, b = app.topic("a", value=first), app.topic("b", value=second)
+    stream: Any = app.stream(a).merge(app.stream(b)) if merged else app.stream(a, b)
+    stream = stream.filter(bool)
+    why = (
+        rf"those of 'a' of type {first.__name__} and those of 'b' of type {second.__name__}: .*"
+        r"\.map\(f, value=T\)\.merge\("
+    )
+    other: Any = app.stream(app.topic("other", value=int))
+    keeping: list[Callable[[], Any]] = [
+        lambda: stream.join(other, pair, within="1s", name="one"),
+        lambda: other.join(stream, pair, within="1s", name="two"),
+        lambda: stream.join(stream, pair, within="1s", name="self"),
+        lambda: stream.key_by(str, type=str).to_table("moved"),
+        lambda: stream.repartition(name="again"),
+        lambda: stream.to_table("kept"),
+        lambda: stream.group_by().reduce(pair, name="reduced"),
+        lambda: stream.group_by().top_k(2, "amount", name="greatest"),
+    ]
+    for declare in keeping:
+        with pytest.raises(TopologyError, match=why):
+            declare()
+    stream.group_by().count(name="count")
+    stream.to(lambda value: a if isinstance(value, first) else b)
+    one = stream.map(lambda value: value, value=first)
+    one.join(other, pair, within="1s", name="mapped")
 
 
 def test_groups_of_tables_that_do_not_meet() -> None:

@@ -1,6 +1,7 @@
 """Values to bytes and back: codecs, the layout of keys, and the partitions that they belong to."""
 
-from millstream.serialization._plain import dump_str
+from millstream.serialization._plain import dump_str, type_name
+from millstream.serialization._typed import uses_pydantic
 from millstream.serialization.base import Codec, CodecFactory
 from millstream.serialization.immutable import is_immutable_type
 from millstream.serialization.keys import KeyLayout, key_layout
@@ -39,7 +40,9 @@ __all__ = [
     "partitioner",
     "register_codec",
     "strict_codec",
+    "type_name",
     "type_of",
     "upgrading",
+    "uses_pydantic",
     "value_schema",
 ]

@@ -177,7 +177,8 @@ class StreamJoin(Operator):
         others_hold = NEVER if self._compat else self.reach.hold(left=not left)
         counters, loads = context.counters, theirs.values.loads
         deliver = delivery(self.joiner, forward)
-        plain = isinstance(self.parents[0 if left else 1], SourceOperator)
+        parent = self.parents[0 if left else 1]
+        plain = isinstance(parent, SourceOperator) and parent.codec is not None
 
         def take(key: Any, value: Any, timestamp: int) -> Done:
             scope = context.scope

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from millstream.errors import ConfigurationError
 from millstream.streams._codec import value_codec
+from millstream.streams._mixed import check_one_type
 from millstream.tables import MISSING, WAITS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from millstream.clock import Clock
     from millstream.context import Scope
     from millstream.serialization import Codec
+    from millstream.streams._mixed import Mixed
     from millstream.streams._plan import Pipeline
     from millstream.windows import Window
 
@@ -130,6 +132,8 @@ class Operator:
         self.value_type: Any = Any if first is None else first.value_type
         self.codec: Codec[Any] | None = None if first is None else first.codec
         """Of its values, where they are still those of a topic."""
+        self.mixed: Mixed | None = None if first is None else first.mixed
+        """What its values were mixed of, where no codec tells them apart."""
         self.windowed: bool = bool(first) and all(parent.windowed for parent in parents)
         """Whether its keys are `Windowed`."""
         self.makes_keys: bool = False
@@ -170,8 +174,22 @@ class Operator:
 
     @property
     def values(self) -> Codec[Any]:
-        """The codec for its values on their way through topics and buffers of our own."""
+        """The codec for its values on their way through topics and buffers of our own.
+
+        Raises:
+            TopologyError: they are of types that it would not tell apart.
+        """
+        self.check_values()
         return value_codec(self.value_type) if self.codec is None else self.codec
+
+    def check_values(self) -> None:
+        """See that values can be kept.
+
+        Raises:
+            TopologyError: they are of types that could not be told apart.
+        """
+        if self.codec is None:
+            check_one_type(self.mixed, self.value_type)
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         """Make it run in one shard.

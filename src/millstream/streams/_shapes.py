@@ -332,6 +332,7 @@ def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any, upgrade: 
         numbers += [await awaited(get(value)) for value in values[len(numbers) :]]
         return best(values, numbers)
 
+    stream.operator.check_values()
     fold = Fold(list, lambda top, value: among(top, [value]))
     value_type = list[stream.operator.value_type]  # type: ignore[name-defined]
     return Shape(
@@ -346,6 +347,7 @@ def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any, upgrade: 
 
 
 def reduce_shape(stream: DeclaredStream[Any, Any], function: Any, upgrade: Any) -> Shape:
+    stream.operator.check_values()
     return Shape(
         [stream],
         [Fold(None, function)],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.agents import TopicGroup
 from millstream.errors import ProgramError, TopologyError
 from millstream.serialization import any_partition
+from millstream.streams._mixed import mix
 from millstream.streams._operator import (
     WAITS,
     Context,
@@ -55,9 +56,9 @@ class SourceOperator(Operator):
         self._topics = tuple(topics)
         first = self._topics[0]
         self.key_type = first.key_type
-        same = all(topic.value_type is first.value_type for topic in self._topics)
-        self.value_type = first.value_type if same else Any
-        self.codec = first.value_codec if len(self._topics) == 1 else None
+        self.value_type, self.mixed = mix([(t.name, t.value_type, None) for t in self._topics])
+        if all(topic.value_codec is first.value_codec for topic in self._topics):
+            self.codec = first.value_codec
         if all(topic.key_from == first.key_from for topic in self._topics) and _alike(self._topics):
             self.key_from = first.key_from
 
@@ -223,8 +224,9 @@ class Merge(Operator):
 
     def __init__(self, *parents: Operator, name: str) -> None:
         super().__init__(*parents, name=name)
-        if any(parent.value_type is not self.value_type for parent in parents):
-            self.value_type, self.codec = Any, None
+        if any(parent.value_type != self.value_type for parent in parents):
+            self.codec = None
+        self.value_type, self.mixed = mix([(p.name, p.value_type, p.mixed) for p in parents])
         if any(parent.key_type is not self.key_type for parent in parents):
             self.key_type = Any
         self.windowed = any(parent.windowed for parent in parents)
