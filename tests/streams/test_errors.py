@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -221,3 +222,85 @@ async def test_keyless_records_are_counted() -> None:
         (shard,) = t.worker.shards.values()
         assert shard.counters["null_keys_dropped"] == 2
         assert shard.counters["null_values_dropped"] == 1
+
+
+class Payment(msgspec.Struct):
+    """Some have no reference."""
+
+    id: int
+    ref: str | None = None
+
+
+@pytest.mark.parametrize("lost", [False, True, None])
+async def test_keyless_records_move_to_joins_that_take_them(lost: bool | None) -> None:
+    """They come out unmatched behind another key too, whatever else reads the topic between; others drop and count them."""
+    app = ms.App("shop", partitions=2)
+    payments = app.topic("payments", value=Payment, key_from="id", key=int)
+    refs = app.topic("refs", value=str)
+    names = app.table("names", topic=refs)
+    out: dict[str, list[Any]] = {}
+
+    def note(name: str) -> Any:
+        return lambda left, right=None: out.setdefault(name, []).append((left.id, right))
+
+    by_ref = app.stream(payments).key_by("ref", type=str)
+    right = app.stream(refs)
+    by_ref.join(names, note("inner")).foreach(lambda _: None)
+    by_ref.join(names, note("table"), how="left").foreach(lambda _: None)
+    streams = by_ref.join(right, note("left"), how="left", within="1s", name="left")
+    streams.foreach(lambda _: None)
+    moved = by_ref.by_key()
+    moved.filter(lambda _: True).foreach(note("beside"))
+    filtered = moved.filter(lambda _: True)
+    filtered.join(names, note("filtered"), how="left").foreach(lambda _: None)
+    filtered.foreach(note("filtered-beside"))
+    counts = by_ref.group_by().count(name="counts")
+
+    @app.agent(app.stream(payments).group_by("ref", type=str))
+    async def regrouped(stream: ms.Stream[Payment]) -> None:
+        async for payment in stream:
+            note("agent")(payment)
+
+    other = app.stream(payments).key_by(lambda payment: payment.ref, type=str)
+    other.join(names, note("no-left"), name="no-left").foreach(lambda _: None)
+    async with TestApp(app) as t:
+        await feed(t, refs, [("a", "Ada", 0)])
+        rows: list[Any] = [(1, Payment(1, "a"), 1), (2, Payment(2), 2), (3, Payment(3, "c"), 3)]
+        await feed(t, payments, rows)
+        if lost is not None:
+            await t.crash(lose_state=lost)
+        await feed(t, payments, [(4, Payment(4), 4), (2, Payment(2, "a"), 5_000)])
+        topics = [name for name in app.topology.topics if name.endswith("-repartition")]
+        moves = {name: [r.value.id for r in read(t, app.topics[name])] for name in topics}
+        dropped = sum(s.counters["null_keys_dropped"] for s in t.worker.shards.values())
+        assert t.table(counts) == {"a": 2, "c": 1}
+    found = {name: sorted(rows, key=str) for name, rows in out.items()}
+    keyed: list[Any] = [(1, None), (2, None), (3, None)]
+    matched: list[Any] = [(1, "Ada"), (2, "Ada")]
+    left = sorted([*matched, (2, None), (3, None), (4, None)], key=str)
+    assert found["table"] == found["filtered"] == left
+    assert {(2, None), (4, None)} < set(found["left"])
+    assert found["inner"] == found["no-left"] == matched
+    assert found["beside"] == found["filtered-beside"] == found["agent"] == keyed
+    assert {name: sorted(ids) for name, ids in moves.items()} == {
+        "shop-payments-by-ref-repartition": [1, 2, 2, 3, 4],
+        "shop-payments-keyed-repartition": [1, 2, 3],
+    }
+    assert dropped > 0
+
+
+async def test_keyless_records_of_both_sides() -> None:
+    """An outer join takes them from either side."""
+    app = ms.App("shop", partitions=1)
+    topics = [app.topic(name, value=Payment, key_from="id", key=int) for name in ("one", "two")]
+    one, two = (app.stream(topic).key_by("ref", type=str) for topic in topics)
+    out = app.topic("out", value=list[int | None])
+
+    def pair(left: Payment | None, right: Payment | None) -> list[int | None]:
+        return [one.id if one else None for one in (left, right)]
+
+    one.join(two, pair, how="outer", within="1s", name="pairs").to(out)
+    async with TestApp(app) as t:
+        for number, topic in enumerate(topics, start=1):
+            await feed(t, topic, [(number, Payment(number), 1), (9, Payment(9, "a"), 1)])
+        assert [record.value for record in read(t, out)] == [[1, None], [None, 2], [9, 9]]

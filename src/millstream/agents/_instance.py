@@ -43,6 +43,8 @@ class Source(NamedTuple):
     """How its writers choose partitions; None where that does not matter."""
     ours: bool = False
     """Whether only we write it, as its partitioner says."""
+    drops_keyless: bool = False
+    """Whether its records without a key are nothing to the agent."""
 
 
 class Run:

@@ -101,6 +101,8 @@ class Topic(Generic[V, K]):
         """Of a topic between two stages of the app: the topics that its records come from."""
         self.held = False
         """Whether its records may come out of something that holds them back until event time has passed."""
+        self.takes_keyless = False
+        """Whether records without a key move through it as well, to joins of which they come out unmatched."""
         self.policy = policy
         self.key_from = key_from
         self.timestamp_from = timestamp
@@ -280,6 +282,10 @@ class Topic(Generic[V, K]):
                     found = TopicPartition(self.name, partition)
                     self._alike[shard.count, partition] = found
                     return found
+        elif self.takes_keyless:
+            # the same whenever the event is processed, as that of any other key
+            count = self._sender.partitions(self.name)
+            return TopicPartition(self.name, scope.shard.number % count)
         return self.place(key)
 
     def _place_str(self, key: str) -> TopicPartition:

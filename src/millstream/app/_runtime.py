@@ -386,7 +386,7 @@ class Runtime:
         for agent, topic in self._patterns.take(self.partitions):
             spec = self._patterns.specs[agent]
             spec.policies[topic.name] = self._policy(spec.agent, topic)
-            spec.sources[topic.name] = _source(topic)
+            spec.sources[topic.name] = _source(topic, spec.agent)
         self.topology = self._patterns.topology
         if self._questions is not None:
             self._questions.report.topology = self.topology
@@ -437,7 +437,7 @@ class Runtime:
         policies: dict[str, Policy] = {}
         for name in self.topology.agents[agent.name].sources:
             topic = agent.source(name)
-            sources[name] = _source(topic)
+            sources[name] = _source(topic, agent)
             policies[name] = self._policy(agent, topic)
         return AgentSpec(
             agent=_with_steps(agent),
@@ -550,7 +550,7 @@ class Runtime:
             await self._questions.aclose()
 
 
-def _source(topic: Topic[Any, Any]) -> Source:
+def _source(topic: Topic[Any, Any], agent: Agent[Any, Any]) -> Source:
     return Source(
         topic=topic.name,
         decode=topic.value_codec.loads,
@@ -561,6 +561,7 @@ def _source(topic: Topic[Any, Any]) -> Source:
         idle_ms=topic.idle_timeout_ms,
         partitioner=topic.partitioner,
         ours=topic.internal,
+        drops_keyless=topic.takes_keyless and not agent.internal,  # streams see to it themselves
     )
 
 

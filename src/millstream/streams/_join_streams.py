@@ -145,6 +145,9 @@ class StreamJoin(Operator):
                     help=f"Which rows of join {self.name!r} Kafka Streams would look at next, and when.",
                 )
 
+    def takes_keyless(self, port: int) -> bool:
+        return (port == 0) in self._alone()
+
     def _alone(self) -> list[bool]:
         """Sides, left or not, whose records come out without a partner."""
         return {"inner": [], "left": [True], "outer": [True, False]}[self.how]

@@ -130,6 +130,9 @@ class TableJoin(Operator):
     def goes_by_key(self) -> bool:
         return not self._everywhere or bool(self.stores)
 
+    def takes_keyless(self, port: int) -> bool:
+        return self.left
+
     def declare(self, home: StreamHome) -> None:
         """Declare what it keeps."""
         if self.grace_ms is None:

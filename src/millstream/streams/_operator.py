@@ -106,6 +106,8 @@ class Operator:
     """Likewise: whether it has to see the time of one that changes nothing."""
     tells_deleted: ClassVar[bool] = False
     """Of operators that hand on changes: whether they can say that for less than the old value."""
+    keeps_keys: ClassVar[bool] = False
+    """Whether it hands on records with the keys that they have, none among them."""
     keeps_records: ClassVar[bool] = False
     """Whether it hands on records as it was given them: not all of them, perhaps, but none with another key or value."""
 
@@ -181,6 +183,10 @@ class Operator:
         """
         self.check_values()
         return value_codec(self.value_type) if self.codec is None else self.codec
+
+    def takes_keyless(self, port: int) -> bool:
+        """Whether a record without a key is more to it, as one of its parents', than something to drop."""
+        return False
 
     def check_values(self) -> None:
         """See that values can be kept.

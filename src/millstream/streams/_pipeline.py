@@ -32,8 +32,13 @@ class Binding:
         """What hands on the results of an operator."""
         found = self._forwards.get(operator)
         if found is None:
-            children = self._pipeline.children[operator]
-            found = fan_out([self._inputs_of(child)[port] for child, port in children])
+            takers = []
+            for child, port in self._pipeline.children[operator]:
+                take = self._inputs_of(child)[port]
+                if (operator, child, port) in self._pipeline.keyed:
+                    take = _keyed(take, self.context)
+                takers.append(take)
+            found = fan_out(takers)
             self._forwards[operator] = found
         return found
 
@@ -51,6 +56,18 @@ class Binding:
             if any(read.reads(topic) for read in source.topics):
                 takers += self._inputs_of(source)
         return fan_out(takers)
+
+
+def _keyed(take: Callable[..., Done], context: Context) -> Callable[..., Done]:
+    """The same for records with a key; the others are dropped."""
+
+    def take_keyed(key: Any, value: Any, timestamp: int) -> Done:
+        if key is None:
+            context.counters["null_keys_dropped"] += 1
+            return None
+        return take(key, value, timestamp)
+
+    return take_keyed
 
 
 def bound(pipeline: Pipeline, scope: Scope, clock: Clock) -> Binding:

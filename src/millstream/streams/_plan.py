@@ -37,10 +37,34 @@ class Pipeline:
         for operator in self.sources:
             topics.update((topic.name, topic) for topic in operator.topics)
         self.topics = tuple(topics[name] for name in sorted(topics))
+        self.keyed: set[tuple[Operator, Operator, int]] = set()
+        """Connections on which records without a key are dropped: by operator, whom it hands on to, as which parent."""
+        for source in self.sources:
+            self._lead_keyless(source)
         for operator in operators:
             operator.pipeline = self
         concurrency = max(operator.concurrency for operator in operators)
         self.concurrency = 1 if any(operator.holds_back for operator in operators) else concurrency
+
+    def _lead_keyless(self, source: Operator) -> None:
+        """See whether records without a key move to a source, and lead them only to those who take them."""
+        (*_, topic) = source.topics
+        if not isinstance(source, SourceOperator) or not topic.comes_from:
+            return
+        topic.takes_keyless = any(self._take_keyless(*one) for one in self.children[source])
+        waiting: list[Operator] = [source] if topic.takes_keyless else []
+        while waiting:
+            operator = waiting.pop()
+            for child, port in self.children[operator]:
+                if not self._take_keyless(child, port):
+                    self.keyed.add((operator, child, port))
+                elif child.keeps_keys:
+                    waiting.append(child)
+
+    def _take_keyless(self, operator: Operator, port: int) -> bool:
+        if operator.keeps_keys:
+            return any(self._take_keyless(*one) for one in self.children[operator])
+        return operator.takes_keyless(port)
 
     @property
     def sources(self) -> list[Operator]:

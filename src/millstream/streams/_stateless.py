@@ -74,6 +74,7 @@ class Filter(Operator):
     """Lets values pass for which a function is true."""
 
     kind = "filter"
+    keeps_keys = True
     keeps_records = True
 
     def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
@@ -99,6 +100,7 @@ class Map(Operator):
     """Replaces each value by what a function makes of it; the key stays."""
 
     kind = "map"
+    keeps_keys = True
 
     def __init__(
         self,
@@ -194,6 +196,7 @@ class Peek(Operator):
     """Calls a function with each value, and hands the value on, which the function may have changed."""
 
     kind = "peek"
+    keeps_keys = True
 
     @property
     def acts(self) -> bool:
@@ -241,6 +244,7 @@ class Split(Operator):
     """Numbers each record by the first of some predicates that is true for it: `Branch` takes its own."""
 
     kind = "split"
+    keeps_keys = True
     keeps_records = True
 
     def __init__(
@@ -283,6 +287,7 @@ class Branch(Operator):
     """The records of a `Split` that have one number."""
 
     kind = "branch"
+    keeps_keys = True
     keeps_records = True
 
     def __init__(self, parent: Split, number: int, *, name: str) -> None:
@@ -331,7 +336,7 @@ class ToTopic(Operator):
         """
         Args:
             send: puts one record into a topic.
-            grouped: whether records without a key are dropped: nothing that is grouped takes them.
+            grouped: whether records without a key are dropped, unless something behind the topic takes them.
         """
         if isinstance(topic, TopicGroup):
             raise TopologyError(
@@ -371,7 +376,7 @@ class ToTopic(Operator):
             return [take_chosen]
 
         def take(key: Any, value: Any, timestamp: int) -> None:
-            if key is None and grouped:
+            if key is None and grouped and not topic.takes_keyless:
                 context.counters["null_keys_dropped"] += 1
                 return
             send(context.scope, topic, key, value, timestamp)

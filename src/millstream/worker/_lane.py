@@ -161,6 +161,8 @@ class Inbox:
             found = next(self.chunks[0], None)
             if found is not None:
                 batch, self.batch_end, self.batch_time = found
+                if self.source.drops_keyless:
+                    batch = self._lane.keyed(batch)
                 self.batch = self._lane.ahead_of.batch(batch, self.source)
                 return True
             self.chunks.popleft()
@@ -316,6 +318,14 @@ class Lane:
     def time_reached(self, timestamp: int) -> None:
         if timestamp > self.subtopology.stream_time:
             self.subtopology.time_reached(timestamp)
+
+    def keyed(self, records: Iterator[IncomingRecord]) -> Iterator[IncomingRecord]:
+        """The records that have a key."""
+        for record in records:
+            if record.key is None:
+                self.shard.counters["null_keys_dropped"] += 1
+            else:
+                yield record
 
     # fetching -------------------------------------------------------------------------------------
 
