@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import pytest
 
 import millstream as ms
@@ -377,3 +378,68 @@ async def test_a_list_that_is_not_returned(kind: str, caplog: pytest.LogCaptureF
         assert t.table(lost) == {}
     assert caplog.text.count("changed the group's value in place") == 1
     assert "table 'lost'" in caplog.text
+
+
+class Shift(msgspec.Struct):
+    """What may be added up, and what may not."""
+
+    team: str
+    pay: Decimal
+    length: timedelta
+    begins: datetime
+    note: str = ""
+
+
+SHIFTS = [
+    Shift("a", Decimal("0.1"), timedelta(hours=1), datetime(2024, 7, 1, tzinfo=UTC)),
+    Shift("a", Decimal("0.2"), timedelta(hours=2), datetime(2024, 7, 2, tzinfo=UTC)),
+]
+
+
+@pytest.mark.parametrize("field", ["pay", "length"])
+async def test_numbers_of_other_types(field: str) -> None:
+    """Sums and means of Decimal and timedelta are of that type, in windows and without, of streams and of tables."""
+    app = ms.App("shop", partitions=1)
+    shifts = app.topic("shifts", value=Shift)
+    kind = type(getattr(SHIFTS[0], field))
+    groups = app.stream(shifts).group_by("team")
+    entries = app.topic("entries", value=Shift)
+    of_table: Any = app.table("last", topic=entries).group_by("team", name="by-team")
+    tables: dict[str, Any] = {
+        "sum": groups.sum(field, name="sum"),
+        "mean": groups.mean(field, name="mean"),
+        "table-sum": of_table.sum(field, name="table-sum"),
+        "table-mean": of_table.mean(field, name="table-mean"),
+        "session-sum": groups.session("1m").sum(field, name="session-sum"),
+        "session-mean": groups.session("1m").mean(field, name="session-mean"),
+    }
+    outs = {name: app.topic(f"out-{name}", value=kind) for name in tables}
+    for name, table in tables.items():
+        table.to(outs[name])
+    total = sum((getattr(shift, field) for shift in SHIFTS), kind())
+    async with TestApp(app) as t:
+        rows = [(f"{n}", shift, n) for n, shift in enumerate(SHIFTS)]
+        for topic in (shifts, entries):
+            await feed(t, topic, rows)
+        await t.crash(lose_state=True)
+        await feed(t, entries, [("1", None, 3)])
+        for name in ("sum", "mean"):
+            wanted = total if name == "sum" else total / 2
+            assert t.table(tables[name])["a"] == wanted
+            assert t.sent(outs[name])[-1] == t.sent(outs[f"session-{name}"])[-1] == wanted
+            assert t.sent(outs[f"table-{name}"])[-1] == getattr(SHIFTS[0], field)
+
+
+@pytest.mark.parametrize(("field", "kind"), [("note", "str"), ("begins", "datetime")])
+def test_what_does_not_add_up(field: str, kind: str) -> None:
+    """It is refused where it is declared, rather than with the first record."""
+    app = ms.App("shop", partitions=1)
+    shifts = app.topic("shifts", value=Shift)
+    groups: Any = app.stream(shifts).group_by("team")
+    of_table: Any = app.table("last", topic=shifts).group_by("team", name="by-team")
+    for each in (groups, of_table, groups.tumbling("1m")):
+        for step in ("sum", "mean"):
+            why = rf"{step}\('{field}'\): values of type {kind} have no {step}\..*Decimal"
+            with pytest.raises(ConfigurationError, match=why):
+                getattr(each, step)(field)
+        each.max(field, name=f"max-{id(each)}")

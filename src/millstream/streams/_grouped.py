@@ -108,7 +108,10 @@ class GroupedStream(DeclaredStream[V, K]):
         emit: Emit = "update",
         emit_every: Duration | None = None,
     ) -> Table[K, float]:
-        """The mean of a field, of what a function gives, or of the values themselves."""
+        """The mean of a field, of what a function gives, or of the values themselves.
+
+        Of Decimal and timedelta it is of their type.
+        """
         return self._declare(mean_shape(self, of), name, emit, emit_every)
 
     def top_k(
@@ -306,7 +309,10 @@ class WindowedStream(Generic[V, K]):
         emit: Emit = "update",
         emit_every: Duration | None = None,
     ) -> WindowedTable[K, float]:
-        """The mean of a field, of what a function gives, or of the values themselves."""
+        """The mean of a field, of what a function gives, or of the values themselves.
+
+        Of Decimal and timedelta it is of their type.
+        """
         return self._declare(mean_shape(self._stream, of), name, emit, emit_every)
 
     def top_k(

@@ -24,6 +24,7 @@ from millstream.streams._operator import WAITS
 from millstream.streams._shapes import (
     check_count,
     check_emit,
+    divided,
     hand_on,
     mean_of,
     number_of,
@@ -92,9 +93,9 @@ class GroupedTable(Generic[V, K]):
         emit_every: Duration | None = None,
     ) -> Table[K, N]:
         """The sum of a field, of what a function gives, or of the values themselves."""
-        get, value = sum_of(self._members.value_type, of)
+        get, value, zero = sum_of(self._members.value_type, of)
         fold = TableFold(
-            lambda: 0,
+            lambda: zero,
             with_number(get, lambda total, number: total + number),
             with_number(get, lambda total, number: total - number),
         )
@@ -142,21 +143,30 @@ class GroupedTable(Generic[V, K]):
         emit: Emit = "update",
         emit_every: Duration | None = None,
     ) -> Table[K, float]:
-        """The mean of a field, of what a function gives, or of the values themselves."""
-        get, _ = number_of(self._members.value_type, of)
+        """The mean of a field, of what a function gives, or of the values themselves.
 
-        def subtract(so_far: tuple[float, int], number: float) -> tuple[float, int] | None:
+        Of Decimal and timedelta it is of their type.
+        """
+        get, kind, zero = mean_of(self._members.value_type, of)
+
+        def subtract(so_far: tuple[Any, int], number: Any) -> tuple[Any, int] | None:
             total, count = so_far[0] - number, so_far[1] - 1
             return (total, count) if count else None
 
         fold = TableFold(
-            lambda: (0.0, 0),
+            lambda: (zero, 0),
             with_number(get, lambda so_far, number: (so_far[0] + number, so_far[1] + 1)),
             with_number(get, subtract),
         )
-        value = tuple[float, int]
         return self._table(  # type: ignore[no-any-return]
-            fold, "mean", value=value, name=name, emit=emit, emit_every=emit_every, shown=mean_of
+            fold,
+            "mean",
+            value=tuple[kind, int],  # type: ignore[valid-type]
+            name=name,
+            emit=emit,
+            emit_every=emit_every,
+            shown=divided,
+            value_shown=kind,
         )
 
     def top_k(

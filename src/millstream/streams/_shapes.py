@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import enum
 import heapq
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin
 
 from millstream import windows as kinds
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
-from millstream.serialization import upgrading
+from millstream.serialization import type_name, upgrading
 from millstream.streams._aggregate import Aggregate, Fold, WindowedAggregate
 from millstream.streams._codec import (
     annotate,
@@ -41,6 +43,7 @@ __all__ = [
     "check_count",
     "check_emit",
     "count_shape",
+    "divided",
     "hand_on",
     "least_shape",
     "mean_of",
@@ -58,6 +61,10 @@ Emit: TypeAlias = "Literal['update', 'every', 'final'] | Suppress"
 for each window when it is final, or as `Suppress` says."""
 
 
+_NO_NUMBERS = (str, bytes, bytearray, dt.date, dt.time, list, tuple, dict, set, frozenset)
+"""Classes whose values do not add up to one."""
+
+
 class Shape:
     """What an aggregate is to be, before it is declared: one fold for each stream that goes in."""
 
@@ -69,6 +76,7 @@ class Shape:
         *,
         value: Any,
         shown: Callable[[Any], Any] | None = None,
+        value_shown: Any = None,
         merge: Callable[[Any, Any], Any] | None = None,
         remedy: Callable[[Any], str] = annotate,
         upgrade: Callable[[Any], Any] | None = None,
@@ -77,6 +85,7 @@ class Shape:
         """
         Args:
             what: makes the name of one that is given none.
+            shown: makes what programs see of what is kept, of the type ``value_shown``.
             upgrade: turns stored values of an older form into new ones.
             mend: says what to do about stored values that do not decode.
         """
@@ -85,6 +94,7 @@ class Shape:
         self.what = what
         self.value = value
         self.shown = shown
+        self.value_shown = value_shown
         self.merge = merge
         self.remedy = remedy
         self.upgrade = upgrade
@@ -155,7 +165,15 @@ class Shape:
                 checked=False,
                 help="Event time.",
             )
-        hand_on(home, operator, self.shown, emit=emit, windows=windows, emit_every=emit_every)
+        hand_on(
+            home,
+            operator,
+            self.shown,
+            emit=emit,
+            windows=windows,
+            emit_every=emit_every,
+            value_type=self.value_shown,
+        )
         return table
 
 
@@ -228,10 +246,44 @@ def number_of(
 
 def sum_of(
     value_type: Any, of: str | Callable[[Any], Any] | None
-) -> tuple[Callable[[Any], Any], Any]:
-    """What reads a number from a value, and the type of the sum of such numbers."""
+) -> tuple[Callable[[Any], Any], Any, Any]:
+    """What reads a number from a value, the type of the sum of such numbers, and what it begins with.
+
+    Raises:
+        ConfigurationError: they are of a type that has no sum.
+    """
     get, found = number_of(value_type, of)
-    return get, _sum_type(found)
+    kind = _sum_type(found)
+    _check_adds("sum", of, kind)
+    return get, kind, dt.timedelta() if _is_kind(kind, dt.timedelta) else 0
+
+
+def mean_of(
+    value_type: Any, of: str | Callable[[Any], Any] | None
+) -> tuple[Callable[[Any], Any], Any, Any]:
+    """What reads a number from a value, the type of the mean of such numbers, and what their sum begins with.
+
+    Raises:
+        ConfigurationError: they are of a type that has no mean.
+    """
+    get, found = number_of(value_type, of)
+    kind = _sum_type(found)
+    _check_adds("mean", of, kind)
+    mean = next((one for one in (Decimal, dt.timedelta) if _is_kind(kind, one)), float)
+    return get, mean, mean()
+
+
+def _is_kind(found: Any, kind: type) -> bool:
+    return isinstance(found, type) and issubclass(found, kind)
+
+
+def _check_adds(step: str, of: Any, found: Any) -> None:
+    """Refuse what Python does not add to a number."""
+    if any(_is_kind(get_origin(found) or found, kind) for kind in _NO_NUMBERS):
+        raise ConfigurationError(
+            f"{step}({'' if of is None else repr(of)}): values of type {type_name(found)} have no {step}."
+            f" Give a field, or a function with an annotation, of int, float, Decimal or timedelta"
+        )
 
 
 def _sum_type(found: Any) -> Any:
@@ -260,8 +312,8 @@ def with_number(
 
 
 def sum_shape(stream: DeclaredStream[Any, Any], of: Any) -> Shape:
-    get, value_type = sum_of(stream.operator.value_type, of)
-    fold = Fold(lambda: 0, with_number(get, lambda total, number: total + number))
+    get, value_type, zero = sum_of(stream.operator.value_type, of)
+    fold = Fold(lambda: zero, with_number(get, lambda total, number: total + number))
     return Shape([stream], [fold], "sum", value=value_type, merge=lambda a, b: a + b)
 
 
@@ -278,20 +330,21 @@ def least_shape(stream: DeclaredStream[Any, Any], of: Any, what: str) -> Shape:
 
 
 def mean_shape(stream: DeclaredStream[Any, Any], of: Any) -> Shape:
-    get, _ = number_of(stream.operator.value_type, of)
+    get, kind, zero = mean_of(stream.operator.value_type, of)
     add = with_number(get, lambda so_far, number: (so_far[0] + number, so_far[1] + 1))
-    fold = Fold(lambda: (0.0, 0), add)
+    fold = Fold(lambda: (zero, 0), add)
     return Shape(
         [stream],
         [fold],
         "mean",
-        value=tuple[float, int],
-        shown=mean_of,
+        value=tuple[kind, int],  # type: ignore[valid-type]
+        shown=divided,
+        value_shown=kind,
         merge=lambda a, b: (a[0] + b[0], a[1] + b[1]),
     )
 
 
-def mean_of(so_far: tuple[float, int]) -> float:
+def divided(so_far: tuple[Any, int]) -> Any:
     """The mean, from a sum and a count."""
     return so_far[0] / so_far[1]
 
