@@ -8,6 +8,7 @@ import pytest
 
 import millstream as ms
 from millstream.errors import TopologyError
+from millstream.streams import VersionedPart
 from millstream.testing import TestApp
 from tests.kit import continued
 from tests.streams.running import feed
@@ -115,3 +116,23 @@ async def test_what_may_change() -> None:
     other, _ = program(tumbling("5m"))
     async with continued(other, empty):
         pass
+
+
+async def test_a_history_that_was_kept_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its versions lay otherwise: what is there is refused, and not misread."""
+    build = history("1d")
+    with monkeypatch.context() as before:
+        before.setattr(
+            VersionedPart, "kept_as", "values and their history in stretches of 84375 ms"
+        )
+        test = await filled(build)
+    app, _ = program(build)
+
+    async def run() -> None:
+        async with continued(app, test):
+            pass
+
+    with pytest.raises(
+        TopologyError, match=r"another form: .*84375 ms, by keys .* and parts of these"
+    ):
+        await run()

@@ -4,14 +4,22 @@ Theory of operation
 -------------------
 The latest value of a key lies where any table has it. What was before lies beside it, under reserved keys, as versions
 ``[from, to)`` that follow one another without a gap: each ends where the next one begins, a deletion is a version
-without a value. A version lies in the bucket of its *end*, so the one before the latest is found in the bucket of the
-latest's own time, the one before that in the bucket of *its* beginning, and so on, by lookups alone; and a bucket
-whose time is over holds nothing that is still needed::
+without a value. A version lies in the bucket of its *end*, so what was the value at a moment is found in the bucket of
+that moment or in the next one that has something: the bucket of the latest's own time, that of the beginning of the
+first version there, and so on backwards, by lookups alone. A bucket whose time is over holds nothing that is still
+needed.
+
+What a bucket has of a key is one segment of versions, until it is full. It is divided by time then, and so are its
+parts in their turn: an update costs as much where a key has many versions as where it has few, and a search reads one
+or two segments::
 
     key                               timestamp(8) value       the latest
     00 'g' key                        timestamp(8)             the latest is a deletion
-    00 'v' bucket(8) key number(4)    00|01 version ...        01: segment number + 1 follows
+    00 'v' bucket(8) key node(8)      00 version ...           a segment, in any order
+                                      01 parts(8)              divided: a bit for each part that has something
     version                           from(8) to(8) length(4, -1 for none) value
+
+Node 0 is the whole of the bucket; part ``i`` of node ``n`` is node ``n * 64 + 1 + i``.
 
 An update that is older than the latest value changes history alone: it splits the version that it falls into. One that is
 older than the history is dropped. Values are kept as bytes, so who reads one has an object of its own.
@@ -44,12 +52,15 @@ V = TypeVar("V")
 
 BUCKETS: Final = 1_024
 """Into so many buckets the history is divided."""
-SEGMENT_BYTES: Final = 4_096
+SEGMENT_BYTES: Final = 2_048
+"""A segment with so many is divided by the next version that comes."""
+PARTS: Final = 64
+"""Into so many a full segment is divided."""
 
 _head = struct.Struct(">QQi")
 _long = struct.Struct(">Q")
 _place = struct.Struct(">2sQ")
-_number = struct.Struct(">I")
+_SEGMENT, _DIVIDED = b"\x00", b"\x01"
 
 
 class _Kind:
@@ -76,21 +87,67 @@ def _dump(version: Version) -> bytes:
 def _load(segment: bytes) -> list[Version]:
     versions, at, end = [], 1, len(segment)
     while at < end:
-        start, until, size = _head.unpack_from(segment, at)
-        at += _head.size
-        versions.append(Version(start, until, None if size < 0 else segment[at : at + size]))
-        at += max(size, 0)
+        version = _load_one(segment, at)
+        versions.append(version)
+        at += _head.size + len(version.data or b"")
     return versions
+
+
+def _load_one(segment: bytes, at: int) -> Version:
+    start, until, size = _head.unpack_from(segment, at)
+    at += _head.size
+    return Version(start, until, None if size < 0 else segment[at : at + size])
+
+
+def _place_of_first(segment: bytes, lowest: int) -> int | None:
+    """Where in a segment the version is that ends first, at ``lowest`` or later."""
+    first, place = 0, None
+    at, end = 1, len(segment)
+    while at < end:
+        _, until, size = _head.unpack_from(segment, at)
+        if until >= lowest and (place is None or until < first):
+            first, place = until, at
+        at += _head.size + max(size, 0)
+    return place
+
+
+def _part_widths(width: int) -> tuple[int, ...]:
+    """How many ms a part has, of a bucket, of its parts, and so on, until there is nothing to divide."""
+    widths: list[int] = []
+    while width > 1:
+        width = -(-width // PARTS)
+        widths.append(width)
+    return tuple(widths)
+
+
+def _part_of(entry: Any, part: int) -> Any:
+    """The entry of a node's part."""
+    mark, bucket, key, node = entry
+    return mark, bucket, key, node * PARTS + 1 + part
+
+
+class _Found(NamedTuple):
+    """A version, and where it is."""
+
+    entry: Any
+    segment: bytes
+    at: int
+    version: Version
+
+    def without(self) -> bytes:
+        """The segment without it."""
+        size = _head.size + len(self.version.data or b"")
+        return self.segment[: self.at] + self.segment[self.at + size :]
 
 
 class VersionedPart(TimedPart):
     """The latest values and their history in one shard. What the dictionaries hold are bytes."""
 
-    __slots__ = ("_bucket_ms", "_expiry", "_key_of", "history_ms")
+    __slots__ = ("_bucket_ms", "_expiry", "_key_of", "_widths", "history_ms")
 
     @property
     def kept_as(self) -> str:
-        return f"values and their history in stretches of {self._bucket_ms} ms"
+        return f"values and their history in stretches of {self._bucket_ms} ms and parts of these"
 
     def __init__(self, name: str, *, history_ms: int, **arguments: Any) -> None:
         """
@@ -103,8 +160,8 @@ class VersionedPart(TimedPart):
             if type(entry) is tuple and entry and type(entry[0]) is _Kind:
                 if entry[0] is GONE:
                     return b"\x00g" + encode(entry[1])
-                _, bucket, key, number = entry
-                return _place.pack(b"\x00v", bucket) + encode(key) + _number.pack(number)
+                _, bucket, key, node = entry
+                return _place.pack(b"\x00v", bucket) + encode(key) + _long.pack(node)
             return cast("bytes", encode(entry))
 
         def check_entry(entry: Any) -> None:
@@ -116,6 +173,7 @@ class VersionedPart(TimedPart):
         self._key_of: Callable[[bytes], Any] = arguments["decode_key"]
         self.history_ms = history_ms
         self._bucket_ms = max(1, history_ms // BUCKETS)
+        self._widths = _part_widths(self._bucket_ms)
         self._expiry = Expiry(
             bucket_ms=self._bucket_ms,
             retention_ms=history_ms,
@@ -138,7 +196,9 @@ class VersionedPart(TimedPart):
         """Decode what is stored, with its history; see `TablePart.check_stored`."""
         if known != self.schema:
             for place, segment in self.store.items(b"\x00v", b"\x00w"):
-                key, values = self._key_of(place[_place.size : -_number.size]), _load(segment)
+                if segment.startswith(_DIVIDED):
+                    continue
+                key, values = self._key_of(place[_place.size : -_long.size]), _load(segment)
                 for version in values:
                     if version.data is not None:
                         TimedPart.decode(self, key, version.data)
@@ -182,10 +242,9 @@ class VersionedPart(TimedPart):
             if moment < self.stream_time - self.history_ms:
                 self.tie(moment + self.history_ms + 1, scope)
                 return MISSING
-            for *_, version in self._before(key, latest[0], scope):
-                if version.start <= moment:
-                    data = version.data
-                    break
+            found = self._after(key, moment, latest[0], scope)
+            if found is not None and found.version.start <= moment:
+                data = found.version.data
         return MISSING if data is None else TimedPart.decode(self, key, data)
 
     # updates --------------------------------------------------------------------------------------
@@ -229,62 +288,104 @@ class VersionedPart(TimedPart):
         # when this segment expires, so does the mark of the deletion
         entry = (PAST, timestamp // self._bucket_ms, key, 0)
         if self._bytes(entry, scope) is None:
-            self.set(entry, b"\x00", scope)
+            self.set(entry, _SEGMENT, scope)
 
     def _put_before(
-        self, key: Any, timestamp: int, data: bytes | None, end: int, scope: Scope
+        self, key: Any, timestamp: int, data: bytes | None, latest: int, scope: Scope
     ) -> None:
-        for entry, index, version in self._before(key, end, scope):
-            end = version.start
-            if version.start > timestamp:
-                continue
-            segment = self._bytes(entry, scope)
-            assert segment is not None
-            versions = _load(segment)
-            versions[index] = Version(timestamp, version.end, data)
-            self.set(entry, segment[:1] + b"".join(map(_dump, versions)), scope)
-            if version.start < timestamp:
-                self._add(key, Version(version.start, timestamp, version.data), scope)
-            return
+        end, found = latest, self._after(key, timestamp, latest, scope)
+        if found is not None:
+            start, end, old = found.version
+            if start > timestamp:
+                end = start
+            else:
+                self.set(found.entry, found.without(), scope)
+                if start < timestamp:
+                    self._add(key, Version(start, timestamp, old), scope)
         self._add(key, Version(timestamp, end, data), scope)
 
-    def _before(self, key: Any, end: int, scope: Scope) -> Iterator[tuple[Any, int, Version]]:
-        """Versions that end at or before ``end``, the latest first: entry, place in its segment, version."""
-        while True:
-            began = end
-            for entry, index, version in self._in_bucket(key, end // self._bucket_ms, scope):
-                if version.end == end:
-                    yield entry, index, version
-                    end = version.start
-            if end // self._bucket_ms == began // self._bucket_ms:
-                return
+    def _after(self, key: Any, moment: int, latest: int, scope: Scope) -> _Found | None:
+        """The version that ends first after a moment; None where no one but the latest was after it.
 
-    def _in_bucket(self, key: Any, bucket: int, scope: Scope) -> list[tuple[Any, int, Version]]:
-        """Versions that end in a bucket, the latest first."""
-        found: list[tuple[Any, int, Version]] = []
-        number = 0
-        while (segment := self._bytes((PAST, bucket, key, number), scope)) is not None:
-            entry = (PAST, bucket, key, number)
-            found += [(entry, index, one) for index, one in enumerate(_load(segment))]
-            if not segment[0]:
+        Args:
+            latest: when the latest update was, which is later than the moment.
+        """
+        bucket_ms = self._bucket_ms
+        of_moment = moment // bucket_ms
+        found = self._first_of(key, of_moment, moment + 1, scope)
+        if found is not None:
+            return found
+        bucket = latest // bucket_ms
+        while bucket > of_moment:
+            first = self._first_of(key, bucket, bucket * bucket_ms, scope)
+            if first is None:
+                break  # nothing that is still known was before
+            found = first
+            if found.version.start <= moment or found.version.start // bucket_ms == bucket:
                 break
-            number += 1
-        return sorted(found, key=lambda one: one[2].end, reverse=True)
+            bucket = found.version.start // bucket_ms
+        return found
+
+    def _first_of(self, key: Any, bucket: int, lowest: int, scope: Scope) -> _Found | None:
+        """The version of a bucket that ends first, at ``lowest`` or later."""
+        return self._first_in((PAST, bucket, key, 0), bucket * self._bucket_ms, 0, lowest, scope)
+
+    def _first_in(
+        self, entry: Any, begin: int, depth: int, lowest: int, scope: Scope
+    ) -> _Found | None:
+        segment = self._bytes(entry, scope)
+        if segment is None:
+            return None
+        if segment.startswith(_SEGMENT):
+            at = _place_of_first(segment, lowest)
+            return None if at is None else _Found(entry, segment, at, _load_one(segment, at))
+        width = self._widths[depth]
+        part = max(lowest - begin, 0) // width
+        parts = _long.unpack_from(segment, 1)[0] >> part
+        while parts:
+            if parts & 1:
+                node = _part_of(entry, part)
+                found = self._first_in(node, begin + part * width, depth + 1, lowest, scope)
+                if found is not None:
+                    return found
+            parts >>= 1
+            part += 1
+        return None
 
     def _add(self, key: Any, version: Version, scope: Scope) -> None:
         if version.end <= self.stream_time - self.history_ms:
             return  # nobody can ask for it
-        bucket, number = version.end // self._bucket_ms, 0
-        while True:
-            entry = (PAST, bucket, key, number)
-            segment = self._bytes(entry, scope) or b"\x00"
-            if not segment[0]:
+        bucket = version.end // self._bucket_ms
+        entry, begin, data = (PAST, bucket, key, 0), bucket * self._bucket_ms, _dump(version)
+        segment = self._bytes(entry, scope) or _SEGMENT
+        for width in self._widths:
+            if segment.startswith(_SEGMENT) and self._has_room(segment, data):
                 break
-            number += 1
-        if len(segment) >= SEGMENT_BYTES:
-            self.set(entry, b"\x01" + segment[1:], scope)
-            entry, segment = (PAST, bucket, key, number + 1), b"\x00"
-        self.set(entry, segment + _dump(version), scope)
+            part = (version.end - begin) // width
+            known = self._parts(entry, segment, begin, width, scope)
+            parts = _DIVIDED + _long.pack(known | 1 << part)
+            if parts != segment:
+                self.set(entry, parts, scope)
+            entry, begin = _part_of(entry, part), begin + part * width
+            segment = self._bytes(entry, scope) or _SEGMENT
+        self.set(entry, segment + data, scope)
+
+    def _has_room(self, segment: bytes, data: bytes) -> bool:
+        size = len(segment)
+        return size == 1 or (size < SEGMENT_BYTES and size + len(data) <= self.value_bytes_max)
+
+    def _parts(self, entry: Any, segment: bytes, begin: int, width: int, scope: Scope) -> int:
+        """The parts of a node that have something, as bits; it is divided where it is not."""
+        if segment.startswith(_DIVIDED):
+            parts: int = _long.unpack_from(segment, 1)[0]
+            return parts
+        divided: dict[int, bytes] = {}
+        for version in _load(segment):
+            part = (version.end - begin) // width
+            divided[part] = divided.get(part, _SEGMENT) + _dump(version)
+        for part, own in divided.items():
+            self.set(_part_of(entry, part), own, scope)
+        return sum(1 << part for part in divided)
 
     # the commit -----------------------------------------------------------------------------------
 
@@ -295,7 +396,7 @@ class VersionedPart(TimedPart):
         super().cut(excluded)
         for place in self._expiry.take(self, excluded=bool(excluded)):
             self.committing_system[place] = None
-            self._forget_deletion(place[_place.size : -_number.size])
+            self._forget_deletion(place[_place.size : -_long.size])
 
     def _forget_deletion(self, key_bytes: bytes) -> None:
         """Drop the mark of a key's deletion, if it is as old as what expires."""
