@@ -118,7 +118,7 @@ class RowsCodec:
 class RowsPart(TimedPart):
     """Rows in segments. Entries are tuples that end with the key and the segment's number."""
 
-    __slots__ = ("_shown", "values")
+    __slots__ = ("_last", "_shown", "values")
 
     def __init__(self, name: str, *, values: Codec[Any], **arguments: Any) -> None:
         """
@@ -130,6 +130,8 @@ class RowsPart(TimedPart):
         super().__init__(name, **{**arguments, **bounds})
         self.values = values
         self._shown = arguments["loads"]
+        self._last: dict[tuple[Any, ...], int] = {}
+        """Of places that have several segments the number of the last one, as it was lately."""
 
     # values ---------------------------------------------------------------------------------------
 
@@ -261,13 +263,10 @@ class RowsPart(TimedPart):
             The entry of a segment that is new; None where the row went into one that was there.
         """
         row = _pack(timestamp, mark, len(payload)) + payload
-        number = 0
         entry = (*place, 0)
         found = self.segment(entry, scope) if known else b""
-        while found and found[0]:
-            number += 1
-            entry = (*place, number)
-            found = self.segment(entry, scope)
+        if found and found[0]:
+            entry, found = self._last_segment(place, scope)
         if not found:
             self._put(entry, _OPEN + row, scope)
             return entry
@@ -275,9 +274,25 @@ class RowsPart(TimedPart):
             self._put(entry, found + row, scope)
             return None
         self._put(entry, _CLOSED + found[1:], scope)
-        entry = (*place, number + 1)
+        entry = (*place, entry[-1] + 1)
         self._put(entry, _OPEN + row, scope)
         return entry
+
+    def _last_segment(self, place: tuple[Any, ...], scope: Scope) -> tuple[Any, bytes]:
+        """The last segment of a place whose first one is closed: its entry, and what it has."""
+        number = self._last.get(place, 1)
+        found = self.segment((*place, number), scope)
+        if not found and number > 1:
+            # what was known has been taken out, or undone
+            number = 1
+            found = self.segment((*place, number), scope)
+        while found and found[0]:
+            number += 1
+            found = self.segment((*place, number), scope)
+        if len(self._last) >= CACHED_SEGMENTS:
+            self._last.clear()
+        self._last[place] = number
+        return (*place, number), found
 
 
 class BufferPart(RowsPart):
