@@ -83,3 +83,27 @@ def test_memory_has_few_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
     found, wanted, known = rows_that_come_out(NOTHING, "left")
     assert len(found) == len(wanted) == 2 + ROUNDS * ROWS
     assert max(known) <= 30
+
+
+class Counted:
+    """A key that counts how often keys are compared."""
+
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+def test_rows_of_one_moment_go_without_a_search() -> None:
+    """A row that meets its partner is found at once among many that wait since the same moment."""
+    order = _join_waiting._Order(True, HOLD_MS, lambda entry: b"")
+    entries = [(True, 5, Counted(), 0) for _ in range(500)]
+    for entry in entries:
+        order.put(entry)
+    for entry in reversed(entries[1:]):
+        order.drop(entry)
+    assert Counted.compared < len(entries)
+    assert order._lately == {5: {entries[0]: None}}

@@ -108,8 +108,8 @@ class _Order:
         self._encode = encode
         self._prefix = _layout_of_side(left)
         self._step_ms = max(hold_ms // STEPS, STEP_MS_MIN)
-        self._lately: dict[int, list[Any]] = {}
-        """Entries that were put lately and are not due, by timestamp."""
+        self._lately: dict[int, dict[Any, None]] = {}
+        """Entries that were put lately and are not due, by timestamp; those of one in order, any of which may go."""
         self._moments: list[int] = []
         """A heap of these timestamps."""
         self._count = 0
@@ -133,10 +133,12 @@ class _Order:
         moment = entry[1]
         there = self._lately.get(moment)
         if there is None:
-            self._lately[moment] = [entry]
+            self._lately[moment] = {entry: None}
             heapq.heappush(self._moments, moment)
+        elif entry in there:
+            return
         else:
-            there.append(entry)
+            there[entry] = None
         self._count += 1
 
     def _know_until(self, moment: int) -> None:
@@ -162,7 +164,7 @@ class _Order:
         """A row is gone before its time."""
         there = self._lately.get(entry[1])
         if there is not None and entry in there:
-            there.remove(entry)
+            del there[entry]
             self._count -= 1
             if not there:
                 del self._lately[entry[1]]  # and the heap's top is passed over when it comes
@@ -211,7 +213,7 @@ class _Order:
                 if there:
                     del lately[moment]
                     self._count -= 1
-                    return None, there[0]
+                    return None, next(iter(there))
             else:
                 return None, None
         position = self.peek(stream_time, store)
@@ -252,10 +254,10 @@ class _Order:
                     break
             self._know_until(near)
         near = self._known_time
-        kept: dict[int, list[Any]] = {}
+        kept: dict[int, dict[Any, None]] = {}
         for moment, entries in self._lately.items():
             if moment > near:
-                there = [e for e in entries if dirty.get(e, DELETED) is not DELETED]
+                there = {e: None for e in entries if dirty.get(e, DELETED) is not DELETED}
                 if len(there) < len(entries) and moment >= self._complete_from:
                     self._complete_from = moment + 1
                 entries = there
