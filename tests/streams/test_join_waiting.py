@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import millstream as ms
-from millstream.streams import _join_waiting
+from millstream.streams import _join_filter, _join_waiting
+from millstream.streams._join_filter import KeyFilters
 from millstream.testing import TestApp
 from tests.streams.running import NOTHING, Disturbance, disturb, feed, read
 
@@ -107,3 +108,64 @@ def test_rows_of_one_moment_go_without_a_search() -> None:
         order.drop(entry)
     assert Counted.compared < len(entries)
     assert order._lately == {5: {entries[0]: None}}
+
+
+@pytest.mark.parametrize("how", [NOTHING, "crash", "rebalance"])
+async def test_late_rows_meet_their_partners(
+    monkeypatch: pytest.MonkeyPatch, how: Disturbance
+) -> None:
+    """Also in stretches of which memory does not know the keys any more; the other rows wait in vain, each once."""
+    monkeypatch.setattr(_join_filter, "BUCKETS_MAX", 2)
+    monkeypatch.setattr(_join_waiting, "STRETCH_MS", 20)
+    choose = random.Random(2)
+    app = ms.App("shop", partitions=1)
+    left, right = app.topic("left", value=int), app.topic("right", value=int)
+    out = app.topic("out", value=str)
+    app.stream(left).join(
+        app.stream(right), "{}/{}".format, how="left", within="500ms", name="rows"
+    ).to(out)
+    sides: dict[str, list[tuple[str, int, int]]] = {"left": [], "right": []}
+    async with TestApp(app) as t:
+        for number in range(200):
+            name = choose.choice(list(sides))
+            row = (f"{choose.randrange(60)}", number, choose.randrange(500))
+            sides[name].append(row)
+            await feed(t, app.topics[name], [row], settle=number % 20 == 0)
+            if number % 60 == 50:
+                await t.settle()
+                await disturb(t, how)
+        await feed(t, left, [("end", 0, 100_000)])
+        await feed(t, left, [("end", 0, 200_000)])
+        found = sorted(one.value for one in read(t, out) if one.key != "end")
+    wanted = []
+    for key, value, _ in sides["left"]:
+        partners: list[int | None] = [other for one, other, _ in sides["right"] if one == key]
+        wanted += [f"{value}/{other}" for other in partners or [None]]
+    assert found == sorted(wanted)
+
+
+def test_the_keys_of_few_stretches_are_known() -> None:
+    """Of the others it is said that they may have any key, of the known ones what they have."""
+    filters = KeyFilters()
+    for bucket in [*range(100), 3, 96, 250, 240]:
+        filters.add(bucket, f"{bucket}")
+        assert f"{bucket}" in filters[bucket]
+        assert len(filters) <= _join_filter.BUCKETS_MAX
+    assert all("other" in filters[bucket] for bucket in range(90))
+    assert "other" not in filters[96]
+    assert "96" in filters[96]
+    assert "240" in filters[240]
+    assert "240" not in filters[239]
+
+
+def test_many_keys_of_a_stretch_take_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no more bits beyond a bound, and none of the keys is denied."""
+    for name, bound in {"KEYS_MAX": 100, "BITS_MIN": 1 << 10, "BITS_MAX": 1 << 12}.items():
+        monkeypatch.setattr(_join_filter, name, bound)
+    filters = KeyFilters()
+    for number in range(2_000):
+        filters.add(0, f"{number}")
+    known: Any = filters[0]
+    assert all(f"{number}" in known for number in range(2_000))
+    assert sum(len(bits) for bits, _ in known.layers) <= (1 << 10) // 8 + (1 << 12) // 8
+    assert any(f"x{number}" not in known for number in range(2_000))

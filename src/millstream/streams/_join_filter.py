@@ -2,7 +2,8 @@
 
 Most lookups of a join find nothing: a key is new in its stretch, or has no partner yet. A set of the stretch's keys
 says so in memory. Where these become many, a bit for each key's hash stands for them; a bit that is set by another key
-costs a lookup, nothing more. What was stored before this process is not known: there the store is asked.
+costs a lookup, nothing more. Of the latest few stretches alone this is known, however far back rows are kept: what comes
+into an older one is late, and there the store is asked, as it is about what was stored before this process.
 """
 
 from __future__ import annotations
@@ -15,22 +16,29 @@ KEYS_MAX: Final = 16_384
 """Keys of a stretch that are kept as they are."""
 BITS_PER_KEY: Final = 16
 BITS_MIN: Final = 1 << 19
+BITS_MAX: Final = 1 << 25
+"""Of the largest layer of a stretch; with more keys than these are for, the store is asked more often."""
+BUCKETS_MAX: Final = 8
+"""Stretches whose keys are known."""
 
 
 class _KeyFilter:
     """The keys of one bucket: more bits are put beside the first ones when these are full."""
 
-    __slots__ = ("count", "layers", "room")
+    __slots__ = ("count", "full", "layers", "room")
 
     def __init__(self, bits: int) -> None:
         self.layers: list[tuple[bytearray, int]] = []
         self.count = 0
         self.room = 0
+        self.full = False
+        """Whether no more bits come."""
         self._grow(bits)
 
     def _grow(self, bits: int) -> None:
         self.layers.insert(0, (bytearray(bits >> 3), bits - 1))
         self.room = self.count + bits // BITS_PER_KEY
+        self.full = 4 * bits > BITS_MAX
 
     def add(self, key: Any) -> None:
         found = hash(key)
@@ -40,7 +48,7 @@ class _KeyFilter:
         if not bits[place >> 3] & bit:
             bits[place >> 3] |= bit
             self.count += 1
-            if self.count >= self.room:
+            if self.count >= self.room and not self.full:
                 self._grow(4 * (mask + 1))
 
     def __contains__(self, key: Any) -> bool:
@@ -73,7 +81,7 @@ class KeyFilters(dict[int, "set[Any] | _KeyFilter | _Everything"]):
     def __init__(self) -> None:
         super().__init__()
         self._first = 0
-        """Buckets from here on were empty when the part was made."""
+        """Of buckets before this one nothing is known."""
         self._bits = BITS_MIN
         self._large = False
         """Whether buckets have come to have more than `KEYS_MAX` keys."""
@@ -95,6 +103,10 @@ class KeyFilters(dict[int, "set[Any] | _KeyFilter | _Everything"]):
             if bucket < self._first:
                 return
             found = self[bucket] = _KeyFilter(self._bits) if self._large else set()
+            if len(self) > BUCKETS_MAX:
+                oldest = min(self)
+                self._drop(oldest)
+                self._first = oldest + 1
         found.add(key)
         if type(found) is set and len(found) > KEYS_MAX:
             self._large = True
@@ -105,11 +117,14 @@ class KeyFilters(dict[int, "set[Any] | _KeyFilter | _Everything"]):
     def forget(self, end: int) -> None:
         """Buckets before ``end`` are over."""
         for bucket in [bucket for bucket in self if bucket < end]:
-            gone = self.pop(bucket)
-            if type(gone) is _KeyFilter:
-                # the next ones begin with as many bits as this one has come to need
-                self._bits = max(BITS_MIN, gone.layers[0][1] + 1)
-                self._large = gone.count > KEYS_MAX // 2
+            self._drop(bucket)
+
+    def _drop(self, bucket: int) -> None:
+        gone = self.pop(bucket)
+        if type(gone) is _KeyFilter:
+            # the next ones begin with as many bits as this one has come to need
+            self._bits = max(BITS_MIN, gone.layers[0][1] + 1)
+            self._large = gone.count > KEYS_MAX // 2
 
 
 _NONE: Final[set[Any]] = set()
