@@ -59,8 +59,10 @@ def checks(app: ms.App) -> None:
     assert_type(stream.split({"fast": lambda c: c.ms < 3}), dict[str, DeclaredStream[Click, str]])
 
     by_size = stream.process(Sized(), name="by-size", key=int, value=User)
-    assert_type(by_size, DeclaredStream[Any, int])
+    assert_type(by_size, DeclaredStream[User, int])
     assert_type(stream.process(Sized(), name="sized"), DeclaredStream[Any, str])
+    assert_type(stream.process(Sized(), name="a", value=User), DeclaredStream[User, str])
+    assert_type(stream.process(Sized(), name="b", key=int), DeclaredStream[Any, int])
 
     async def slow(click: Click) -> User:
         return User(click.user)
@@ -116,7 +118,11 @@ def checks(app: ms.App) -> None:
         default=Stats, add=lambda s, c: s.seen(c), emit="final"
     )
     assert_type(windowed, ms.WindowedTable[str, Stats])
-    assert_type(windowed.changes(), DeclaredStream[Stats, Any])
+    assert_type(windowed.changes(), WINDOWS)
+    assert_type(windowed.changes().map_keys(lambda w: w.key), DeclaredStream[Stats, str])
+    assert_type(windowed.changes().map_keys(lambda w: w.window.end), DeclaredStream[Stats, int])
+    assert_type(windowed.changes().filter(bool).repartition(), DeclaredStream[Stats, str])
+    assert_type(stream.repartition(), DeclaredStream[Click, str])
     assert_type(by_key.tumbling("10s").count(), ms.WindowedTable[str, int])
 
     async def clicks_of(stats: Stats) -> int:
@@ -127,8 +133,11 @@ def checks(app: ms.App) -> None:
     assert_type(windowed.map_values(lambda s: s.clicks), WindowedTableStream[str, int])
     assert_type(windowed.map_values(clicks_of), WindowedTableStream[str, int])
     assert_type(windowed.filter(bool).suppress(ms.Suppress("1s")), WindowedTableStream[str, Stats])
-    assert_type(windowed.filter(bool).changes(), DeclaredStream[Stats, Any])
+    assert_type(windowed.filter(bool).changes(), WINDOWS)
     assert_type(windowed.group_by(lambda s: s.clicks, name="h").count(), ms.Table[int, int])
+    of_windows = windowed.group_by("clicks").count()
+    assert_type(of_windows, ms.Table[Any, int])
+    assert_type(windowed.group_by("clicks", type=int).count(), ms.Table[int, int])
     windowed.filter(bool).to(clicks, value=lambda key, window, s: s.clicks + window.start)
     windowed.filter(bool, name="kept")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
@@ -152,6 +161,37 @@ def checks(app: ms.App) -> None:
 class Paid(msgspec.Struct):
     user: str
     cents: int
+
+
+def checks_of_sources(app: ms.App) -> None:
+    """Several topics, and what has their keys."""
+    clicks, paid = app.topic("clicks", value=Click), app.topic("paid", value=Paid)
+    numbered = app.topic("numbered", key=int, value=User)
+    assert_type(app.stream(clicks, concurrency=4), DeclaredStream[Click, str])
+    assert_type(app.stream(clicks, clicks), DeclaredStream[Click, str])
+    assert_type(app.stream(clicks, paid), DeclaredStream[Click | Paid, str])
+    both = app.stream(clicks, paid, concurrency=4)
+    assert_type(both.map(lambda one: one.user), DeclaredStream[str, str])
+    assert_type(app.stream(clicks, numbered), DeclaredStream[Click | User, str | int])
+    five = app.stream(clicks, paid, clicks, paid, numbered)
+    assert_type(five, DeclaredStream[Click | Paid | User, str | int])
+    assert_type(app.stream(*[clicks] * 6), DeclaredStream[Click, str])
+
+    async def place(click: Click) -> int:
+        return click.ms
+
+    stream = app.stream(clicks)
+    assert_type(stream.distinct(within="1m"), DeclaredStream[Click, str])
+    assert_type(stream.distinct("user", within="1m"), DeclaredStream[Click, Any])
+    by_ms = stream.distinct(lambda c: c.ms, within="1m", name="by-ms")
+    assert_type(by_ms, DeclaredStream[Click, int])
+    assert_type(stream.distinct(place, within="1m", name="places"), DeclaredStream[Click, int])
+
+    last = app.table("last", topic=clicks)
+    per_user = last.group_by("user").count()
+    assert_type(per_user, ms.Table[Any, int])
+    assert_type(last.group_by("user", type=str).count(), ms.Table[str, int])
+    assert_type(last.group_by(place, name="place").count(), ms.Table[int, int])
 
 
 def checks_of_joins(app: ms.App) -> None:
@@ -302,6 +342,7 @@ def to_stats(old: Any) -> Stats:
 
 
 SIDES: TypeAlias = DeclaredStream[int, str]
+WINDOWS: TypeAlias = DeclaredStream[Stats, ms.Windowed[str]]
 BOOLS: TypeAlias = WindowedTableStream[str, bool]
 HOW: tuple[Literal["inner", "left", "outer"], ...] = ("inner", "left", "outer")
 

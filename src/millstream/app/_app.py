@@ -52,6 +52,10 @@ B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
 E = TypeVar("E")
+L = TypeVar("L")
+M = TypeVar("M")
+N = TypeVar("N")
+P = TypeVar("P")
 
 
 class App:
@@ -184,7 +188,63 @@ class App:
             internal=internal,
         )
 
-    def stream(self, *topics: Topic[V, K], concurrency: int = 1) -> DeclaredStream[V, K]:
+    @overload
+    def stream(
+        self,
+        source1: Topic[A, K],
+        /,
+        *,
+        concurrency: int = 1,
+    ) -> DeclaredStream[A, K]: ...
+    @overload
+    def stream(
+        self,
+        source1: Topic[A, K],
+        source2: Topic[B, L],
+        /,
+        *,
+        concurrency: int = 1,
+    ) -> DeclaredStream[A | B, K | L]: ...
+    @overload
+    def stream(
+        self,
+        source1: Topic[A, K],
+        source2: Topic[B, L],
+        source3: Topic[C, M],
+        /,
+        *,
+        concurrency: int = 1,
+    ) -> DeclaredStream[A | B | C, K | L | M]: ...
+    @overload
+    def stream(
+        self,
+        source1: Topic[A, K],
+        source2: Topic[B, L],
+        source3: Topic[C, M],
+        source4: Topic[D, N],
+        /,
+        *,
+        concurrency: int = 1,
+    ) -> DeclaredStream[A | B | C | D, K | L | M | N]: ...
+    @overload
+    def stream(
+        self,
+        source1: Topic[A, K],
+        source2: Topic[B, L],
+        source3: Topic[C, M],
+        source4: Topic[D, N],
+        source5: Topic[E, P],
+        /,
+        *,
+        concurrency: int = 1,
+    ) -> DeclaredStream[A | B | C | D | E, K | L | M | N | P]: ...
+    @overload
+    def stream(self, *topics: Topic[V, K], concurrency: int = 1) -> DeclaredStream[V, K]: ...
+    @overload
+    def stream(
+        self, *topics: Topic[Any, Any], concurrency: int = 1
+    ) -> DeclaredStream[Any, Any]: ...
+    def stream(self, *topics: Topic[Any, Any], concurrency: int = 1) -> DeclaredStream[Any, Any]:
         """The records of some topics, to be filtered, mapped, joined, grouped, and sent on.
 
         Args:

@@ -21,7 +21,9 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias
+
+from typing_extensions import TypeVar
 
 from millstream.errors import ConfigurationError
 from millstream.streams._codec import value_codec
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("millstream.streams")
 
+K = TypeVar("K", default=Any)
+
 __all__ = [
     "SOMETHING",
     "WAITS",
@@ -59,10 +63,10 @@ __all__ = [
 ]
 
 
-class Windowed(NamedTuple):
+class Windowed(NamedTuple, Generic[K]):
     """The key of a windowed result: the key of its group, and the window."""
 
-    key: Any
+    key: K
     window: Window
 
 

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from millstream.streams._grouped import GroupedStream
     from millstream.streams._home import StreamHome
     from millstream.streams._join import Within
-    from millstream.streams._operator import Operator
+    from millstream.streams._operator import Operator, Windowed
     from millstream.streams._process import Processor
     from millstream.streams._tables import Table, TableStream
 
@@ -237,9 +237,18 @@ class DeclaredStream(Generic[V, K]):
         source = self.home.plan.source([topic], self.operator.concurrency)
         return DeclaredStream(source, self.home)
 
+    @overload
+    def repartition(
+        self: DeclaredStream[V, Windowed[L]],
+        *,
+        name: str | None = None,
+        partitions: int | None = None,
+    ) -> DeclaredStream[V, L]: ...
+    @overload
     def repartition(
         self, *, name: str | None = None, partitions: int | None = None
-    ) -> DeclaredStream[V, K]:
+    ) -> DeclaredStream[V, K]: ...
+    def repartition(self, *, name: str | None = None, partitions: int | None = None) -> Any:
         """The same records by way of a topic of their own, so that each shard has all of its keys.
 
         Windowed results have their group's plain key after it, and the window in headers.
@@ -456,6 +465,42 @@ class DeclaredStream(Generic[V, K]):
         )
         return kept
 
+    @overload
+    def distinct(
+        self,
+        key: None = None,
+        *,
+        within: Duration,
+        grace: Duration | None = None,
+        name: str | None = None,
+    ) -> DeclaredStream[V, K]: ...
+    @overload
+    def distinct(
+        self,
+        key: Callable[[V], Coroutine[Any, Any, L]],
+        *,
+        within: Duration,
+        grace: Duration | None = None,
+        name: str | None = None,
+    ) -> DeclaredStream[V, L]: ...
+    @overload
+    def distinct(
+        self,
+        key: Callable[[V], L],
+        *,
+        within: Duration,
+        grace: Duration | None = None,
+        name: str | None = None,
+    ) -> DeclaredStream[V, L]: ...
+    @overload
+    def distinct(
+        self,
+        key: str,
+        *,
+        within: Duration,
+        grace: Duration | None = None,
+        name: str | None = None,
+    ) -> DeclaredStream[V, Any]: ...
     def distinct(
         self,
         key: str | Callable[[V], Any] | None = None,
@@ -497,9 +542,19 @@ class DeclaredStream(Generic[V, K]):
         *,
         name: str,
         wall_timers: Duration | None = None,
+        key: TypeForm[L],
+        value: TypeForm[W],
+    ) -> DeclaredStream[W, L]: ...
+    @overload
+    def process(
+        self,
+        processor: Processor,
+        *,
+        name: str,
+        wall_timers: Duration | None = None,
         key: None = None,
-        value: Any = None,
-    ) -> DeclaredStream[Any, K]: ...
+        value: TypeForm[W],
+    ) -> DeclaredStream[W, K]: ...
     @overload
     def process(
         self,
@@ -508,8 +563,18 @@ class DeclaredStream(Generic[V, K]):
         name: str,
         wall_timers: Duration | None = None,
         key: TypeForm[L],
-        value: Any = None,
+        value: None = None,
     ) -> DeclaredStream[Any, L]: ...
+    @overload
+    def process(
+        self,
+        processor: Processor,
+        *,
+        name: str,
+        wall_timers: Duration | None = None,
+        key: None = None,
+        value: None = None,
+    ) -> DeclaredStream[Any, K]: ...
     def process(
         self,
         processor: Processor,

@@ -23,6 +23,8 @@ from millstream.streams._windowed_changes import WindowedChanges, WindowedTableS
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from typing_extensions import TypeForm
+
     from millstream.agents import Topic
     from millstream.clock import Duration
     from millstream.streams._home import StreamHome
@@ -117,9 +119,27 @@ class TableChanges(Generic[K, V]):
         operator = MapTable(flow.operator, function, name=flow.operator.name, value_type=made)
         return flow.then(operator, name, upgrade)
 
+    @overload
     def group_by(
-        self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
-    ) -> GroupedTable[V, L]:
+        self,
+        key: Callable[[V], Coroutine[Any, Any, L]],
+        *,
+        name: str | None = None,
+        type: Any = None,
+    ) -> GroupedTable[V, L]: ...
+    @overload
+    def group_by(
+        self, key: Callable[[V], L], *, name: str | None = None, type: Any = None
+    ) -> GroupedTable[V, L]: ...
+    @overload
+    def group_by(
+        self, key: str, *, name: str | None = None, type: TypeForm[L]
+    ) -> GroupedTable[V, L]: ...
+    @overload
+    def group_by(self, key: str, *, name: str | None = None) -> GroupedTable[V, Any]: ...
+    def group_by(
+        self, key: str | Callable[[V], Any], *, name: str | None = None, type: Any = None
+    ) -> GroupedTable[V, Any]:
         """Groups of entries, by a field or a function of their values.
 
         A change takes the old value out of its group, and puts the new one into its own.

@@ -27,10 +27,12 @@ from millstream.windows import Session, form_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Sequence
 
+    from typing_extensions import TypeForm
+
     from millstream import tables
     from millstream.agents import Topic
     from millstream.streams._home import StreamHome
-    from millstream.streams._operator import Operator
+    from millstream.streams._operator import Operator, Windowed
     from millstream.streams._suppress import Suppress
     from millstream.windows import Window
 
@@ -54,7 +56,7 @@ class WindowedChanges(Generic[K, V]):
 
         def _flow(self) -> WindowedTableStream[K, V]: ...
 
-    def changes(self) -> DeclaredStream[V, Any]:
+    def changes(self) -> DeclaredStream[V, Windowed[K]]:
         """The results as a stream; its keys are `Windowed`: the key, and the window.
 
         The value is None where a window is gone: a session that was merged with another, or what `filter` lets
@@ -135,9 +137,27 @@ class WindowedChanges(Generic[K, V]):
         held = suppressed(flow.home, flow.operator, suppress, name, flow.table.declared)
         return WindowedTableStream(held, flow.home, flow.table)
 
+    @overload
     def group_by(
-        self, key: str | Callable[[V], L], *, name: str | None = None, type: Any = None
-    ) -> GroupedTable[V, L]:
+        self,
+        key: Callable[[V], Coroutine[Any, Any, L]],
+        *,
+        name: str | None = None,
+        type: Any = None,
+    ) -> GroupedTable[V, L]: ...
+    @overload
+    def group_by(
+        self, key: Callable[[V], L], *, name: str | None = None, type: Any = None
+    ) -> GroupedTable[V, L]: ...
+    @overload
+    def group_by(
+        self, key: str, *, name: str | None = None, type: TypeForm[L]
+    ) -> GroupedTable[V, L]: ...
+    @overload
+    def group_by(self, key: str, *, name: str | None = None) -> GroupedTable[V, Any]: ...
+    def group_by(
+        self, key: str | Callable[[V], Any], *, name: str | None = None, type: Any = None
+    ) -> GroupedTable[V, Any]:
         """Groups of windows of all keys, by a field or a function of their values; the groups' keys are plain.
 
         A change takes the old value out of its group, and puts the new one into its own. A window that expires stays
