@@ -279,6 +279,51 @@ async def test_top_k() -> None:
         assert t.table(app.tables["of-table"].table)["all"] == [New(3, "v2"), New(0, "v2")]
 
 
+class Priced(msgspec.Struct):
+    """What had no currency at first was in euros."""
+
+    amount: int
+    currency: str | None = None
+
+
+class InACurrency(msgspec.Struct):
+    """Of the next version."""
+
+    amount: int
+    currency: str
+
+
+async def test_top_k_of_which_some_are_older() -> None:
+    """What can be read stays as it is, and is found again when it is to go."""
+
+    def in_euros(old: Any) -> InACurrency:
+        return InACurrency(old["amount"], "EUR")
+
+    def top(kind: Any, upgrade: Any = None) -> tuple[ms.App, Any, Any, Any]:
+        app = ms.App("shop", partitions=1)
+        prices = app.topic("prices", value=kind)
+        table = app.table("last", topic=prices, upgrade=upgrade)
+        groups = table.group_by(lambda value: "all", name="all", type=str)
+        of_table = groups.top_k(3, "amount", name="of-table", upgrade=upgrade)
+        of_stream = (
+            app.stream(prices)
+            .group_by(lambda value: "all", name="each", type=str)
+            .top_k(3, "amount", name="of-stream", upgrade=upgrade)
+        )
+        return app, prices, of_table, of_stream
+
+    app, prices, _, _ = top(Priced)
+    before = TestApp(app)
+    async with before as t:
+        await feed(t, prices, [("A", Priced(5, "USD"), 0), ("B", Priced(3), 1)])
+    app, prices, of_table, of_stream = top(InACurrency, in_euros)
+    dollars, euros = InACurrency(5, "USD"), InACurrency(3, "EUR")
+    async with continued(app, before) as t:
+        assert t.table(of_table)["all"] == t.table(of_stream)["all"] == [dollars, euros]
+        await feed(t, prices, [("A", InACurrency(1, "USD"), 2)])
+        assert t.table(of_table)["all"] == [euros, InACurrency(1, "USD")]
+
+
 def held_back(v: Version) -> Any:
     table = v.aggregate(v.stream.group_by(), emit=ms.Suppress("1h"))
     table.to(v.app.topic("out", value=v.kind))

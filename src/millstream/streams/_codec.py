@@ -7,6 +7,8 @@ import inspect
 import struct
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from millstream.serialization import codec_for, strict_codec, type_of
 
 if TYPE_CHECKING:
@@ -37,20 +39,28 @@ def annotate(value: Any) -> str:
 
 
 def each_upgraded(
-    upgrade: Callable[[Any], Any] | None, *, ranked: bool = False
+    upgrade: Callable[[Any], Any] | None, value_type: Any, *, ranked: bool = False
 ) -> Callable[[Any], Any] | None:
-    """What converts a list of older values, from what converts one.
+    """What converts a list in which some values are of an older form, from what converts one of those.
 
     Args:
+        value_type: of the values; those that can be read as that stay as they are.
         ranked: the list has pairs of a number and a value.
     """
     if upgrade is None or not callable(upgrade) or inspect.iscoroutinefunction(upgrade):
         return upgrade  # to be refused as it is
+    loads = value_codec(value_type).loads
+
+    def upgrade_one(value: Any) -> Any:
+        try:
+            return loads(msgspec.json.encode(value))
+        except (ValueError, TypeError):
+            return upgrade(value)
 
     def upgrade_each(kept: list[Any]) -> list[Any]:
         if ranked:
-            return [(number, upgrade(value)) for number, value in kept]
-        return [upgrade(value) for value in kept]
+            return [(number, upgrade_one(value)) for number, value in kept]
+        return [upgrade_one(value) for value in kept]
 
     return functools.update_wrapper(upgrade_each, upgrade)
 

@@ -49,7 +49,7 @@ class GroupedStream(DeclaredStream[V, K]):
     Kafka Streams.
 
     ``upgrade`` turns a value that was kept in an older form, as plain JSON types, into a new one; with `top_k` each value
-    of the list.
+    of the list that cannot be read.
     """
 
     def _declare(

@@ -208,8 +208,8 @@ class GroupedTable(Generic[V, K]):
             emit=emit,
             emit_every=emit_every,
             shown=greatest,
-            upgrade=each_upgraded(upgrade, ranked=True),
-            upgrade_shown=each_upgraded(upgrade),
+            upgrade=each_upgraded(upgrade, value, ranked=True),
+            upgrade_shown=each_upgraded(upgrade, value),
             mend=upgrade_with("top_k"),
             value_shown=list[value],  # type: ignore[valid-type]
         )

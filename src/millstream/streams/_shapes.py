@@ -387,14 +387,14 @@ def top_k_shape(stream: DeclaredStream[Any, Any], count: int, by: Any, upgrade: 
 
     stream.operator.check_values()
     fold = Fold(list, lambda top, value: among(top, [value]))
-    value_type = list[stream.operator.value_type]  # type: ignore[name-defined]
+    value_type = stream.operator.value_type
     return Shape(
         [stream],
         [fold],
         f"top-{count}",
-        value=value_type,
+        value=list[value_type],  # type: ignore[valid-type]
         merge=among,
-        upgrade=each_upgraded(upgrade),
+        upgrade=each_upgraded(upgrade, value_type),
         mend=upgrade_with("top_k"),
     )
 
