@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import pytest
@@ -12,8 +12,13 @@ from hypothesis import strategies as st
 
 import millstream as ms
 from millstream.errors import ConfigurationError, TopologyError
+from millstream.streams import _foreign
 from millstream.testing import TestApp
+from tests.kit import continued
 from tests.streams.running import Disturbance, feed, fold, interrupt, read
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HOW: Any = st.sampled_from(["inner", "left"])
 
@@ -205,3 +210,150 @@ def test_foreign_keys_of_another_type() -> None:
             orders.join(by_name, both, on=on)
     orders.join(by_name, both, on=lambda order: str(order.customer), name="unknown")
     orders.join(by_name, both, on="id", name="known")
+
+
+class Item(msgspec.Struct):
+    """What refers to a price."""
+
+    kind: str
+
+
+class Noted(msgspec.Struct):
+    """Of the next version: a field with a default has come."""
+
+    kind: str
+    note: str = "none"
+
+
+class NotedLater(msgspec.Struct):
+    """Of the one after: it is another default."""
+
+    kind: str
+    note: str = "nothing"
+
+
+class Dated(msgspec.Struct):
+    """Of the next version: a field without a default has come."""
+
+    kind: str
+    since: str
+
+
+def dated(old: Any) -> Dated:
+    return Dated(old["kind"], "v1")
+
+
+def kept_items(kind: Any, app: ms.App, items: Any) -> Any:
+    return app.table("left", topic=items, upgrade=dated if kind is Dated else None)
+
+
+def made_items(kind: Any, app: ms.App, items: Any) -> Any:
+    """Values that are nowhere stored in the form in which they are joined."""
+    return kept_items(kind, app, items).map_values(lambda item: item, value=kind)
+
+
+def priced(
+    kind: Any, *, build: Any = kept_items, how: Any = "inner", **given: Any
+) -> tuple[ms.App, Any, Any, Any]:
+    """Items with their prices, in one version of the program."""
+    app = ms.App("shop", partitions=1, **given)
+    items, prices = app.topic("items", value=kind), app.topic("prices", value=int)
+    out = app.topic("out", value=str)
+    right = app.table("right", topic=prices)
+
+    def shown(item: Any, price: int | None) -> str:
+        return f"{item.kind}={price}"
+
+    build(kind, app, items).join(right, shown, how=how, on="kind", name="priced").to(out)
+    return app, items, prices, out
+
+
+def values_of(t: TestApp, topic: Any) -> list[Any]:
+    return [record.value for record in read(t, topic)]
+
+
+@pytest.mark.parametrize("how", ["inner", "left"])
+@pytest.mark.parametrize("build", [kept_items, made_items])
+@pytest.mark.parametrize("next_kind", [Item, Noted, Dated])
+async def test_values_of_an_older_form(next_kind: Any, build: Any, how: str) -> None:
+    """A change on the right reaches what has not changed on the left but in how it is written, once each."""
+    app, items, prices, _ = priced(Item, build=build, how=how)
+    first = TestApp(app)
+    async with first as t:
+        await feed(t, prices, [("tea", 1, 0), ("rum", 2, 1)])
+        await feed(t, items, [("A", Item("tea"), 2), ("B", Item("tea"), 3), ("C", Item("rum"), 4)])
+    app, items, prices, out = priced(next_kind, build=build, how=how)
+    second = continued(app, first)
+    async with second as t:
+        so_far = len(values_of(t, out))
+        await feed(t, prices, [("tea", 3, 5)])
+        assert values_of(t, out)[so_far:] == ["tea=3", "tea=3"]
+        await t.crash()
+        await feed(t, prices, [("tea", 4, 6), ("rum", None, 7)])
+        gone = "rum=None" if how == "left" else None
+        assert sorted(map(str, values_of(t, out)[so_far + 2 :])) == [str(gone), "tea=4", "tea=4"]
+    kind = NotedLater if next_kind is Noted else next_kind
+    app, items, prices, out = priced(kind, build=build, how=how)
+    async with continued(app, second) as t:
+        await feed(t, prices, [("tea", 5, 8), ("rum", 6, 9)])
+        assert sorted(values_of(t, out)[so_far + 5 :]) == ["rum=6", "tea=5", "tea=5"]
+
+
+@pytest.mark.parametrize("disturbance", ["", "crash", "lose", "rebalance"])
+@pytest.mark.parametrize("turns", range(0, 24, 3))
+async def test_values_of_an_older_form_that_change(turns: int, disturbance: Disturbance) -> None:
+    """So it does while they change, whatever happens meanwhile."""
+    app, items, prices, _ = priced(Item)
+    first = TestApp(app)
+    async with first as t:
+        await feed(t, prices, [("tea", 1, 0), ("rum", 2, 1)])
+        await feed(t, items, [(key, Item("tea"), 2) for key in "ABCD"])
+    app, items, prices, out = priced(Dated)
+    async with continued(app, first) as t:
+        await feed(t, prices, [("tea", 3, 3)], settle=False)
+        changes = [("A", Dated("rum", "v2"), 4), ("B", None, 5), ("C", Dated("tea", "v2"), 6)]
+        await feed(t, items, changes, settle=False)
+        await feed(t, prices, [("tea", 4, 7)], settle=False)
+        await interrupt(t, turns, disturbance)
+        assert fold(read(t, out)) == {"A": "rum=2", "C": "tea=4", "D": "tea=4"}
+        before = len(read(t, out))
+        await feed(t, prices, [("tea", 5, 8)])
+        assert fold(read(t, out)) == {"A": "rum=2", "C": "tea=5", "D": "tea=5"}
+        assert len(read(t, out)) == before + 2
+
+
+@pytest.mark.parametrize("next_kind", [Item, Noted])
+async def test_subscriptions_without_a_form(next_kind: Any, monkeypatch: Any) -> None:
+    """What asked before there was one still counts, or is asked again."""
+    with monkeypatch.context() as patch:
+        patch.setattr(_foreign, "form_of", lambda left: b"")
+        app, items, prices, _ = priced(Item)
+        before = TestApp(app)
+        async with before as t:
+            await feed(t, prices, [("tea", 1, 0)])
+            await feed(t, items, [("A", Item("tea"), 1)])
+    app, _, prices, out = priced(next_kind)
+    async with continued(app, before) as t:
+        await feed(t, prices, [("tea", 2, 2)])
+        await feed(t, prices, [("tea", 3, 3)])
+        assert values_of(t, out) == ["tea=1", "tea=2", "tea=3"]
+
+
+@pytest.mark.parametrize("next_kind", [Noted, Dated])
+async def test_values_of_an_older_form_on_the_embedded_log(next_kind: Any, tmp_path: Path) -> None:
+    """So it does there."""
+    where = {"broker": f"local://{tmp_path}/shop.db", "state_dir": tmp_path / "state"}
+    for kind, price in ((Item, 1), (next_kind, 2)):
+        app, items, prices, _ = priced(kind, **where)
+        found: asyncio.Queue[str] = asyncio.Queue()
+
+        @app.agent(app.topics["out"])
+        async def see(stream: ms.Stream[str], found: Any = found) -> None:
+            async for value in stream:
+                found.put_nowait(value)
+
+        async with app.running(worker=True, web=False):
+            await prices.send(price, key="tea")
+            if kind is Item:
+                await items.send(Item("tea"), key="A")
+            assert await asyncio.wait_for(found.get(), 30) == f"tea={price}"

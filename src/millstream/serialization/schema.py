@@ -8,6 +8,7 @@ is read (``__post_init__``, validators), which nobody can compare.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,15 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["value_schema"]
 
 _TYPED = ("json", "msgpack")
-_NOT_READ = ("cls", "default", "default_factory", "extra", "extra_json_schema")
+_DEFAULTS = ("default", "default_factory")
+_NOT_READ = ("cls", *_DEFAULTS, "extra", "extra_json_schema")
 
 
-def value_schema(codec: Codec[Any], value_type: Any) -> str:
-    """The text for a codec, which may convert older values, and the type that it was made for."""
+def value_schema(codec: Codec[Any], value_type: Any, *, defaults: bool = False) -> str:
+    """The text for a codec, which may convert older values, and the type that it was made for.
+
+    Args:
+        defaults: whether it is another one as well where what is read is to be of other values.
+    """
     described: Any = codec.type_name
     if codec.name in _TYPED:
         described = (
-            _pydantic_schema(value_type) if uses_pydantic(value_type) else _schema(value_type)
+            _pydantic_schema(value_type)
+            if uses_pydantic(value_type)
+            else _schema(value_type, defaults)
         )
     converted = _name_of(codec.upgrade) if isinstance(codec, UpgradingCodec) else None
     data = msgspec.json.encode([codec.name, described, converted], order="deterministic")
@@ -41,9 +49,9 @@ def _name_of(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}"
 
 
-def _schema(value_type: Any) -> Any:
+def _schema(value_type: Any, defaults: bool) -> Any:
     try:
-        return _described(msgspec.inspect.type_info(value_type), {})
+        return _described(msgspec.inspect.type_info(value_type), {}, defaults)
     except TypeError:  # object, and what only a codec of the user's knows
         return repr(value_type)
 
@@ -58,10 +66,10 @@ def _pydantic_schema(value_type: Any) -> Any:
         return repr(value_type)
 
 
-def _described(part: Any, seen: dict[int, int]) -> Any:
+def _described(part: Any, seen: dict[int, int], defaults: bool) -> Any:
     """A description of `msgspec.inspect` as plain values; those that were met before by their number."""
     if isinstance(part, (tuple, list)):
-        return [_described(element, seen) for element in part]
+        return [_described(element, seen, defaults) for element in part]
     if isinstance(part, (msgspec.inspect.Type, msgspec.inspect.Field)):
         if hasattr(part, "fields"):  # only a class can have itself inside
             if id(part) in seen:
@@ -69,9 +77,10 @@ def _described(part: Any, seen: dict[int, int]) -> Any:
             seen[id(part)] = len(seen)
         # without what is not set: a constraint that msgspec learns some day changes nothing here
         found = {
-            name: _described(value, seen)
+            name: _described(value, seen, defaults)
             for name in part.__struct_fields__
-            if name not in _NOT_READ and (value := getattr(part, name)) is not None
+            if (name not in _NOT_READ or (defaults and name in _DEFAULTS))
+            and (value := getattr(part, name)) is not None
         }
         found["kind"] = type(part).__name__
         if isinstance(part, msgspec.inspect.EnumType):
@@ -81,4 +90,6 @@ def _described(part: Any, seen: dict[int, int]) -> Any:
         elif isinstance(part, msgspec.inspect.CustomType):
             found["class"] = part.cls.__qualname__
         return found
-    return part if isinstance(part, (str, int, float, bool, type(None))) else repr(part)
+    if isinstance(part, (str, int, float, bool, type(None))):
+        return part
+    return _name_of(part) if inspect.isfunction(part) else repr(part)

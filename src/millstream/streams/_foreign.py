@@ -11,6 +11,11 @@ the answer names: any other is overtaken by a newer one, which is on its way. (K
 So every change on the left needs an answer: the one before may have been overtaken by it, and with that the result's
 end. Where Kafka Streams sends none, as there was no result and is none, ours is *quiet*: nothing follows from it
 unless there is a result.
+
+Another version of the program may make other bytes of a left value that nobody has changed: a field with a default has
+come, or an ``upgrade=``. So behind the hash stands what tells the *form* of the values. An answer to another hash in
+another form need not be overtaken by anything: it is answered with a new subscription, for the value as it is. That one
+is of the present form, so it is not answered again; where something newer was on its way, there is a word too many.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import msgspec
 
 from millstream.agents import field_getter
 from millstream.errors import ConfigurationError
-from millstream.serialization import upgrading
+from millstream.serialization import upgrading, value_schema
 from millstream.streams._codec import upgrade_with
 from millstream.streams._operator import WAITS, Context, Done, Operator, finish
 from millstream.streams._sides import check_foreign_key
@@ -45,7 +50,7 @@ DELETE_SILENTLY, DELETE_AND_ANSWER, ANSWER_ANYWAY, ANSWER_IF_THERE = range(4)
 
 
 class Subscription(msgspec.Struct, array_like=True, frozen=True):
-    """What the left side sends: its key, in its own codec, a hash of its value, and what is to be done."""
+    """What the left side sends: its key, in its own codec, a hash of its value with the form, and what is to be done."""
 
     key: bytes
     hash: bytes | None
@@ -72,9 +77,19 @@ class StructCodec:
         self.loads = msgspec.msgpack.Decoder(kind).decode
 
 
-def hash_of(data: bytes | None) -> bytes | None:
-    """16 bytes that stand for a value."""
-    return None if data is None else hashlib.blake2b(data, digest_size=16).digest()
+HASH_BYTES = 16
+FORM_BYTES = 4
+
+
+def hash_of(data: bytes | None, form: bytes) -> bytes | None:
+    """16 bytes that stand for a value, and its form."""
+    return None if data is None else hashlib.blake2b(data, digest_size=HASH_BYTES).digest() + form
+
+
+def form_of(left: Operator) -> bytes:
+    """What tells the left side's values from those of other versions of the program."""
+    schema = value_schema(left.values, left.value_type, defaults=True)
+    return bytes.fromhex(schema)[:FORM_BYTES]
 
 
 class PrefixPart(TablePart):
@@ -157,9 +172,7 @@ class Subscribe(Operator):
         self.sinks += [topic.name, answers.name]
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
-        foreign_key, topic, dumps = self.foreign_key, self.topic, self.values.dumps
-        dump_key = self.topics[0].key_codec.dumps
-        outer, answers = self.outer, self.answers
+        foreign_key, subscribe = self.foreign_key, self.sender(context)
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             if new is None and old is None:
@@ -174,8 +187,16 @@ class Subscribe(Operator):
         async def later(key: Any, new: Any, before: Any, after: Any, timestamp: int) -> None:
             subscribe(key, new, await awaited(before), await awaited(after), timestamp)
 
+        return [take]
+
+    def sender(self, context: Context) -> Callable[[Any, Any, Any, Any, int], None]:
+        """What sends subscriptions in one shard, given a key, its value, and its foreign key before and now."""
+        topic, dumps, form = self.topic, self.values.dumps, form_of(self.parents[0])
+        dump_key = self.topics[0].key_codec.dumps
+        outer, answers = self.outer, self.answers
+
         def subscribe(key: Any, new: Any, before: Any, after: Any, timestamp: int) -> None:
-            hashed = hash_of(None if new is None else dumps(new))
+            hashed = hash_of(None if new is None else dumps(new), form)
             data = dump_key(key)
 
             def send(to: Any, request: int) -> None:
@@ -198,7 +219,7 @@ class Subscribe(Operator):
             else:
                 send(after, ANSWER_IF_THERE)
 
-        return [take]
+        return subscribe
 
 
 class Serve(Operator):
@@ -256,7 +277,7 @@ class Resolve(Operator):
     def __init__(
         self,
         answers: Operator,
-        left: Operator,
+        subscribe: Subscribe,
         right_values: Codec[Any],
         joiner: Callable[[Any, Any], Any],
         *,
@@ -267,10 +288,13 @@ class Resolve(Operator):
     ) -> None:
         """
         Args:
+            subscribe: sends the subscriptions, of which one may have to be sent again.
             results: the table that they go to.
         """
         super().__init__(answers, name=name)
-        self.left = left
+        self.left = left = subscribe.parents[0]
+        self.subscribe = subscribe
+        self.sinks += subscribe.sinks
         self.results = results
         self.reads.extend(left.stores)
         self.right_values = right_values
@@ -281,31 +305,37 @@ class Resolve(Operator):
         self.codec = None
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
-        get, dumps = self.left.getter(context), self.left.values.dumps
+        get, dumps, form = self.left.getter(context), self.left.values.dumps, form_of(self.left)
         loads, joiner, outer = self.right_values.loads, self.joiner, self.outer
         results = context.parts[self.results]
-
-        def sides(key: Any, answer: Answer) -> tuple[bool, Any, Any]:
-            """Whether the answer counts, and both values."""
-            if answer.quiet and results.get(key, context.scope) is MISSING:
-                return False, None, None
-            pair = get(key)
-            left = None if pair is None else pair[0]
-            if hash_of(None if left is None else dumps(left)) != answer.hash:
-                return False, None, None
-            return True, left, None if answer.value is None else loads(answer.value)
+        foreign_key, subscribe = self.subscribe.foreign_key, self.subscribe.sender(context)
 
         def matches(left: Any, right: Any) -> bool:
             return right is not None or (outer and left is not None)
 
         def take(key: Any, answer: Answer, timestamp: int) -> Done:
-            counts, left, right = sides(key, answer)
-            if not counts:
+            if answer.quiet and results.get(key, context.scope) is MISSING:
                 return None
+            pair = get(key)
+            left = None if pair is None else pair[0]
+            mine, theirs = hash_of(None if left is None else dumps(left), form), answer.hash
+            if mine is None or theirs is None:
+                if mine is not theirs:
+                    return None
+            elif mine[:HASH_BYTES] != theirs[:HASH_BYTES]:
+                return None if theirs[HASH_BYTES:] == form else again(key, left, timestamp)
+            right = None if answer.value is None else loads(answer.value)
             result = joiner(left, right) if matches(left, right) else None
             if result.__class__ in WAITS:
                 return finish(result, lambda found: forward(key, found, timestamp))
             return forward(key, result, timestamp)
+
+        def again(key: Any, left: Any, timestamp: int) -> Done:
+            foreign = foreign_key(left)
+            if foreign.__class__ in WAITS:
+                return finish(foreign, lambda found: subscribe(key, left, found, found, timestamp))
+            subscribe(key, left, foreign, foreign, timestamp)
+            return None
 
         return [take]
 
@@ -362,8 +392,8 @@ def join_foreign(
     )
     outer = how == "left"
     getter = field_getter(on, left.value_type)
-    subscribe = f"{name}-subscribe"
-    plan.add(Subscribe(left, getter, subscriptions, answers, name=subscribe, outer=outer))
+    asks = Subscribe(left, getter, subscriptions, answers, name=f"{name}-subscribe", outer=outer)
+    plan.add(asks)
     serve = Serve(plan.source([subscriptions]), right, answers, name=f"{name}-subscriptions")
     plan.add(serve)
     home.kept_table(
@@ -381,7 +411,7 @@ def join_foreign(
     resolve = plan.add(
         Resolve(
             plan.source([answers]),
-            left,
+            asks,
             right.values,
             joiner,
             name=f"{name}-resolve",
