@@ -340,20 +340,30 @@ async def test_what_is_held_back(lost: bool) -> None:
         assert by_key(read(t, app.topics["out"])) == {"A": [New(2, "v1")], "B": [New(5, "v1")]}
 
 
+GIVE_IT_A_NAME = (
+    r".*`since`.* Give map_values\(\), which makes these values, a name= and upgrade=, and the step"
+    r" behind it name= with this table's name"
+)
+
+
 async def test_what_is_held_back_without() -> None:
     """It is an error before the first event as well, where only the buffer has values of the older form."""
 
-    def mapped(v: Version) -> Any:
-        results = v.stream.to_table("last").map_values(v.make, value=v.kind)
-        results.suppress(ms.Suppress("1h"), name="held").to(v.app.topic("out", value=v.kind))
+    def mapped(v: Version, **named: Any) -> Any:
+        results = v.stream.to_table("last").map_values(v.make, value=v.kind, **named)
+        held = results.suppress(ms.Suppress("1h"), name="last-suppress" if named else None)
+        held.to(v.app.topic("out", value=v.kind))
 
     before = await filled(mapped)
     app, _, _ = version(mapped)
-    with pytest.raises(
-        DecodeError, match=r"table 'held', key 'A': .*`since`.*upgrade= of the table whose changes"
-    ):
+    with pytest.raises(DecodeError, match=rf"table 'last-suppress', key 'A': {GIVE_IT_A_NAME}"):
         async with continued(app, before):
             pass
+    app, numbers, _ = version(lambda v: mapped(v, name="made", upgrade=upgrade))
+    async with continued(app, before) as t:
+        await feed(t, numbers, [("C", 1, 3_700_000)])
+        out = by_key(read(t, app.topics["out"]))
+        assert out == {"A": [New(1, "v1")], "B": [New(5, "v1")]}
 
 
 async def test_a_table_that_is_filtered() -> None:
@@ -367,15 +377,18 @@ async def test_a_table_that_is_filtered() -> None:
     async with continued(app, before) as t:
         assert t.table(large) == {"B": New(5, "v1")}
 
-    def kept(v: Version) -> Any:
-        made = v.table.map_values(v.make, value=v.kind)
+    def kept(v: Version, **named: Any) -> Any:
+        made = v.table.map_values(v.make, value=v.kind, **named)
         return made.filter(lambda value: value.total > 2, name="large")
 
     before = await filled(kept)
     app, _, _ = version(kept)
-    with pytest.raises(DecodeError, match=r"table 'large'.*upgrade= of the table that is filtered"):
+    with pytest.raises(DecodeError, match=rf"table 'large', key 'B': {GIVE_IT_A_NAME}"):
         async with continued(app, before):
             pass
+    app, _, large = version(lambda v: kept(v, name="made", upgrade=upgrade))
+    async with continued(app, before) as t:
+        assert t.table(large) == {"B": New(5, "v1")}
 
 
 @pytest.mark.parametrize("versioned", [None, "1d"])
@@ -414,6 +427,44 @@ async def test_a_step_that_converts_nothing() -> None:
     with pytest.raises(
         DecodeError, match=r"table 't', key 'A': .* max\(\) converts nothing: .*name="
     ):
+        async with continued(app, before):
+            pass
+
+
+def as_text(number: int) -> str:
+    return str(number)
+
+
+def as_number(number: int) -> int:
+    return number
+
+
+@pytest.mark.parametrize("step", ["max", "map_values"])
+async def test_what_is_held_back_of_a_step_that_converts_nothing(step: str) -> None:
+    """It says so there as well: of a number, and of what a step of a windowed table makes."""
+
+    def sums(of: Any) -> tuple[ms.App, ms.Topic[int]]:
+        app = ms.App("shop", partitions=1)
+        numbers = app.topic("numbers", value=int)
+        if step == "max":
+            table = app.table("last", topic=numbers)
+            groups = table.group_by(as_text, name="same")
+            results: Any = groups.max(of, name="t")
+        else:
+            counts = app.stream(numbers).group_by().tumbling("1h").count(name="t")
+            results = counts.map_values(of)
+        held = results.suppress(ms.Suppress("1h"), name="held")
+        held.group_by(lambda result: "all", name="all", type=str).count(name="of-all")
+        return app, numbers
+
+    app, numbers = sums(as_text)
+    before = TestApp(app)
+    async with before as t:
+        await feed(t, numbers, [("A", 1, 0), ("B", 2, 7_200_000)])
+        # what has come out is held back as an old value, and nothing but that is left
+        await feed(t, numbers, [("A", None, 7_200_001), ("B", None, 7_200_002)])
+    app, _ = sums(as_number)
+    with pytest.raises(DecodeError, match=rf"table 'held', key .* {step}\(\) converts nothing: "):
         async with continued(app, before):
             pass
 

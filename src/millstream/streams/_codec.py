@@ -21,6 +21,7 @@ __all__ = [
     "annotate",
     "each_upgraded",
     "has_no_upgrade",
+    "needs_a_name",
     "upgrade_with",
     "value_codec",
 ]
@@ -75,6 +76,14 @@ def has_no_upgrade(step: str) -> str:
     return (
         f"{step}() converts nothing: give the values the type back that they had, or the table another"
         f" name= to begin anew, or reset it"
+    )
+
+
+def needs_a_name(step: str) -> str:
+    """Likewise where it is a step of a table that would convert them if it had a name."""
+    return (
+        f"Give {step}(), which makes these values, a name= and upgrade=, and the step behind it name= with"
+        f" this table's name; or reset the table"
     )
 
 

@@ -423,7 +423,7 @@ def _declare(
         value: the type of what is kept.
         shown: makes what programs see of it, of the type ``value_shown``.
         upgrade: turns stored values of an older form into new ones; ``upgrade_shown`` those that programs see.
-        mend: says what to do about stored values that do not decode.
+        mend: says what to do about stored values that do not decode; None where it converts none.
     """
     home, parents = groups[0].home, [group.operator for group in groups]
     what_they_are = f"groups of {names_of(groups)}"
@@ -434,6 +434,7 @@ def _declare(
     operator = TableAggregate(parents, folds, name=name, value_type=value)
     if upgrade is not None:
         operator.codec = upgrading(value_codec(value), upgrade, f"table {name!r}")
+    operator.mend = has_no_upgrade(what) if mend is None else None
     home.plan.add(operator)
     table = home.kept_table(
         name,
@@ -444,7 +445,7 @@ def _declare(
         shown=shown,
         remedy=remedy,
         upgrade=upgrade,
-        mend=has_no_upgrade(what) if mend is None else mend,
+        mend=mend or operator.mend,
     )
     hand_on(
         home,

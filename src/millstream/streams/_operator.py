@@ -140,6 +140,8 @@ class Operator:
         """Of its values, where they are still those of a topic."""
         self.mixed: Mixed | None = None if first is None else first.mixed
         """What its values were mixed of, where no codec tells them apart."""
+        self.mend: str | None = None if first is None else first.mend
+        """What to do about values that others have kept of it and that do not decode, where it has no ``upgrade=``."""
         self.windowed: bool = bool(first) and all(parent.windowed for parent in parents)
         """Whether its keys are `Windowed`."""
         self.makes_keys: bool = False
@@ -225,6 +227,7 @@ class Kept(Operator):
     def __init__(self, *parents: Operator, name: str) -> None:
         super().__init__(*parents, name=name)
         self.stores.append(name)
+        self.mend = None
 
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         part = context.parts[self.name]

@@ -87,7 +87,7 @@ class Shape:
             what: makes the name of one that is given none.
             shown: makes what programs see of what is kept, of the type ``value_shown``.
             upgrade: turns stored values of an older form into new ones.
-            mend: says what to do about stored values that do not decode.
+            mend: says what to do about stored values that do not decode; None where it converts none.
         """
         self.streams = streams
         self.folds = folds
@@ -98,7 +98,7 @@ class Shape:
         self.merge = merge
         self.remedy = remedy
         self.upgrade = upgrade
-        self.mend = has_no_upgrade(what) if mend is None else mend
+        self.mend = mend
 
     @property
     def home(self) -> StreamHome:
@@ -134,6 +134,7 @@ class Shape:
                 merge=self.merge if isinstance(windows, kinds.Session) else None,
             )
         operator.key_type = key_type
+        operator.mend = has_no_upgrade(self.what) if self.mend is None else None
         if self.upgrade is not None:
             operator.codec = upgrading(value_codec(self.value), self.upgrade, f"table {name!r}")
         home.plan.add(operator)
@@ -148,7 +149,7 @@ class Shape:
             shown=self.shown,
             remedy=self.remedy,
             upgrade=self.upgrade,
-            mend=self.mend,
+            mend=self.mend or operator.mend,
             clocks=operator.stores[1:],
         )
         if isinstance(operator, WindowedAggregate) and final:

@@ -463,6 +463,11 @@ def emitted_every(home: StreamHome, parent: Operator, interval: Duration, name: 
     return operator
 
 
+_UPGRADE_WHAT_CHANGES = (
+    "Convert it with upgrade= of the table whose changes these are, or reset both"
+)
+
+
 def _keep(home: StreamHome, operator: SuppressChanges) -> None:
     parent = operator.parents[0]
     home.plan.add(operator)
@@ -481,7 +486,7 @@ def _keep(home: StreamHome, operator: SuppressChanges) -> None:
         stamped=False,
         checked=False,
         operator=operator,
-        mend="Convert it with upgrade= of the table whose changes these are, or reset both",
+        mend=parent.mend or _UPGRADE_WHAT_CHANGES,
         help="Changes that are held back.",
     )
 

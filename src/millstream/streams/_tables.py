@@ -9,7 +9,7 @@ from typing_extensions import TypeVar
 from millstream import tables
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.serialization import upgrading
-from millstream.streams._codec import upgrade_with
+from millstream.streams._codec import needs_a_name, upgrade_with
 from millstream.streams._grouped_table import GroupedTable, group_table
 from millstream.streams._operator import is_async
 from millstream.streams._sides import check_home, check_sides
@@ -368,9 +368,14 @@ class TableStream(TableChanges[K, V]):
                 )
             operator.codec = upgrading(operator.values, upgrade, f"table {name!r}")
         self.home.plan.add(operator)
+        filters = isinstance(operator, FilterTable)
         if name is None:
+            if not filters:
+                operator.mend = needs_a_name(operator.kind)
             return TableStream(operator, self.home)
         kept = Keep(operator, name=name)
+        if filters:
+            kept.mend = operator.mend
         self.home.plan.add(kept)
         return self.home.kept_table(
             name,
@@ -379,8 +384,8 @@ class TableStream(TableChanges[K, V]):
             codec=kept.values,
             like=kept.topics[0],
             operator=kept,
-            mend=_UPGRADE_WHAT_IT_FILTERS
-            if isinstance(operator, FilterTable)
+            mend=operator.mend or _UPGRADE_WHAT_IT_FILTERS
+            if filters
             else upgrade_with(operator.kind),
         )
 

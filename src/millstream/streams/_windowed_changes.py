@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 from millstream.errors import ConfigurationError, TopologyError
 from millstream.streams._aggregate import WindowedAggregate
+from millstream.streams._codec import has_no_upgrade
 from millstream.streams._grouped_table import GroupedTable, group_table
 from millstream.streams._operator import is_async
 from millstream.streams._sides import check_home, check_keys, check_topics
@@ -304,6 +305,8 @@ class WindowedTableStream(WindowedChanges[K, V]):
 
     def then(self, operator: Operator) -> WindowedTableStream[K, Any]:
         """What an operator makes of the changes."""
+        if not isinstance(operator, FilterTable):
+            operator.mend = has_no_upgrade(operator.kind)
         return WindowedTableStream(self.home.plan.add(operator), self.home, self.table)
 
     def check_unnamed(self, name: object, step: str) -> None:
