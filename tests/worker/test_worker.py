@@ -298,6 +298,27 @@ async def test_a_log_that_cannot_be_read_is_waited_for(
     assert caplog.text.count("agent 'count' waits for the log: no broker answers") == 2
 
 
+async def test_a_reader_that_finds_nothing_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log has not come back where nothing came of it: it is not said again."""
+    fetch, answers = MemoryTransport._fetch, iter([None, [], None, [], None])
+
+    async def away(self: MemoryTransport, *asked: Any) -> Any:
+        found = next(answers, "there")
+        if found is None:
+            raise LogUnavailableError("no broker answers")
+        return await fetch(self, *asked) if found else ([], 0)
+
+    monkeypatch.setattr(MemoryTransport, "_fetch", away)
+    monkeypatch.setattr(_fetch, "RETRY_S", 0)
+    app, orders, totals = counting(partitions=1)
+    async with TestApp(app) as t:
+        await t.send(orders, Order("ada", 1.0))
+        assert t.table(totals) == {"ada": 1.0}
+    assert caplog.text.count("agent 'count' waits for the log: no broker answers") == 1
+
+
 async def test_a_log_that_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that cannot learn its positions now, because of a broker or another's open epoch, tries again."""
     committed, left = MemoryTransport.committed, [2]

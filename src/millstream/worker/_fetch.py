@@ -42,7 +42,7 @@ class Fetcher:
         self._clock = clock
         self._stirred = asyncio.Event()
         self._away = False
-        """Whether the log did not answer the last time."""
+        """Whether it has been told that the log does not answer; nothing has come since."""
 
     def stir(self) -> None:
         """There may be room, or other lanes: look again."""
@@ -86,7 +86,10 @@ class Fetcher:
                     return []
                 self._stirred.clear()
             fetched = fetch.result()
-            self._away = False
+            if (
+                fetched
+            ):  # a reader may find nothing for a while before it says that there is no answer
+                self._away = False
             return fetched
         except OffsetOutOfRangeError as exc:
             return self._out_of_range(exc, wanted)
