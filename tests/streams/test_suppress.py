@@ -220,6 +220,33 @@ async def test_what_a_filter_drops_brings_time() -> None:
         assert [(r.key, r.value) for r in read(t, out)] == [("a", "x")]
 
 
+@pytest.mark.parametrize("how", ["inner", "left", "outer"])
+async def test_that_time_is_no_change(how: Any) -> None:
+    """What a filter drops brings time to suppress(), beside a join or behind it, and nothing to anybody else."""
+    app = ms.App("shop", partitions=1)
+    left, right = (app.topic(name, value=str, codec="str") for name in ("left", "right"))
+    out, behind, rows, late = (app.topic(name, value=str, codec="str") for name in "obrl")
+    passing = app.table("t", topic=left).filter(lambda value: value == "x")
+    joined = passing.join(app.table("u", topic=right), "{}|{}".format, how=how, value=str)
+    joined.to(out)
+    joined.suppress(ms.Suppress("10ms"), name="behind").to(behind)
+    kept = passing.map_values(str.upper, name="kept")
+    kept.to(rows)
+    kept.group_by(str, name="groups").count(name="count")
+    kept.suppress(ms.Suppress("10ms"), name="late").to(late)
+    async with TestApp(app) as t:
+        await feed(t, right, [("a", "7", 0), ("b", "8", 0)])
+        await feed(t, left, [("a", "y", 1), ("a", "z", 2), ("b", "x", 3), ("a", "y", 4)])
+        alone = [("a", "None|7"), ("b", "None|8")] if how == "outer" else []
+        assert [(r.key, r.value) for r in read(t, out)] == [*alone, ("b", "x|8")]
+        assert [(r.key, r.value) for r in read(t, rows)] == [("b", "X")]
+        assert read(t, late) == []
+        await feed(t, left, [("a", "y", 20)])
+        assert [(r.key, r.value) for r in read(t, late)] == [("b", "X")]
+        await t.advance(stream="1h")
+        assert [(r.key, r.value) for r in read(t, behind)] == [*alone[:1], ("b", "x|8")]
+
+
 def test_what_cannot_be() -> None:
     """No limit without windows; finals neither; words other than the two; limits and bounds that are none."""
     app = ms.App("shop", partitions=1)

@@ -47,6 +47,7 @@ K = TypeVar("K", default=Any)
 
 __all__ = [
     "SOMETHING",
+    "UNCHANGED",
     "WAITS",
     "Context",
     "Done",
@@ -76,6 +77,10 @@ Done: TypeAlias = "Awaitable[None] | None"
 
 SOMETHING = object()
 """Stands for an old value of which nobody wants more than to know that it was there."""
+
+UNCHANGED = object()
+"""Stands for an old value where nothing has changed, and only the time matters. `Binding` keeps it from all but those
+who use that."""
 
 
 class Context:
@@ -108,6 +113,8 @@ class Operator:
     """Likewise: whether it matters, where there is no new value, that there was an old one."""
     uses_time: ClassVar[bool] = False
     """Likewise: whether it has to see the time of one that changes nothing."""
+    passes_time: ClassVar[bool] = False
+    """Likewise: whether each of them comes out of it again, so that this time does so too."""
     tells_deleted: ClassVar[bool] = False
     """Of operators that hand on changes: whether they can say that for less than the old value."""
     keeps_keys: ClassVar[bool] = False

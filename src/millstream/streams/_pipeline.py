@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.agents import Agent, AgentSource
-from millstream.streams._operator import Context, Done, Operator, fan_out
+from millstream.streams._operator import UNCHANGED, Context, Done, Operator, fan_out, nowhere
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,15 +32,24 @@ class Binding:
         """What hands on the results of an operator."""
         found = self._forwards.get(operator)
         if found is None:
-            takers = []
-            for child, port in self._pipeline.children[operator]:
-                take = self._inputs_of(child)[port]
-                if (operator, child, port) in self._pipeline.keyed:
-                    take = _keyed(take, self.context)
-                takers.append(take)
-            found = fan_out(takers)
+            children = self._pipeline.children[operator]
+            found = fan_out([self._input(operator, *child) for child in children])
             self._forwards[operator] = found
         return found
+
+    def _input(self, parent: Operator, child: Operator, port: int) -> Callable[..., Done]:
+        """What takes a parent's results; the time of a change that is none goes past those that have no use for it."""
+        take = self._inputs_of(child)[port]
+        if (parent, child, port) in self._pipeline.keyed:
+            return _keyed(take, self.context)
+        if not parent.time_wanted or child.uses_time:
+            return take
+        past = self.forward(child) if child.time_wanted else nowhere
+
+        def take_changed(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            return (past if old is UNCHANGED else take)(key, new, old, timestamp)
+
+        return take_changed
 
     def _inputs_of(self, operator: Operator) -> Sequence[Callable[..., Done]]:
         inputs = self._inputs.get(operator)

@@ -159,7 +159,7 @@ class Plan:
             for parent in operator.parents:
                 if not parent.changes:
                     continue
-                if operator.uses_time or (operator.changes and operator.time_wanted):
+                if operator.uses_time or (operator.passes_time and operator.time_wanted):
                     parent.time_wanted = True
                 if operator.uses_old or (operator.changes and operator.old_wanted):
                     parent.old_wanted = True

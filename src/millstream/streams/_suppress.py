@@ -22,7 +22,7 @@ from millstream.context import current
 from millstream.errors import ConfigurationError, DecodeError, RecordTooLargeError
 from millstream.streams._compat import closes_early_ms
 from millstream.streams._due import each_due
-from millstream.streams._operator import Context, Done, Operator, Windowed
+from millstream.streams._operator import UNCHANGED, Context, Done, Operator, Windowed
 from millstream.streams._pipeline import bound
 from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow, TimedPart
 from millstream.windows import Window
@@ -298,7 +298,7 @@ class SuppressChanges(Operator):
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             scope = context.scope
             see(part, timestamp, scope)
-            if old_wanted and new is old is None:
+            if old is UNCHANGED:
                 return self._release(context, forward)
             entry = _entry_of(key)
             held = Held(

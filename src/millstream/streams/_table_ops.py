@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import ProgramError
-from millstream.streams._operator import WAITS, Context, Done, Group, Kept, Operator, check_function
+from millstream.streams._operator import (
+    UNCHANGED,
+    WAITS,
+    Context,
+    Done,
+    Group,
+    Kept,
+    Operator,
+    check_function,
+)
 from millstream.tables import DELETED, MISSING
 
 if TYPE_CHECKING:
@@ -54,6 +63,7 @@ class FilterTable(_Looked):
     """The entries for whose values a function is true."""
 
     kind = "filter"
+    passes_time = True
 
     def __init__(self, parent: Operator, keep: Callable[[Any], Any], *, name: str) -> None:
         super().__init__(parent, name=name)
@@ -62,7 +72,7 @@ class FilterTable(_Looked):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         keep, old_wanted = self.function, self.old_wanted
-        drops = old_wanted and not self.time_wanted
+        time_wanted = self.time_wanted
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             passes = None if new is None else keep(new)
@@ -72,8 +82,8 @@ class FilterTable(_Looked):
             return hand_on(key, new if passes else None, old if passed else None, timestamp)
 
         def hand_on(key: Any, new: Any, old: Any, timestamp: int) -> Done:
-            if drops and new is old is None:
-                return None
+            if old_wanted and new is old is None:
+                return forward(key, None, UNCHANGED, timestamp) if time_wanted else None
             return forward(key, new, old, timestamp)
 
         async def later(
@@ -100,6 +110,7 @@ class MapTable(_Looked):
     """The same entries, their values replaced by what a function makes of them."""
 
     kind = "map_values"
+    passes_time = True
 
     def __init__(
         self, parent: Operator, function: Callable[[Any], Any], *, name: str, value_type: Any
@@ -142,6 +153,7 @@ class Keep(Kept):
     """Keeps a table's changes in a table of their own, so that they can be queried."""
 
     kind = "table"
+    passes_time = True
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         part = context.parts[self.name]
