@@ -456,7 +456,16 @@ def test_what_is_refused() -> None:
         held.suppress(ms.Suppress())
     with pytest.raises(ConfigurationError, match=r"each of the tables .* a time of its own"):
         counts.join(counts, pair).suppress(ms.Suppress())
-    counts.suppress(ms.Suppress("1s"))
+    by_time = [
+        windows.count(name="by-time", emit=ms.Suppress("1s")),
+        windows.count(name="by-clock", emit_every="1s"),
+        counts.suppress(ms.Suppress("1s")).filter(bool),
+    ]
+    for flow in by_time:
+        with pytest.raises(
+            ConfigurationError, match=r"-(suppress|emit)' holds back by time may come after that"
+        ):
+            flow.suppress(ms.Suppress(), name="final")
     with pytest.raises(TopologyError, match="name='counts-suppress-2'"):
         counts.suppress(ms.Suppress("2s"))
     with pytest.raises(TopologyError, match="give it a name, for example group_by"):

@@ -129,7 +129,8 @@ class WindowedChanges(Generic[K, V]):
             name: of what is held back.
 
         Raises:
-            ConfigurationError: there is no limit, and each window comes out once already, or is a join's.
+            ConfigurationError: there is no limit, and each window comes out once already, is a join's, or is
+                held back by time before.
         """
         flow = self._flow()
         name = name or f"{flow.name}-suppress"
@@ -350,7 +351,8 @@ def _finals(operator: Operator) -> Iterator[Operator]:
 
 
 def _check_not_final(operator: Operator, name: str) -> None:
-    """Refuse to wait for windows to be final behind what has waited, and where there are two opinions of it."""
+    """Refuse to wait for windows to be final behind what has waited, or holds changes back longer than that, and where
+    there are two opinions of it."""
     what = f"{name}: Suppress() without a limit holds results until their windows are final"
     if any(isinstance(one, JoinTables) for one in _before(operator)):
         raise ConfigurationError(
@@ -359,6 +361,12 @@ def _check_not_final(operator: Operator, name: str) -> None:
         )
     for one in _finals(operator):
         raise ConfigurationError(f"{what}, and those of {one.name!r} are: leave suppress() out")
+    for one in _before(operator):
+        if isinstance(one, SuppressChanges):
+            raise ConfigurationError(
+                f"{what}, and what {one.name!r} holds back by time may come after that. Leave that out, whether"
+                f" it is suppress(), emit=ms.Suppress(...) or emit_every=; or give a limit"
+            )
 
 
 def _check_retention(sides: Sequence[WindowedTableStream[Any, Any]], what: str) -> None:
