@@ -386,6 +386,31 @@ async def test_joins_of_finals() -> None:
         assert rows(read(t, out)) == [("a", 1, 2, "2|2", 2)]
 
 
+@pytest.mark.parametrize("kind", ["tumbling", "sliding", "session"])
+async def test_a_window_without_a_value(kind: str) -> None:
+    """A window whose value is None is not there for the other side: no step before a join is called with it."""
+    app = ms.App("shop", partitions=1)
+    numbers, others, out = (app.topic(name, value=Any) for name in ("n", "others", "out"))
+
+    def latest(so_far: int | None, number: int) -> int | None:
+        return number or None
+
+    given: Any = {"merge": latest} if kind == "session" else {}
+    values, counts = (
+        getattr(app.stream(topic).group_by(), kind)("10ms", retention="1s")
+        for topic in (numbers, others)
+    )
+    values = values.aggregate(default=int, add=latest, value=int | None, name="values", **given)
+    doubled = values.filter(lambda number: number > 1).map_values(lambda n: 2 * n, value=int)
+    doubled.join(counts.count(name="counts"), lambda one, other: [one, other]).to(out)
+    async with TestApp(app) as t:
+        await feed(t, numbers, [("a", 3, 5)])
+        await feed(t, others, [("a", 1, 5)])
+        await feed(t, numbers, [("a", 0, 5)])
+        await feed(t, others, [("a", 1, 5)])
+        assert [record.value for record in read(t, out)] == [[6, 1], None]
+
+
 async def later(number: int) -> int:
     """Its negative, after a while."""
     await asyncio.sleep(0)

@@ -297,7 +297,7 @@ class WindowedAggregate(Operator):
 
         def get(windowed: Windowed) -> tuple[Any, int] | None:
             found: tuple[Any, int] | None = part.result(*windowed, context.scope, closed=final)
-            return found
+            return None if found is None or found[0] is None else found  # as a change tells it
 
         return get
 
