@@ -126,6 +126,7 @@ class Program:
         others = right.group_by(group_of, name="other-groups")
         numbers = right.map_values(number_of)
         even = left.filter(is_even)
+        grouped_only = left.map_values(group_of)
         self.results: dict[str, Any] = {
             "count": groups.count(name="count"),
             "sum": groups.sum(number_of, name="sum"),
@@ -142,6 +143,10 @@ class Program:
             "again": left.changes().to_table("again"),
             "even-join": even.join(numbers, pair, how="outer", name="even-join"),
             **{f"{how}-join": left.join(right, pair, how=how, name=f"{how}-join") for how in HOW},
+            **{
+                f"{how}-some": right.join(grouped_only, pair, how=how, name=f"{how}-some")
+                for how in HOW
+            },
         }
         self.topics: dict[str, ms.Topic[Any]] = {}
         for name, table in self.results.items():
@@ -154,6 +159,8 @@ class Program:
         members, others = grouped(left), grouped(right)
         even = {key: value for key, value in left.items() if is_even(value)}
         numbers = {key: number_of(value) for key, value in right.items()}
+        groups = {key: group_of(value) for key, value in left.items()}
+        grouped_only = {key: group for key, group in groups.items() if group is not None}
         return {
             "count": {group: len(found) for group, found in members.items()},
             "sum": {group: sum(found) for group, found in members.items()},
@@ -174,6 +181,7 @@ class Program:
             "again": left,
             "even-join": joined(even, numbers, "outer"),
             **{f"{how}-join": joined(left, right, how) for how in HOW},
+            **{f"{how}-some": joined(right, grouped_only, how) for how in HOW},
         }
 
 
@@ -321,6 +329,36 @@ async def test_joins_of_tables(how: Any) -> None:
             await feed(t, topics[change[0]], [("k", value, int(time))])
         found = [f"{record.value or 'null'}@{record.timestamp}" for record in read(t, out)]
         assert found == wanted
+
+
+async def test_no_value_is_no_entry() -> None:
+    """Where a function returns None there is nothing, whoever looks there: a step, a join, a stream."""
+    app = ms.App("shop", partitions=1)
+    names = "first", "second", "third"
+    first, second, third = (app.topic(name, value=str, codec="str") for name in names)
+    one, two, three = (
+        app.table(f"t-{topic.name}", topic=topic) for topic in (first, second, third)
+    )
+    some: Any = one.map_values(group_of)
+    nested: Any = one.join(two, lambda value, _: group_of(value))
+    found: dict[str, Any] = {
+        "filtered": three.join(some.filter(str.isupper), pair, how="left"),
+        "mapped": three.join(some.map_values(str.lower), pair, how="left"),
+        "nested": three.join(nested.map_values(str.lower), pair, how="left"),
+        "inner": three.join(nested, pair),
+        "stream": app.stream(third).join(some, pair, name="looked-up"),
+    }
+    outs = {name: app.topic(f"{name}-out", value=str) for name in found}
+    for name, flow in found.items():
+        flow.to(outs[name])
+    async with TestApp(app) as t:
+        await feed(t, first, [("k", "-:1", 0)])
+        await feed(t, second, [("k", "B:2", 1)])
+        await feed(t, third, [("k", "A:2", 2)])
+        values = {name: [value for value in t.sent(out) if value] for name, out in outs.items()}
+        alone = ["A:2|None"]
+        assert values.pop("inner") == values.pop("stream") == []
+        assert values == {"filtered": alone, "mapped": alone, "nested": alone}
 
 
 async def test_an_async_fold_is_awaited() -> None:

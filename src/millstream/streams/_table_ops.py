@@ -36,9 +36,25 @@ __all__ = [
 
 
 class _Looked(Operator):
-    """An operator that keeps nothing, so that looking a key up calls its function."""
+    """An operator that keeps nothing, so that looking a key up calls its function.
+
+    Where that returns None there is no entry.
+    """
 
     changes = True
+
+    def _forward_news(self, forward: Callable[..., Done]) -> Callable[..., Done]:
+        """What hands on changes; of those that are known to be none the time alone, where that matters."""
+        if not self.old_wanted:
+            return forward
+        time_wanted = self.time_wanted
+
+        def forward_news(key: Any, new: Any, old: Any, timestamp: int) -> Done:
+            if new is not None or old is not None:
+                return forward(key, new, old, timestamp)
+            return forward(key, None, UNCHANGED, timestamp) if time_wanted else None
+
+        return forward_news
 
     def _now(self, made: Any) -> Any:
         """What the function has returned.
@@ -72,25 +88,20 @@ class FilterTable(_Looked):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         keep, old_wanted = self.function, self.old_wanted
-        time_wanted = self.time_wanted
+        forward = self._forward_news(forward)
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             passes = None if new is None else keep(new)
             passed = keep(old) if old_wanted and old is not None else None
             if passes.__class__ in WAITS or passed.__class__ in WAITS:
                 return later(key, new, old, timestamp, passes, passed)
-            return hand_on(key, new if passes else None, old if passed else None, timestamp)
-
-        def hand_on(key: Any, new: Any, old: Any, timestamp: int) -> Done:
-            if old_wanted and new is old is None:
-                return forward(key, None, UNCHANGED, timestamp) if time_wanted else None
-            return forward(key, new, old, timestamp)
+            return forward(key, new if passes else None, old if passed else None, timestamp)
 
         async def later(
             key: Any, new: Any, old: Any, timestamp: int, passes: Any, passed: Any
         ) -> None:
             passes, passed = await awaited(passes), await awaited(passed)
-            done = hand_on(key, new if passes else None, old if passed else None, timestamp)
+            done = forward(key, new if passes else None, old if passed else None, timestamp)
             if done is not None:
                 await done
 
@@ -123,6 +134,7 @@ class MapTable(_Looked):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function, old_wanted = self.function, self.old_wanted
+        forward = self._forward_news(forward)
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             made = None if new is None else function(new)
@@ -144,7 +156,8 @@ class MapTable(_Looked):
 
         def found(key: Any) -> tuple[Any, int] | None:
             pair = get(key)
-            return None if pair is None else (self._now(function(pair[0])), pair[1])
+            made = None if pair is None else self._now(function(pair[0]))
+            return None if pair is None or made is None else (made, pair[1])
 
         return found
 
@@ -345,6 +358,7 @@ class JoinTables(_Looked):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         left, right = self.parents
+        forward = self._forward_news(forward)
         return [
             self._side(context, forward, right.getter(context), left=True),
             self._side(context, forward, left.getter(context), left=False),
@@ -402,6 +416,8 @@ class JoinTables(_Looked):
                 return None
             made = joiner(None if left is None else left[0], None if right is None else right[0])
             value = self._now(made)
+            if value is None:
+                return None
             return value, max(-1 if left is None else left[1], -1 if right is None else right[1])
 
         return get

@@ -103,7 +103,7 @@ class TableChanges(Generic[K, V]):
         value: Any = None,
         upgrade: Callable[[Any], Any] | None = None,
     ) -> Any:
-        """The same entries, with what ``function`` makes of their values.
+        """The same entries, with what ``function`` makes of their values; none where it returns None.
 
         Args:
             value: the type of the new values, where the function has no annotation that tells.
@@ -268,7 +268,7 @@ class TableChanges(Generic[K, V]):
 
         Args:
             joiner: makes a value of both sides' values; None stands for a side that is missing, with
-                ``how="left"`` on the right, with ``how="outer"`` on either.
+                ``how="left"`` on the right, with ``how="outer"`` on either. Where it returns None there is no entry.
             on: a field or a function of this table's values: the key of the other table. Inner and left only.
             name: of the result's table, where it is to be queried; of what a foreign-key join keeps.
             value: the type of the results, where the joiner has no annotation that tells.

@@ -112,7 +112,7 @@ class WindowedChanges(Generic[K, V]):
     def map_values(
         self, function: Callable[[V], Any], *, name: None = None, value: Any = None
     ) -> Any:
-        """The same windows, with what ``function`` makes of their values.
+        """The same windows, with what ``function`` makes of their values; none where it returns None.
 
         Args:
             value: the type of the new values, where the function has no annotation that tells.
@@ -247,7 +247,7 @@ class WindowedChanges(Generic[K, V]):
 
         Args:
             joiner: makes a value of both sides' values; None stands for a side that is missing, with
-                ``how="left"`` on the right, with ``how="outer"`` on either.
+                ``how="left"`` on the right, with ``how="outer"`` on either. Where it returns None there is no result.
             value: the type of the results, where the joiner has no annotation that tells.
 
         Raises:
