@@ -59,6 +59,8 @@ def program() -> tuple[ms.App, Any, Any, list[ms.Topic[str]]]:
     history = app.table("history", topic=b, versioned="50ms")
     pair = "{}/{}".format
     to("as-of", stream.join(history, pair, how="left", name="as-of"))
+    few = history.filter(lambda number: number % 3).map_values(lambda number: -number, value=int)
+    to("as-of-few", stream.join(few, pair, how="left", grace="6ms", name="as-of-few"))
     to("as-of-late", stream.join(history, pair, how="left", grace="6ms", name="as-of-late"))
     last = stream.to_table("last")
     to("foreign", last.join(history, pair, on=lambda value: "ABC"[value % 3], name="foreign"))

@@ -451,6 +451,43 @@ async def test_what_a_table_was(interruption: Disturbance) -> None:
         of_topic.as_of("a", 10_000)
 
 
+async def test_steps_of_what_a_table_was() -> None:
+    """Behind a filter and a map a stream finds what there was at its time, and may wait for it; a kept step knows the latest."""
+    app = ms.App("history", partitions=1)
+    prices, orders = app.topic("prices", value=int), app.topic("orders", value=int)
+    known = app.table("known", topic=prices, versioned="1m")
+    even = known.filter(lambda price: price % 2 == 0)
+    some = known.map_values(lambda price: price * 10 if price < 5 else None, value=int)
+    tables: dict[str, Any] = {
+        "known": known,
+        "even": even,
+        "some": some,
+        "both": even.map_values(lambda price: -price, value=int).filter(lambda price: price < -2),
+        "kept": known.filter(bool, name="kept"),
+    }
+    outs = {name: app.topic(f"{name}-out", value=str) for name in [*tables, "late"]}
+    stream = app.stream(orders)
+    for name, table in tables.items():
+        stream.join(table, "{}/{}".format, how="left", value=str).to(outs[name])
+    stream.join(some, "{}/{}".format, grace="10s", name="late", value=str).to(outs["late"])
+    with pytest.raises(TopologyError, match=r"filter\(\) and map_values\(\) without a name"):
+        stream.join(tables["kept"], "{}/{}".format, grace="10s")
+    async with TestApp(app) as t:
+        await feed(t, prices, [("k", price, price * 1_000) for price in (1, 2, 4, 5)])
+        await feed(t, orders, [("k", second, second * 1_000) for second in (1, 2, 4, 5)])
+        await feed(t, prices, [("k", 3, 3_000)])
+        await feed(t, orders, [("k", 3, 3_000), ("k", 60, 60_000)])
+        found = {name: t.sent(out)[:5] for name, out in outs.items()}
+    assert found == {
+        "known": ["1/1", "2/2", "4/4", "5/5", "3/3"],
+        "even": ["1/None", "2/2", "4/4", "5/None", "3/None"],
+        "some": ["1/10", "2/20", "4/40", "5/None", "3/30"],
+        "both": ["1/None", "2/None", "4/-4", "5/None", "3/None"],
+        "kept": ["1/5", "2/5", "4/5", "5/5", "3/5"],
+        "late": ["1/10", "2/20", "3/30", "4/40"],
+    }
+
+
 async def test_what_agents_read_is_their_own() -> None:
     """A value that is changed in place stays as it was in the table, be it of a stream or of a topic."""
     app = ms.App("shop", partitions=1)

@@ -130,7 +130,9 @@ class Tables(dict[str, DeclaredTable[Any, Any]]):
             **options,
         )
         if topic is not None:
-            source = VersionedSource(topic, name=name, value_type=declared.value_type)
+            source = VersionedSource(
+                topic, name=name, value_type=declared.value_type, history_ms=history_ms
+            )
             source.codec = declared.codec  # which converts old values further on as well
             declared.operator = self._app.streams.plan.add(source)
             declared.table.read_only = True

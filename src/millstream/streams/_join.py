@@ -173,10 +173,7 @@ def _target(other: Any, home: StreamHome) -> _Target:
         reads = (other.name,)
         return _Target(other.name, reads, find, declared.key_type, None, history_ms=history)
     flow: TableStream[Any, Any] = declared.flow()
-    target = _made(flow.operator, flow.home, home)
-    if declared.versioned_ms is None:
-        return target
-    return target._replace(find=find_as_of(other.name), history_ms=declared.versioned_ms)
+    return _made(flow.operator, flow.home, home)
 
 
 def _made(operator: Operator, its: StreamHome, home: StreamHome) -> _Target:
@@ -191,6 +188,7 @@ def _made(operator: Operator, its: StreamHome, home: StreamHome) -> _Target:
         find_by_operator(operator),
         operator.key_type,
         operator.topics[0],
+        history_ms=operator.history_ms,
     )
 
 
@@ -253,7 +251,8 @@ def _check_grace(grace_ms: int, target: _Target, left: DeclaredStream[Any, Any],
     if target.history_ms is None:
         raise TopologyError(
             f"{what}: grace= makes records wait, to find what the table had at their time, and this table"
-            f" does not remember it: declare it with app.table(..., versioned='1d')"
+            f" does not remember it: declare it with app.table(..., versioned='1d'). Of the steps behind that,"
+            f" filter() and map_values() without a name know it too"
         )
     if not 0 <= grace_ms <= target.history_ms:
         raise ConfigurationError(

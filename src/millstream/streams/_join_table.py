@@ -46,7 +46,9 @@ def find_in_part(table: str) -> Callable[[Context], Callable[[Any, int], Any]]:
 
 
 def find_by_operator(operator: Operator) -> Callable[[Context], Callable[[Any, int], Any]]:
-    """Looks into a table that a stream or a topic makes: the value now."""
+    """Looks into a table that a stream or a topic makes: the value at the record's time, where it has history, or now."""
+    if operator.history_ms is not None:
+        return operator.getter_as_of
 
     def bind(context: Context) -> Callable[[Any, int], Any]:
         get = operator.getter(context)
@@ -61,7 +63,7 @@ def find_by_operator(operator: Operator) -> Callable[[Context], Callable[[Any, i
 
 
 def find_as_of(table: str) -> Callable[[Context], Callable[[Any, int], Any]]:
-    """Looks into a table with history: the value at the record's time."""
+    """Looks into a table with history that agents write: the value at the record's time."""
 
     def bind(context: Context) -> Callable[[Any, int], Any]:
         part = _part(context, table)

@@ -119,6 +119,8 @@ class Operator:
     """Of operators that hand on changes: whether they can say that for less than the old value."""
     keeps_keys: ClassVar[bool] = False
     """Whether it hands on records with the keys that they have, none among them."""
+    history_ms: int | None = None
+    """Of operators that hand on changes: how far back they know what was; None where they know the present alone."""
     keeps_records: ClassVar[bool] = False
     """Whether it hands on records as it was given them: not all of them, perhaps, but none with another key or value."""
 
@@ -224,6 +226,10 @@ class Operator:
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         """Of operators with changes: a function that looks up a key's present value and its timestamp."""
         raise NotImplementedError(f"{self!r} cannot be looked up")
+
+    def getter_as_of(self, context: Context) -> Callable[[Any, int], Any]:
+        """Of operators with history: a function that looks up a key's value at a time; None where there was none."""
+        raise NotImplementedError(f"{self!r} knows the present alone")
 
 
 class Kept(Operator):

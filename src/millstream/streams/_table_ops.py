@@ -85,6 +85,7 @@ class FilterTable(_Looked):
         super().__init__(parent, name=name)
         check_function(keep, self.kind, parent)
         self.function = keep
+        self.history_ms = parent.history_ms
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         keep, old_wanted = self.function, self.old_wanted
@@ -116,6 +117,15 @@ class FilterTable(_Looked):
 
         return found
 
+    def getter_as_of(self, context: Context) -> Callable[[Any, int], Any]:
+        get, keep = self.parents[0].getter_as_of(context), self.function
+
+        def found(key: Any, moment: int) -> Any:
+            value = get(key, moment)
+            return value if value is not None and self._now(keep(value)) else None
+
+        return found
+
 
 class MapTable(_Looked):
     """The same entries, their values replaced by what a function makes of them."""
@@ -131,6 +141,7 @@ class MapTable(_Looked):
         self.function = function
         self.value_type = value_type
         self.codec = None
+        self.history_ms = parent.history_ms
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         function, old_wanted = self.function, self.old_wanted
@@ -158,6 +169,15 @@ class MapTable(_Looked):
             pair = get(key)
             made = None if pair is None else self._now(function(pair[0]))
             return None if pair is None or made is None else (made, pair[1])
+
+        return found
+
+    def getter_as_of(self, context: Context) -> Callable[[Any, int], Any]:
+        get, function = self.parents[0].getter_as_of(context), self.function
+
+        def found(key: Any, moment: int) -> Any:
+            value = get(key, moment)
+            return None if value is None else self._now(function(value))
 
         return found
 

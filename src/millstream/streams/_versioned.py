@@ -420,8 +420,11 @@ class VersionedSource(Operator):
     kind = "table"
     changes = True
 
-    def __init__(self, topic: Topic[Any, Any], *, name: str, value_type: Any) -> None:
+    def __init__(
+        self, topic: Topic[Any, Any], *, name: str, value_type: Any, history_ms: int
+    ) -> None:
         super().__init__(name=name)
+        self.history_ms = history_ms
         self._topic = topic
         self.key_type = topic.key_type
         self.value_type = value_type
@@ -460,6 +463,15 @@ class VersionedSource(Operator):
             if stored is MISSING:
                 return None
             return part.value_of(stored), _long.unpack_from(stored)[0]
+
+        return get
+
+    def getter_as_of(self, context: Context) -> Callable[[Any, int], Any]:
+        part: VersionedPart = context.parts[self.name]
+
+        def get(key: Any, moment: int) -> Any:
+            found = part.value_at(key, moment, context.scope)
+            return None if found is MISSING else found
 
         return get
 
