@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import millstream as ms
 from millstream.errors import AgentError, ConfigurationError
 from millstream.testing import TestApp
-from tests.streams.running import Disturbance, by_key, disturb, feed, interrupt, read
+from tests.streams.running import Disturbance, by_key, disturb, feed, fold, interrupt, read
+from tests.streams.test_tables import joined, pair
 
 Change = tuple[str, str | None, int]
 """Key, value, timestamp."""
@@ -202,6 +203,92 @@ async def test_a_queried_table_shows_what_is_held() -> None:
         await disturb(t, "lose")
         assert t.table(app.tables["t"].table) == {"a": "x"}
         assert read(t, out) == []
+
+
+def owner_of(value: str) -> str:
+    """A key, by its number."""
+    return "ABC"[int(value[1:]) % 3]
+
+
+def with_owners(rows: dict[str, str], owners: dict[str, str]) -> dict[str, str]:
+    """The inner join by a foreign key."""
+    owned = {key: owner_of(value) for key, value in rows.items()}
+    return {key: pair(rows[key], owners[owner]) for key, owner in owned.items() if owner in owners}
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps(), steps(), st.sampled_from([1, 10]), st.sampled_from([None, 1]))
+def test_joins_with_what_is_held(
+    listed: list[Step], others: list[Step], limit: int, records_max: int | None
+) -> None:
+    """At any time they are joins with what has come out, whichever side changes."""
+
+    async def run() -> None:
+        app = ms.App("shop", partitions=1)
+        names = "source", "out", "other", "pairs", "late"
+        source, out, other, pairs, late = (app.topic(n, value=str, codec="str") for n in names)
+        table = app.table("right", topic=other)
+        suppress = ms.Suppress(limit / 1_000, records_max=records_max)
+        held = app.table("left", topic=source).suppress(suppress, name="held")
+        held.to(out)
+        held.join(table, pair, how="outer").to(pairs)
+        mapped = held.map_values(str.upper).join(table, pair)
+        numbers = mapped.group_by(lambda value: value[0], name="g", type=str).count(name="n")
+        foreign = table.join(held, pair, on=owner_of, name="foreign")
+        back = held.join(table, pair, on=owner_of, name="back")
+        app.stream(other).filter(bool).join(held, pair, how="left", name="looked").to(late)
+        right: dict[str, Any] = {}
+        async with TestApp(app) as t:
+            for step, theirs in itertools.zip_longest(listed, others, fillvalue=Step([], 0, "")):
+                await feed(t, source, step.changes)
+                left = fold(read(t, out))
+                seen = len(read(t, late))
+                await feed(t, other, [(key, value, 0) for key, value, _ in theirs.changes])
+                await interrupt(t, step.turns, step.disturbance)
+                right |= {key: value for key, value, _ in theirs.changes}
+                some = {key: value for key, value in right.items() if value is not None}
+                assert fold(read(t, out)) == left
+                assert fold(read(t, pairs)) == joined(left, some, "outer")
+                wanted = len(joined(left, some, "inner"))
+                assert t.table(numbers).get("V", 0) == wanted
+                assert t.table(foreign) == with_owners(some, left)
+                assert t.table(back) == with_owners(left, some)
+                found = [(r.key, r.value) for r in read(t, late)[seen:]]
+                values = [(key, value) for key, value, _ in theirs.changes if value is not None]
+                assert found == [(key, pair(value, left.get(key))) for key, value in values]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("given", "last"),
+    [
+        (
+            {"emit": ms.Suppress("10s")},
+            "4/4",
+        ),  # with the record of second 16 that of second 4 is due
+        ({"emit_every": "10s"}, "4/3"),  # what there was at second 12
+    ],
+)
+async def test_lookups_in_an_aggregate_that_is_held(given: dict[str, Any], last: str) -> None:
+    """A join with an aggregate's table finds what has come out of it, as those who hear of its changes do."""
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=int), app.topic("out", value=str)
+    orders, both = app.topic("orders", value=int), app.topic("both", value=str)
+    sums = app.stream(source).group_by().sum(name="sums", **given)
+    app.stream(orders).join(sums, "{}/{}".format, how="left", value=str).to(out)
+    app.table("last", topic=orders).join(sums, "{}/{}".format, how="left", value=str).to(both)
+    async with TestApp(app, start=0) as t:
+        for number in range(1, 5):
+            await feed(t, source, [("a", 1, number * 4_000)])
+            await feed(t, orders, [("a", number, number * 4_000)])
+            if number == 2:
+                await t.crash()
+            await t.advance(wall="4s")
+        assert t.sent(out) == ["1/None", "2/None", "3/None", last]
+        assert t.sent(both)[:2] == ["1/None", "2/None"]
+        assert t.sent(both)[-1] == last
+        assert t.table(sums) == {"a": 4}
 
 
 async def test_what_a_filter_drops_brings_time() -> None:

@@ -231,6 +231,7 @@ class Serve(Operator):
         self, subscriptions: Operator, right: Operator, topic: Topic[Any, Any], *, name: str
     ) -> None:
         super().__init__(subscriptions, right, name=name)
+        right.look_into()
         self.topic = topic
         self.stores.append(name)
         self.sinks.append(topic.name)
@@ -295,6 +296,7 @@ class Resolve(Operator):
         self.left = left = subscribe.parents[0]
         self.subscribe = subscribe
         self.sinks += subscribe.sinks
+        left.look_into()
         self.results = results
         self.reads.extend(left.stores)
         self.right_values = right_values

@@ -11,6 +11,7 @@ from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
 from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
 from millstream.streams._sides import check_home, check_keys, check_topics
 from millstream.streams._stream import DeclaredStream
+from millstream.streams._suppress import SuppressChanges
 from millstream.streams._tables import TableStream
 from millstream.streams._types import result_type
 from millstream.streams._windowed_changes import WindowedChanges
@@ -182,6 +183,7 @@ def _made(operator: Operator, its: StreamHome, home: StreamHome) -> _Target:
         raise TopologyError(
             f"join with {operator.name!r}: its keys are windows, so a record has no one value in it"
         )
+    operator.look_into()
     return _Target(
         operator.name,
         _stores_behind(operator),
@@ -199,9 +201,10 @@ def _same_home(its: StreamHome, home: StreamHome, table: str) -> None:
 
 def _stores_behind(operator: Operator) -> list[str]:
     """Tables that a lookup in an operator looks into."""
-    if operator.stores:
-        return list(operator.stores)
-    return [store for parent in operator.parents for store in _stores_behind(parent)]
+    found = list(operator.stores)
+    if not found or isinstance(operator, SuppressChanges):
+        found += [store for parent in operator.parents for store in _stores_behind(parent)]
+    return found
 
 
 def _join_table(

@@ -107,7 +107,7 @@ class Operator:
     """Whether it hands on changes of a table rather than records."""
     holds_back: bool = False
     """Whether a record may bring out what others have left, of other keys: then no two are in progress at once."""
-    uses_old: ClassVar[bool] = False
+    uses_old: bool = False
     """Of operators that take changes: whether the old values matter."""
     uses_deleted: ClassVar[bool] = False
     """Likewise: whether it matters, where there is no new value, that there was an old one."""
@@ -223,6 +223,11 @@ class Operator:
         """
         raise NotImplementedError(f"{type(self).__name__} does not run by itself")
 
+    def look_into(self) -> None:
+        """Declare that somebody looks keys up in it: those that keep nothing for that look into others."""
+        for parent in self.parents:
+            parent.look_into()
+
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         """Of operators with changes: a function that looks up a key's present value and its timestamp."""
         raise NotImplementedError(f"{self!r} cannot be looked up")
@@ -241,6 +246,9 @@ class Kept(Operator):
         super().__init__(*parents, name=name)
         self.stores.append(name)
         self.mend = None
+
+    def look_into(self) -> None:
+        """Nothing more is needed: the table has it all."""
 
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         part = context.parts[self.name]

@@ -293,7 +293,7 @@ class SuppressChanges(Operator):
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         part, codec = context.parts[self.name], self.values
         windows, early_ms = self.windows, self.early_ms
-        stops, old_wanted = self.when_full == "stop", self.old_wanted
+        stops, old_wanted = self.when_full == "stop", self.old_wanted or self.uses_old
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             scope = context.scope
@@ -385,19 +385,22 @@ class SuppressChanges(Operator):
         if done is not None:
             await done
 
+    def look_into(self) -> None:
+        """Keep the old values: they are what came out last."""
+        self.uses_old = True
+        super().look_into()
+
     def getter(self, context: Context) -> Callable[[Any], tuple[Any, int] | None]:
         get = self.parents[0].getter(context)
-        if self.windows is None:
-            return get
         part, loads = context.parts[self.name], self.values.loads
 
-        def get_final(key: Any) -> tuple[Any, int] | None:
+        def get_released(key: Any) -> tuple[Any, int] | None:
             held = part.get(_entry_of(key), context.scope)
             if held is MISSING:
                 return get(key)
             return None if held.old is None else (loads(held.old), UNKNOWN)
 
-        return get_final
+        return get_released
 
 
 def _entry_of(key: Any) -> Any:

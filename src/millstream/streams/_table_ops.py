@@ -371,6 +371,8 @@ class JoinTables(_Looked):
         value_type: Any,
     ) -> None:
         super().__init__(left, right, name=name)
+        for side in self.parents:
+            side.look_into()
         self.joiner = joiner
         self.how = how
         self.value_type = value_type

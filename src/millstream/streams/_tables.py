@@ -305,7 +305,7 @@ class TableChanges(Generic[K, V]):
         return flow.then(operator, name, upgrade)
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
-        """The same changes, held back as `Suppress` says."""
+        """The same changes, held back as `Suppress` says. Joins with it find what has come out last."""
         flow = self._flow()
         name = name or f"{flow.operator.name}-suppress"
         return TableStream(suppressed(flow.home, flow.operator, suppress, name), flow.home)
