@@ -348,6 +348,17 @@ def test_what_cannot_be() -> None:
         ms.Suppress("1s", when_full="drop")  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="limit='-5s' is below 0"):
         ms.Suppress("-5s")
+    windows = app.stream(source).group_by().tumbling("1m")
+    early = ms.Suppress(bytes_max=9, records_max=2)
+    for declare in (
+        lambda: windows.count(name="e", emit=early),
+        lambda: windows.count(name="f").suppress(early),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"Suppress\(bytes_max=9, records_max=2, when_full='stop'\)"
+        ):
+            declare()
+    windows.count(name="g", emit=ms.Suppress(records_max=2, when_full="stop"))
     bounds: list[Any] = [-1, 0, "1MB", 1.5, True]
     for bound in bounds:
         with pytest.raises(

@@ -57,8 +57,8 @@ class Suppress:
         bytes_max: the most that the buffer holds, keys and values; no bound where None. Values lie in the
             state store, so the buffer need not fit into memory.
         records_max: the most results that it holds; no bound where None.
-        when_full: ``emit``: the oldest results come out early; ``stop``: the record is an error, which stops
-            the worker unless ``on_error`` says otherwise.
+        when_full: ``emit``: the oldest results come out early, which goes with a limit; ``stop``: the record is
+            an error, which stops the worker unless ``on_error`` says otherwise.
 
     Raises:
         ConfigurationError: a limit that is no duration or below 0, a bound that is no number above 0, or a word
@@ -425,12 +425,20 @@ def suppressed(
     """An operator's changes, held back as ``suppress`` says.
 
     Raises:
-        ConfigurationError: there is no limit, and no window.
+        ConfigurationError: there is no limit, and no window, or a bound at which windows would come out early.
     """
     if suppress.limit is None and windows is None:
         raise ConfigurationError(
             f"{name}: Suppress() without a limit holds results until their windows are final, and there are"
             f" no windows here: give a limit"
+        )
+    bounds = {"bytes_max": suppress.bytes_max, "records_max": suppress.records_max}
+    bound = ", ".join(f"{key}={most}" for key, most in bounds.items() if most is not None)
+    if suppress.limit is None and bound and suppress.when_full == "emit":
+        raise ConfigurationError(
+            f"{name}: Suppress({bound}) without a limit lets each window out once, when it is final, and a full"
+            f" buffer would let it out early, and then again. Leave the bound out, as what is held lies in the"
+            f" state store; or stop when it is full, Suppress({bound}, when_full='stop'); or give a limit"
         )
     early_ms = closes_early_ms(windows) if windows is not None and home.compat else 0
     operator = SuppressChanges(
