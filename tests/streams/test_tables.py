@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -148,6 +149,19 @@ class Program:
                 for how in HOW
             },
         }
+        for how in HOW:
+            self.results[f"{how}-self"] = even.join(
+                grouped_only, pair, how=how, name=f"{how}-self", value=str
+            )
+        self.results["kept-self"] = self.results["even"].join(
+            self.results["slow"], pair, how="outer", name="kept-self"
+        )
+        by_value = self.results["inner-self"].group_by(str, name="by-value")
+        self.results["self-count"] = by_value.count(name="self-count")
+        unnamed = left.join(even, pair, how="left", value=str).map_values(str.upper)
+        again = unnamed.join(left, lambda one, two: f"{one}|{two}", value=str)
+        grouped_again = again.group_by(str, name="by-other-value")
+        self.results["unnamed-count"] = grouped_again.count(name="unnamed-count")
         self.topics: dict[str, ms.Topic[Any]] = {}
         for name, table in self.results.items():
             self.topics[name] = topic = app.topic(f"{name}-changes", value=Any)
@@ -182,6 +196,14 @@ class Program:
             "even-join": joined(even, numbers, "outer"),
             **{f"{how}-join": joined(left, right, how) for how in HOW},
             **{f"{how}-some": joined(right, grouped_only, how) for how in HOW},
+            **{f"{how}-self": joined(even, grouped_only, how) for how in HOW},
+            "kept-self": joined(
+                even, {key: value.swapcase() for key, value in left.items()}, "outer"
+            ),
+            "self-count": Counter(joined(even, grouped_only, "inner").values()),
+            "unnamed-count": Counter(
+                f"{both.upper()}|{left[key]}" for key, both in joined(left, even, "left").items()
+            ),
         }
 
 
@@ -220,6 +242,8 @@ async def run(listed: list[Step], partitions: int) -> None:
                     "sum",
                     "list",
                     "both",
+                    "self-count",
+                    "unnamed-count",
                 ):  # a group that has lost its last member shows nothing much
                     groups = {group for group in kept if group in wanted or kept[group]}
                     kept, shown = ({g: found[g] for g in groups} for found in (kept, shown))
@@ -329,6 +353,31 @@ async def test_joins_of_tables(how: Any) -> None:
             await feed(t, topics[change[0]], [("k", value, int(time))])
         found = [f"{record.value or 'null'}@{record.timestamp}" for record in read(t, out)]
         assert found == wanted
+
+
+@pytest.mark.parametrize("name", [None, "pairs"])
+async def test_a_table_and_what_follows_from_it(name: Any) -> None:
+    """Its change comes by both sides of a join; what follows knows what was, and that nothing is left."""
+    app = ms.App("shop", partitions=1)
+    source, out, parts = (app.topic(name, value=int) for name in ("source", "out", "parts"))
+    table = app.table("t", topic=source)
+    pairs = table.join(table.map_values(lambda v: v + 1, value=int), int.__add__, name=name)
+    sums = pairs.group_by(lambda _: "all", name="all", type=str).sum(name="sums")
+    pairs.to(out)
+    large = table.filter(lambda number: number > 4)
+    table.join(large, lambda one, other: other or 0, how="left", value=int, name="both").to(parts)
+    with pytest.raises(TopologyError, match=f"name='{name or 't-t-join'}-2'"):
+        table.join(large, int.__add__, name=name)
+    found = []
+    async with TestApp(app) as t:
+        for number in (1, 10, None, 5):
+            await feed(t, source, [("k", number, 0)])
+            found.append(t.table(sums)["all"])
+            await t.crash()
+        assert found == [3, 21, 0, 11]
+        assert t.sent(out) == [3, 3, 21, 21, None, 11, 11]
+        assert t.sent(parts) == [0, 10, 10, None, 5, 5]
+        assert t.table(app.tables[name or "t-t-join"].table) == {"k": 11}
 
 
 async def test_no_value_is_no_entry() -> None:

@@ -222,10 +222,11 @@ async def test_tombstones_of_a_filter() -> None:
     """A window that passes no longer is gone, and so is a merged session; who knows the old values hears less of it."""
     app = ms.App("shop", partitions=1)
     source, out, known = (app.topic(name, value=int) for name in ("source", "out", "known"))
-    counts = app.stream(source).group_by().session("5ms", grace="20ms").count(name="counts")
+    sessions = app.stream(source).group_by().session("5ms", grace="20ms")
+    counts, sums = sessions.count(name="counts"), sessions.sum(name="sums")
     counts.filter(is_odd).to(out)
     odd = counts.filter(is_odd)
-    odd.join(counts, lambda left, right: left, how="left", value=int).to(known)
+    odd.join(sums, lambda left, right: left, how="left", value=int).to(known)
     async with TestApp(app) as t:
         await feed(t, source, [("a", 1, time) for time in (0, 5, 11, 6)])
         assert rows(read(t, out)) == [
@@ -436,7 +437,8 @@ async def test_async_functions(settings: Any) -> None:
     async def pair_later(left: list[int], right: list[int]) -> int:
         return await later(len(left) + len(right))
 
-    lists.join(lists.filter(bool), pair_later).to(joins)
+    others = windows.aggregate(default=list[int], add=added, name="others")
+    lists.join(others.filter(bool), pair_later).to(joins)
     async with TestApp(app) as t:
         await feed(t, source, [("a", 1, 0), ("b", 1, 1), ("a", 1, 2), ("a", 1, 3), ("a", 1, 11)])
         assert fold(read(t, out)) == {("a", 0, 10): -3, ("b", 0, 10): -1, ("a", 10, 20): -1}
@@ -465,10 +467,11 @@ def test_what_is_refused() -> None:
     stream = app.stream(app.topic("source", value=int))
     windows = stream.group_by().tumbling("1m")
     counts: Any = windows.count(name="counts")
+    sums = windows.sum(name="sums")
     named: list[Any] = [
         lambda: counts.filter(bool, name="kept"),
         lambda: counts.map_values(str, name="kept"),
-        lambda: counts.join(counts, pair, name="kept"),
+        lambda: counts.join(sums, pair, name="kept"),
     ]
     for declare in named:
         with pytest.raises(ConfigurationError, match=r"keeps nothing: leave name='kept' out"):
@@ -480,7 +483,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="those of 'held-suppress' are"):
         held.suppress(ms.Suppress())
     with pytest.raises(ConfigurationError, match=r"each of the tables .* a time of its own"):
-        counts.join(counts, pair).suppress(ms.Suppress())
+        counts.join(sums, pair).suppress(ms.Suppress())
     by_time = [
         windows.count(name="by-time", emit=ms.Suppress("1s")),
         windows.count(name="by-clock", emit_every="1s"),
@@ -496,7 +499,7 @@ def test_what_is_refused() -> None:
     with pytest.raises(TopologyError, match="give it a name, for example group_by"):
         counts.group_by(rest)
     with pytest.raises(ConfigurationError, match="none of inner, left, outer"):
-        counts.join(counts, pair, how="right")
+        counts.join(sums, pair, how="right")
     other = stream.group_by().hopping("1m", "10s").count(name="hops")
     with pytest.raises(TopologyError, match=r"tumbling\(1m\) and hopping\(1m, advance=10s\)"):
         counts.join(other, pair)
@@ -512,6 +515,14 @@ def test_what_is_refused() -> None:
         plain.join(counts.filter(bool), pair)
     with pytest.raises(TopologyError, match="it is windowed, so a record has no one value"):
         stream.join(counts.filter(bool), pair)
+    entwined: list[Any] = [
+        lambda: counts.join(counts, pair),
+        lambda: counts.filter(bool).join(counts.map_values(str), pair, how="outer"),
+        lambda: sums.join(counts, pair).join(counts.suppress(ms.Suppress("3s"), name="h"), pair),
+    ]
+    for declare in entwined:
+        with pytest.raises(TopologyError, match=r"in one step of that table: .map_values"):
+            declare()
     own = app.table("own", key=str, value=int, default=0).tumbling("1m")
     with pytest.raises(TopologyError, match=r"written by agents.*app.stream\(topic\)"):
         own.filter(bool)

@@ -11,7 +11,6 @@ from millstream.streams._join_streams import Reach, SelfJoin, StreamJoin
 from millstream.streams._join_table import TableJoin, find_as_of, find_by_operator, find_in_part
 from millstream.streams._sides import check_home, check_keys, check_topics
 from millstream.streams._stream import DeclaredStream
-from millstream.streams._suppress import SuppressChanges
 from millstream.streams._tables import TableStream
 from millstream.streams._types import result_type
 from millstream.streams._windowed_changes import WindowedChanges
@@ -186,7 +185,7 @@ def _made(operator: Operator, its: StreamHome, home: StreamHome) -> _Target:
     operator.look_into()
     return _Target(
         operator.name,
-        _stores_behind(operator),
+        [store for one in operator.looked_into() for store in one.stores],
         find_by_operator(operator),
         operator.key_type,
         operator.topics[0],
@@ -197,14 +196,6 @@ def _made(operator: Operator, its: StreamHome, home: StreamHome) -> _Target:
 def _same_home(its: StreamHome, home: StreamHome, table: str) -> None:
     if its is not home:
         raise TopologyError(f"join with table {table!r}: it belongs to another app")
-
-
-def _stores_behind(operator: Operator) -> list[str]:
-    """Tables that a lookup in an operator looks into."""
-    found = list(operator.stores)
-    if not found or isinstance(operator, SuppressChanges):
-        found += [store for parent in operator.parents for store in _stores_behind(parent)]
-    return found
 
 
 def _join_table(

@@ -223,6 +223,12 @@ class Operator:
         """
         raise NotImplementedError(f"{type(self).__name__} does not run by itself")
 
+    def looked_into(self) -> list[Operator]:
+        """Of operators with changes: those whose tables a lookup reads."""
+        if self.stores:
+            return [self]
+        return [one for parent in self.parents for one in parent.looked_into()]
+
     def look_into(self) -> None:
         """Declare that somebody looks keys up in it: those that keep nothing for that look into others."""
         for parent in self.parents:

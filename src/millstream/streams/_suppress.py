@@ -385,6 +385,10 @@ class SuppressChanges(Operator):
         if done is not None:
             await done
 
+    def looked_into(self) -> list[Operator]:
+        """What is held, and where nothing is, what there is."""
+        return [self, *self.parents[0].looked_into()]
+
     def look_into(self) -> None:
         """Keep the old values: they are what came out last."""
         self.uses_old = True

@@ -188,14 +188,28 @@ class Keep(Kept):
     kind = "table"
     passes_time = True
 
+    def __init__(self, parent: Operator, *, name: str, compares: bool = False) -> None:
+        """
+        Args:
+            compares: the changes come without old values: those are what the table has.
+        """
+        super().__init__(parent, name=name)
+        self.compares = compares
+
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
-        part = context.parts[self.name]
+        part, time_wanted = context.parts[self.name], self.time_wanted
+
+        def compare(key: Any, new: Any, _: Any, timestamp: int) -> Done:
+            before = part.replace(key, new, timestamp, context.scope)
+            if new is before is None and not time_wanted:
+                return None
+            return forward(key, new, None if before is None else before[1], timestamp)
 
         def take(key: Any, new: Any, old: Any, timestamp: int) -> Done:
             part.set(key, DELETED if new is None else (timestamp, new), context.scope)
             return forward(key, new, old, timestamp)
 
-        return [take]
+        return [compare if self.compares else take]
 
 
 class Upsert(Kept):
@@ -355,7 +369,12 @@ async def awaited(made: Any) -> Any:
 
 
 class JoinTables(_Looked):
-    """Two tables by key: a change of either side makes a result of both."""
+    """Two tables by key: a change of either side makes a result of both.
+
+    Where both follow from one table, its change comes by one side after the other, and the first time a lookup in
+    the other side finds what has not come from there. So what the result was is not known here: the results have to
+    be kept, by a `Keep` that compares.
+    """
 
     kind = "join"
     uses_deleted = True  # a tombstone goes out only where a result may have been there
@@ -373,6 +392,8 @@ class JoinTables(_Looked):
         super().__init__(left, right, name=name)
         for side in self.parents:
             side.look_into()
+        self.entwined = _follows(left, right) or _follows(right, left)
+        """Whether a change may come by both sides: then all results are handed on, without old ones."""
         self.joiner = joiner
         self.how = how
         self.value_type = value_type
@@ -380,7 +401,8 @@ class JoinTables(_Looked):
 
     def bind(self, context: Context, forward: Callable[..., Done]) -> Sequence[Callable[..., Done]]:
         left, right = self.parents
-        forward = self._forward_news(forward)
+        if not self.entwined:
+            forward = self._forward_news(forward)
         return [
             self._side(context, forward, right.getter(context), left=True),
             self._side(context, forward, left.getter(context), left=False),
@@ -394,12 +416,15 @@ class JoinTables(_Looked):
         *,
         left: bool,
     ) -> Callable[..., Done]:
-        joiner, old_wanted = self.joiner, self.old_wanted
+        joiner, entwined = self.joiner, self.entwined
+        old_wanted = self.old_wanted and not entwined
         needs_mine = self.how == "inner" or (self.how == "left" and left)
         needs_theirs = self.how == "inner" or (self.how == "left" and not left)
 
         def result(mine: Any, theirs: Any) -> Any:
             if mine is None and (theirs is None or needs_mine):
+                return None
+            if theirs is None and needs_theirs:
                 return None
             return joiner(mine, theirs) if left else joiner(theirs, mine)
 
@@ -410,7 +435,7 @@ class JoinTables(_Looked):
                 theirs, time = pair
                 if time > timestamp:
                     timestamp = time
-            elif needs_theirs or (new is None and old is None):
+            elif not entwined and (needs_theirs or (new is None and old is None)):
                 return None  # there was no result, and there is none
             before = result(old, theirs) if old_wanted else None
             made = result(new, theirs)
@@ -443,3 +468,16 @@ class JoinTables(_Looked):
             return value, max(-1 if left is None else left[1], -1 if right is None else right[1])
 
         return get
+
+
+def _follows(one: Operator, other: Operator) -> bool:
+    """Whether a change of a table that a lookup in one operator reads also comes through another."""
+    tables = set(one.looked_into())
+    before, seen = [other], {other}
+    for operator in before:
+        if operator in tables:
+            return True
+        more = [parent for parent in operator.parents if parent not in seen]
+        before += more
+        seen.update(more)
+    return False

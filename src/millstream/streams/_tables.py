@@ -270,7 +270,8 @@ class TableChanges(Generic[K, V]):
             joiner: makes a value of both sides' values; None stands for a side that is missing, with
                 ``how="left"`` on the right, with ``how="outer"`` on either. Where it returns None there is no entry.
             on: a field or a function of this table's values: the key of the other table. Inner and left only.
-            name: of the result's table, where it is to be queried; of what a foreign-key join keeps.
+            name: of the result's table, where it is to be queried; of what a foreign-key join keeps, or one of a
+                table with what follows from it.
             value: the type of the results, where the joiner has no annotation that tells.
             upgrade: with a name: turns a result that was kept in an older form, as plain JSON types, into a new one.
         """
@@ -302,7 +303,8 @@ class TableChanges(Generic[K, V]):
         flow.check_kept(joiner, name, "join()")
         stem = name or f"{flow.operator.name}-{right.name}-join"
         operator = JoinTables(flow.operator, right, joiner, how, name=stem, value_type=made)
-        return flow.then(operator, name, upgrade)
+        kept = flow.then(operator, stem if operator.entwined else name, upgrade)
+        return kept._flow() if operator.entwined and name is None else kept
 
     def suppress(self, suppress: Suppress, *, name: str | None = None) -> TableStream[K, V]:
         """The same changes, held back as `Suppress` says. Joins with it find what has come out last."""
@@ -373,7 +375,8 @@ class TableStream(TableChanges[K, V]):
             if not filters:
                 operator.mend = needs_a_name(operator.kind)
             return TableStream(operator, self.home)
-        kept = Keep(operator, name=name)
+        entwined = isinstance(operator, JoinTables) and operator.entwined
+        kept = Keep(operator, name=name, compares=entwined)
         if filters:
             kept.mend = operator.mend
         self.home.plan.add(kept)

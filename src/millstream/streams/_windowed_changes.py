@@ -251,7 +251,8 @@ class WindowedChanges(Generic[K, V]):
             value: the type of the results, where the joiner has no annotation that tells.
 
         Raises:
-            TopologyError: the windows differ in more than grace and retention, or equal keys do not meet.
+            TopologyError: the windows differ in more than grace and retention, equal keys do not meet, or one
+                side follows from the other, or both from one table: `map_values` makes one value of both there.
             ConfigurationError: a function before the join is async, as lookups cannot wait; or results are
                 final, and the windows are kept no longer than that.
         """
@@ -282,6 +283,12 @@ class WindowedChanges(Generic[K, V]):
             name=f"{flow.name}-{right.name}-join",
             value_type=result_type(joiner) if value is None else value,
         )
+        if operator.entwined:
+            raise TopologyError(
+                f"{what}: one follows from the other, or both do from one table, whose change would come by one"
+                f" side and then by the other, with results of a new and an old value. Make both in one step of"
+                f" that table: .map_values(lambda value: ...)"
+            )
         return flow.then(operator)
 
 
