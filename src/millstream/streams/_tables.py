@@ -50,7 +50,10 @@ class TableChanges(Generic[K, V]):
         def _flow(self) -> TableStream[K, V]: ...
 
     def changes(self) -> DeclaredStream[V, K]:
-        """The new values as a stream of records; None where a key was deleted."""
+        """The new values as a stream of records; None where a key was deleted, for the stream's functions too.
+
+        Functions of the table's own steps, like `filter` and `map_values`, get values alone.
+        """
         flow = self._flow()
         values = Values(flow.operator, name=flow.operator.name)
         return DeclaredStream(flow.home.plan.add(values), flow.home)

@@ -61,7 +61,8 @@ class WindowedChanges(Generic[K, V]):
         """The results as a stream; its keys are `Windowed`: the key, and the window.
 
         The value is None where a window is gone: a session that was merged with another, or what `filter` lets
-        through no longer. A topic takes the key alone, and the window in headers: what comes out of one (``to``,
+        through no longer. The stream's functions get it as well; those of the table's own steps, like `filter`
+        and `map_values`, get values alone. A topic takes the key alone, and the window in headers: what comes out of one (``to``,
         ``through``, ``repartition``) has plain keys.
         """
         flow = self._flow()
