@@ -10,6 +10,8 @@ import pytest
 import millstream as ms
 from millstream.errors import AgentError
 from millstream.streams import _due
+from millstream.streams._process import TimerPart
+from millstream.streams._suppress import HeldPart
 from millstream.testing import TestApp
 from millstream.worker import _subtopology
 from tests.kit import continued
@@ -232,3 +234,40 @@ async def test_by_the_wall_clock() -> None:
         await t.send(source, "again", key="bad")
         await t.advance(wall="2m")
         assert sorted(t.sent(out)) == ["a", "again", "c", "d"]
+
+
+@pytest.mark.parametrize(("build", "part"), [(held, HeldPart), (timers, TimerPart)])
+async def test_a_failed_record_does_not_read_all_that_is_held(
+    build: Any, part: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has held is gone, and what it has let out is held again, with no more work than that."""
+    walked: list[str] = []
+    keys = part.keys
+
+    def counted(self: Any, *arguments: Any, **more: Any) -> Any:
+        walked.append(self.name)
+        return keys(self, *arguments, **more)
+
+    monkeypatch.setattr(part, "keys", counted)
+    app = ms.App("shop", partitions=1, on_error="skip")
+    source, out = app.topic("source", value=str), app.topic("out", value=str)
+    build(app, source).to(out)
+
+    def refuse(value: str) -> None:
+        if value == "bad":
+            raise ValueError("it is bad")
+
+    app.stream(source).foreach(refuse)
+    async with TestApp(app) as t:
+        await t.send(source, "first", key="first", timestamp=0)
+        await t.send(source, "bad", key="bad", timestamp=1)  # from now on with journals
+        await t.send(source, "second", key="second", timestamp=2)
+        before = len(walked)
+        for at in range(10):
+            await t.send(source, "bad", key=f"bad-{at}", timestamp=3 + at)
+            await t.send(source, "bad", key="second", timestamp=150)  # lets the others out
+        assert len(walked) == before
+        await t.send(source, "time", key="z", timestamp=LATER)
+        await t.crash()
+        await t.send(source, "time", key="z", timestamp=2 * LATER)
+        assert sorted(value for value in t.sent(out) if value != "time") == ["first", "second"]

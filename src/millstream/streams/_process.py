@@ -2,14 +2,14 @@
 
 A processor keeps its state in the app's tables, like an agent. Its timers lie in a table of the operator's own, so they
 survive restarts, move with the shard, and are undone with the event that set them. In memory there is only the
-order in which they are due, made from that table.
+order in which they are due, made from that table. An entry there that the table does not confirm is passed over.
 """
 
 from __future__ import annotations
 
 import heapq
 import inspect
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from millstream.clock import Duration, duration_ms, timestamp_ms
 from millstream.context import current
@@ -21,7 +21,7 @@ from millstream.tables import DELETED, MISSING, Due, DueRow, TimedPart
 from millstream.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
     from datetime import datetime
 
     from millstream.clock import Clock
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["ProcessContext", "Processor", "process"]
 
 EVENT, WALL = 0, 1
+UNDONE_MAX: Final = 1_000
+"""Timers that undone events may have set or taken out, before all are read again, if there are not many more."""
 
 
 class Processor(Protocol):
@@ -142,7 +144,7 @@ class ProcessContext:
 class TimerPart(TimedPart):
     """Timers of a processor in one shard: entries ``(clock, moment, key)``."""
 
-    __slots__ = ("_heaps", "_stale")
+    __slots__ = ("_heaps", "_stale", "_undone")
 
     @property
     def kept_as(self) -> str:
@@ -152,10 +154,12 @@ class TimerPart(TimedPart):
         super().__init__(name, **{**arguments, "mutable": False})
         self._heaps: dict[int, list[tuple[int, bytes, Any]]] = {}
         self._stale = True
+        self._undone = 0
 
     def _fresh(self) -> None:
         if self._stale:
             self._stale = False
+            self._undone = 0
             self._heaps = {EVENT: [], WALL: []}
             for entry in list(self.keys(b"\x01", None)):
                 self._note(entry)
@@ -192,12 +196,13 @@ class TimerPart(TimedPart):
 
     def undo(self, key: Any, before: PreImage) -> None:
         super().undo(key, before)
-        self._stale = True
-
-    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
-        super().cut(excluded)
-        if excluded:
-            self._stale = True
+        if self._stale:
+            return
+        self._undone += 1
+        if self._is_set(key):
+            self._note(key)
+        # what the event had set stays in its heap, and is passed over when its moment comes
+        self._stale = self._undone > UNDONE_MAX + sum(map(len, self._heaps.values())) // 2
 
     def advance(self, by: int) -> None:
         super().advance(by)

@@ -5,8 +5,9 @@ Theory of operation
 What is held back lies in a table of the operator's own: for each key the time of its first change that is held, the
 time and the new value of its latest, and the old value of its first. So a crash, an undo or a move to another
 worker treats it like any other table. In memory there is only the order in which changes are due: a heap of
-(time, key), made from the table when the part is new or an event was undone. An entry of the heap that the table
-does not confirm is passed over.
+(time, key), made from the table when the part is new. An event that is undone puts back what it had taken out. An entry
+of the heap that the table does not confirm is passed over; where undone events have left many of these, the heap is
+made anew.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow, TimedPart
 from millstream.windows import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from millstream.clock import Clock
     from millstream.context import PreImage, Scope
@@ -40,6 +41,9 @@ __all__ = ["Suppress", "SuppressChanges", "emitted_every", "see", "suppressed"]
 
 CHECKED: Final = 100
 """Held changes whose values are decoded before the first event."""
+
+UNCONFIRMED_MAX: Final = 1_000
+"""Entries of the heap that undone events may leave there, if they are no more than the others."""
 
 _times = struct.Struct(">QQi")
 
@@ -211,8 +215,17 @@ class HeldPart(TimedPart):
         return held
 
     def undo(self, key: Any, before: PreImage) -> None:
+        undone = self._held(key)
         super().undo(key, before)
-        self._stale = True
+        if self._stale:
+            return
+        data, held = self.encode_key(key), self._held(key)
+        if undone is not None:
+            self._count(data, undone, -1)
+        if held is not None:
+            self._count(data, held, 1)
+            heapq.heappush(self._heap, (held.first, data, key))
+        self._stale = len(self._heap) > 2 * self.count + UNCONFIRMED_MAX
 
     # time that moves without a record ---------------------------------------------------------------
 
@@ -246,11 +259,6 @@ class HeldPart(TimedPart):
             windowed = isinstance(entry, tuple) and len(entry) == 3
             key, moment = (entry[0], entry[1]) if windowed else (entry, held.latest)
             yield key, moment, self.encode_key(entry)
-
-    def cut(self, excluded: Mapping[Any, PreImage]) -> None:
-        super().cut(excluded)
-        if excluded:
-            self._stale = True
 
 
 class SuppressChanges(Operator):
