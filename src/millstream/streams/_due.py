@@ -3,13 +3,17 @@
 A value that a row's functions write may be refused only at the commit. The shard then goes through its events again and
 looks for the one that wrote it: here, it looks before a row and behind it.
 
+However much is due, an event lets out only so much of it (`has_room`): as many rows as come through without the event
+loop standing still, and none once the next epoch is full. The part then says that more is due, which leaves in events
+of its own before the next record. So an event's output is above the bound of an epoch by no more than that of a row.
+
 A row whose failure the policy lets pass comes again with the next attempt, like the record at hand, and is passed over
 then: `millstream.worker` remembers it until that is committed.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from millstream.tables import DueError, DueRow
 
@@ -19,9 +23,21 @@ if TYPE_CHECKING:
     from millstream.context import Scope
     from millstream.streams._operator import Done
 
-__all__ = ["each_due", "hand_on_due"]
+__all__ = ["each_due", "hand_on_due", "has_room"]
 
 T = TypeVar("T")
+
+LET_OUT_MAX: Final = 5_000
+"""Rows that one event lets out of a part."""
+
+
+def has_room(scope: Scope, let_out: int) -> bool:
+    """Whether an event may let out another row.
+
+    Args:
+        let_out: how many it has let out of the part.
+    """
+    return let_out < LET_OUT_MAX and not scope.subtopology.is_full
 
 
 def each_due(

@@ -8,7 +8,7 @@ from millstream.streams._due import each_due
 from millstream.streams._operator import WAITS, each, finish
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from millstream.context import IncomingRecord, Scope
     from millstream.records import Headers
@@ -67,7 +67,7 @@ class _Disguised:
 
 def deliver_waiting(
     part: WaitingPart,
-    rows: Sequence[Waiting],
+    rows: Iterable[Waiting],
     scope: Scope,
     deliver: Deliver,
     pair_of: Callable[[Any, Any, int], Pair | None] | None = None,
@@ -75,10 +75,9 @@ def deliver_waiting(
     """Deliver rows that have waited, each with the headers that its own record had.
 
     Args:
+        rows: taken out as they are asked for.
         pair_of: makes of key, value and timestamp of a row its pair, or None; without, rows come out alone.
     """
-    if not rows:
-        return None
     plain = scope.record is None or not scope.record.headers
 
     def go(row: Waiting) -> Done:

@@ -25,7 +25,7 @@ from millstream.streams._stateless import SourceOperator
 from millstream.tables import NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from millstream.clock import Clock
     from millstream.serialization import Codec
@@ -244,7 +244,7 @@ class StreamJoin(Operator):
 
         return take
 
-    async def close(self, key: Any, window: Any, value: list[Waiting]) -> None:
+    async def close(self, key: Any, window: Any, value: Iterable[Waiting]) -> None:
         """Event time has moved without a record, or far: let out what is due."""
         scope = current.get()
         assert self.pipeline is not None

@@ -20,7 +20,7 @@ from millstream.streams._pipeline import bound
 from millstream.tables import MISSING, no_part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from millstream.clock import Clock
     from millstream.streams._home import StreamHome
@@ -229,7 +229,7 @@ class TableJoin(Operator):
 
         return pair_of
 
-    async def close(self, key: Any, window: Any, value: list[Waiting]) -> None:
+    async def close(self, key: Any, window: Any, value: Iterable[Waiting]) -> None:
         """Event time has moved without a record, or far: let out what is due."""
         scope = current.get()
         assert self.pipeline is not None

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from millstream.serialization import key_layout
+from millstream.streams._due import has_room
 from millstream.streams._join_filter import KeyFilters
 from millstream.streams._join_rows import (
     FIRST_NUMBER,
@@ -33,7 +34,7 @@ from millstream.streams._join_rows import (
     rows_of,
     value_in,
 )
-from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow
+from millstream.tables import DELETED, NEVER, Due, DueRow
 from millstream.windows import Window
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ LATE_MAX: Final = 8_192
 """Rows in memory, besides those that are not in the store yet."""
 STRETCH_MS: Final = 60_000
 """Of event time, for which the places of rows that wait are known together."""
-RELEASED_MAX: Final = 5_000
-"""Entries that one event lets out; what is due beyond that leaves in events of its own."""
 
 _layout_of_side = key_layout(bool).encode
 _SIDES = {left: _layout_of_side(left) for left in (True, False)}
@@ -412,25 +411,26 @@ class WaitingPart(RowsPart):
 
     # what is due ----------------------------------------------------------------------------------
 
-    def release(self, scope: Scope, count: int = RELEASED_MAX) -> list[Waiting]:
+    def release(self, scope: Scope) -> Iterator[Waiting]:
         """Take out the rows that are due, in order of time; right before left, then by key.
 
-        What is due beyond ``count`` entries leaves between this event and the next.
+        What is due beyond what one event lets out leaves between this event and the next.
         """
-        found: list[Waiting] = []
-        while count and (entry := self._next()) is not None:
+        let_out = 0
+        while has_room(scope, let_out):
+            entry = self._next()
+            if entry is None:
+                self._look_ahead()
+                return
             segment = self.segment(entry, scope)
             if segment:
-                count -= 1
+                let_out += 1
                 if scope.journal is not None:
                     self.tie(self._due_at(entry), scope)
                 self._drop_entry(entry, scope)
-                found += self._rows(entry, segment)
-        if count:
-            self._look_ahead()
-        else:
-            self.became_due()
-        return found
+                yield from self._rows(entry, segment)
+        self.next_due = NEVER  # until `due` has found nothing more
+        self.became_due()
 
     def _due_at(self, entry: Any) -> int:
         due_at: int = entry[1] + self._orders[entry[0]].hold_ms + 1
@@ -499,8 +499,8 @@ class WaitingPart(RowsPart):
         return [Due(None, None, Window(self.stream_time, self.stream_time), b"")]
 
     def close(self, due: Due, scope: Scope) -> Any:
-        """The next rows that are due, or `MISSING`."""
-        return self.release(scope) or MISSING
+        """The next rows that are due."""
+        return self.release(scope)
 
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         super().cut(excluded)

@@ -22,7 +22,7 @@ from millstream.clock import Duration, duration_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, DecodeError, RecordTooLargeError
 from millstream.streams._compat import closes_early_ms
-from millstream.streams._due import each_due
+from millstream.streams._due import each_due, has_room
 from millstream.streams._operator import UNCHANGED, Context, Done, Operator, Windowed
 from millstream.streams._pipeline import bound
 from millstream.tables import DELETED, MISSING, NEVER, Due, DueRow, TimedPart
@@ -45,6 +45,9 @@ CHECKED: Final = 100
 UNCONFIRMED_MAX: Final = 1_000
 """Entries of the heap that undone events may leave there, if they are no more than the others."""
 
+ALL_OUT: Final = b"all"
+"""Stored while everything that is held is on its way out."""
+
 _times = struct.Struct(">QQi")
 
 UNKNOWN = -1
@@ -59,7 +62,8 @@ class Suppress:
         limit: how long a result is held back, from the key's first change that is held; None: until
             its window is final, so that each window comes out once (``emit="final"`` does so without a buffer).
         bytes_max: the most that the buffer holds, keys and values; no bound where None. Values lie in the
-            state store, so the buffer need not fit into memory.
+            state store, so the buffer need not fit into memory. Nor need what is due at one moment: it comes out
+            in as many commits as it takes, before the next record.
         records_max: the most results that it holds; no bound where None.
         when_full: ``emit``: the oldest results come out early, which goes with a limit; ``stop``: the record is
             an error, which stops the worker unless ``on_error`` says otherwise.
@@ -116,20 +120,43 @@ def load_held(data: bytes) -> Held:
 class HeldPart(TimedPart):
     """What a `SuppressChanges` holds in one shard."""
 
-    __slots__ = ("_heap", "_limit_ms", "_stale", "_values", "bytes", "count")
+    __slots__ = (
+        "_bytes_max",
+        "_heap",
+        "_limit_ms",
+        "_records_max",
+        "_stale",
+        "_values",
+        "bytes",
+        "count",
+        "empties",
+    )
 
     @property
     def kept_as(self) -> str:
         return "changes that are held back"
 
-    def __init__(self, name: str, *, limit_ms: int, values: Codec[Any], **arguments: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        limit_ms: int,
+        records_max: int,
+        bytes_max: int,
+        values: Codec[Any],
+        **arguments: Any,
+    ) -> None:
         """
         Args:
             limit_ms: how long a change is held back.
+            records_max: above so many, the oldest are due early.
+            bytes_max: above so much, likewise.
             values: the codec of the values in it.
         """
         super().__init__(name, **{**arguments, "mutable": False})
         self._limit_ms = limit_ms
+        self._records_max = records_max
+        self._bytes_max = bytes_max
         self._values = values
         self._heap: list[tuple[int, bytes, Any]] = []
         self._stale = True
@@ -137,6 +164,8 @@ class HeldPart(TimedPart):
         """Of keys and values that are held."""
         self.count = 0
         """Keys with something that is held."""
+        self.empties = False
+        """Whether everything is due, as an event has begun to let it out."""
 
     def check_stored(self, known: str | None) -> Iterator[int]:
         """Decode some of what is stored; see `TablePart.check_stored`."""
@@ -207,6 +236,22 @@ class HeldPart(TimedPart):
             heapq.heappop(self._heap)
         return None
 
+    def next(self, *, everything: bool = False) -> Any:
+        """The key of what is due first, by its time or as there is too much; `MISSING` where nothing is."""
+        oldest = self.oldest()
+        if oldest is None:
+            return MISSING
+        first, key = oldest
+        if (
+            first <= self.stream_time - self._limit_ms
+            or self.count > self._records_max
+            or self.bytes > self._bytes_max
+            or everything
+            or self.empties
+        ):
+            return key
+        return MISSING
+
     def release(self, key: Any, scope: Scope) -> Held:
         """Take out what is held of a key."""
         held = cast("Held", self.get(key, scope))
@@ -239,11 +284,22 @@ class HeldPart(TimedPart):
             self.closing_due = True
             self.on_due()
 
+    def more_is_due(self, mark: bytes = b"") -> None:
+        super().more_is_due(ALL_OUT if self.empties else mark)
+
+    def left_over(self, mark: bytes) -> None:
+        self.empties = mark == ALL_OUT
+        super().left_over(mark)
+
+    def nothing_is_due(self) -> None:
+        super().nothing_is_due()
+        self.empties = False
+
     def due(self) -> list[Due]:
-        """One entry where something is due, for an event that lets all of it out."""
+        """One entry where something is due, for an event that lets it out."""
         self.closing_due = False
-        oldest = self.oldest()
-        if oldest is None or oldest[0] > self.stream_time - self._limit_ms:
+        if self.next() is MISSING:
+            self.nothing_is_due()
             return []
         return [Due(None, None, Window(self.stream_time, self.stream_time), b"")]
 
@@ -337,6 +393,8 @@ class SuppressChanges(Operator):
     ) -> Done:
         """Hand on what is due, and what is above the bounds, oldest first."""
         part, loads = context.parts[self.name], self.values.loads
+        if part.next(everything=everything) is MISSING:
+            return None
 
         def go(item: tuple[Any, Held]) -> Done:
             entry, held = item
@@ -362,23 +420,21 @@ class SuppressChanges(Operator):
         return each_due(context.scope, self._out(context, everything), go, row_of)
 
     def _out(self, context: Context, everything: bool) -> Iterator[tuple[Any, Held]]:
-        part = context.parts[self.name]
-        while (oldest := part.oldest()) is not None:
-            first, entry = oldest
-            if (
-                first > part.stream_time - self.limit_ms
-                and part.count <= self.records_max
-                and part.bytes <= self.bytes_max
-                and not everything
-            ):
+        part: HeldPart = context.parts[self.name]
+        let_out = 0
+        while (entry := part.next(everything=everything)) is not MISSING:
+            if not has_room(context.scope, let_out):
+                part.empties = part.empties or everything
+                part.more_is_due()
                 return
+            let_out += 1
             held = part.release(entry, context.scope)
             if held.new is None and self.windows is not None:
                 continue  # nobody has seen a result that this would take back
             yield entry, held
 
     async def close(self, key: Any, window: Any, value: Any) -> None:
-        """Event time has moved without a record: let out what is due."""
+        """Let out what is due: event time has moved without a record, or an event has left some of it."""
         await self._flush(everything=False)
 
     async def flush(self) -> None:
@@ -479,9 +535,7 @@ def emitted_every(home: StreamHome, parent: Operator, interval: Duration, name: 
         raise ConfigurationError(f"{parent.name}: emit_every={interval!r} is not above 0")
     operator = SuppressChanges(parent, name=name, clock=lambda: home.clock)
     _keep(home, operator)
-    home.due_hook(
-        name, operator.close
-    )  # nothing is ever due by event time; for the policy of its failures
+    home.due_hook(name, operator.close)  # what a moment of the timer leaves; nothing else is due
     home.shard_timer(interval, name, operator.flush)
     return operator
 
@@ -496,7 +550,14 @@ def _keep(home: StreamHome, operator: SuppressChanges) -> None:
     home.plan.add(operator)
 
     def make_part(name: str, **arguments: Any) -> HeldPart:
-        return HeldPart(name, limit_ms=operator.limit_ms, values=operator.values, **arguments)
+        return HeldPart(
+            name,
+            limit_ms=operator.limit_ms,
+            records_max=operator.records_max,
+            bytes_max=operator.bytes_max,
+            values=operator.values,
+            **arguments,
+        )
 
     key_type = str if parent.key_type is Any else parent.key_type
     home.kept_table(

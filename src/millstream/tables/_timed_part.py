@@ -25,6 +25,8 @@ __all__ = ["NEVER", "TIME_KEY", "Due", "DueError", "DueRow", "TimedPart"]
 TIME_KEY: Final = b"\x00time"
 FEEDERS_KEY: Final = b"\x00feeders"
 """Names of the agents that use the part, a line each."""
+DUE_KEY: Final = b"\x00due"
+"""There while an event has left something that is due to the next one, with what the part wants to know of it then."""
 NEVER: Final = 1 << 62
 
 _number = struct.Struct(">Q")
@@ -74,6 +76,7 @@ class TimedPart(TablePart):
 
     __slots__ = (
         "_base_time",
+        "_left_over",
         "_timed",
         "_written_time",
         "closing_due",
@@ -93,6 +96,7 @@ class TimedPart(TablePart):
         """While events in ``_timed`` are not cut: stream time without them."""
         self._timed: dict[Scope, int] = {}
         self._written_time = -1
+        self._left_over = False
         self.due_at = NEVER
         """Stream time at which something may become due."""
         self.closing_due = False
@@ -147,6 +151,27 @@ class TimedPart(TablePart):
         self.due_at = NEVER
         self.closing_due = True
         self.on_due()
+
+    def more_is_due(self, mark: bytes = b"") -> None:
+        """An event has let out all that one may: the rest leaves in further events, before the next record.
+
+        Args:
+            mark: given to `left_over` when the shard has been recovered meanwhile.
+        """
+        self._left_over = True
+        self.changed_system[DUE_KEY] = mark
+        self.became_due()
+
+    def left_over(self, mark: bytes) -> None:
+        """The shard was recovered in the middle of letting out what is due."""
+        self.became_due()
+
+    def nothing_is_due(self) -> None:
+        """All of it is out."""
+        self.closing_due = False
+        if self._left_over:
+            self._left_over = False
+            self.changed_system[DUE_KEY] = None
 
     def tie(self, moment: int, scope: Scope) -> None:
         """The event acts on stream time having reached ``moment``: tie it to who brought that."""
@@ -205,6 +230,10 @@ class TimedPart(TablePart):
             (self.stream_time,) = _number.unpack(data)
         self._base_time = self._written_time = self.stream_time
         self.feeders = set((self.store.get(FEEDERS_KEY) or b"").decode().split("\n")) - {""}
+        mark = self.store.get(DUE_KEY)
+        if mark is not None:
+            self._left_over = True
+            self.left_over(mark)
 
     def cut(self, excluded: Mapping[Any, PreImage]) -> None:
         """Move what is dirty to ``committing``, with stream time.

@@ -127,8 +127,13 @@ class FinalWindows:
         # a callback may have connected it with others meanwhile, whose windows somebody else closes
         async with each.lock:
             each.due.clear()
-            pause = partial(self._until_room, each.part.name)
-            await close_due(self._shard, each.part, each.closing, pause=pause)
+            await close_due(
+                self._shard,
+                each.part,
+                each.closing,
+                pause=partial(self._until_room, each.part.name),
+                is_full=partial(self._is_full, each.part.name),
+            )
 
     def _due_in(self, owner: SubTopology) -> list[_Followed]:
         """The tables of a sub-topology that have something to close, in the order of declaration."""
@@ -144,10 +149,14 @@ class FinalWindows:
             isinstance(part, TimedPart) and part.closing_due for part in owner.parts.values()
         )
 
+    def _is_full(self, table: str) -> bool:
+        """Whether the next epoch is full already."""
+        return self._owner_of(table).is_full
+
     async def _until_room(self, table: str) -> None:
         """Wait while the next epoch is full."""
         owner = self._owner_of(table)
-        owner.took_run()
+        owner.took_run()  # which sees whether it is
         await owner.until_room()
 
 
@@ -157,6 +166,7 @@ async def close_due(
     closing: Closing,
     *,
     pause: Callable[[], Awaitable[object]] | None = None,
+    is_full: Callable[[], bool] | None = None,
 ) -> int:
     """Call ``closing.call`` for each final window that is not closed, in order of end, start, then key.
 
@@ -166,6 +176,7 @@ async def close_due(
     Args:
         pause: awaited between a thousand calls and the next: where back-pressure has its place. The event
             loop turns there in any case.
+        is_full: whether to pause at once, as the next epoch has no room.
 
     Returns:
         How many windows were closed.
@@ -179,6 +190,8 @@ async def close_due(
             calling = _Calling(part, closing, due)
             await run_call(shard, calling.call())
             closed += calling.had_value
+            if pause is not None and is_full is not None and is_full():
+                await pause()
         await asyncio.sleep(0)
         if pause is not None:
             await pause()

@@ -207,9 +207,14 @@ class SubTopology:
         self._shard.time_moves()
         self._shard.wake()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the next epoch is: nothing more comes in before a commit."""
+        return "epoch full" in self._closed_by
+
     def _full(self) -> None:
         """The next epoch is above its bound: the events at hand are the last ones before a commit."""
-        if "epoch full" in self._closed_by:
+        if self.is_full:
             return
         self.close_gate("epoch full")
         self._full_at = {tp: sent.size for tp, sent in self.sent.items()}
@@ -242,7 +247,7 @@ class SubTopology:
 
     async def until_room(self) -> None:
         """Wait while the next epoch is full."""
-        if "epoch full" in self._closed_by:
+        if self.is_full:
             self._room.clear()
             await self._room.wait()
 
