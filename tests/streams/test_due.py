@@ -13,7 +13,7 @@ from millstream.streams import _due
 from millstream.testing import TestApp
 from millstream.worker import _subtopology
 from tests.streams.running import Disturbance, disturb, feed, read
-from tests.streams.test_due_errors import LATER, as_of, held, unmatched, windows
+from tests.streams.test_due_errors import LATER, as_of, held, timers, unmatched, windows
 
 ROWS = 120
 EPOCH_BYTES = 12_000
@@ -33,7 +33,22 @@ def final(app: ms.App, source: ms.Topic[str]) -> Any:
     return table.changes().map_keys(lambda windowed: windowed.key, type=str)
 
 
-BUILDS = [held, grouped, windows, final, unmatched, as_of]
+class Later:
+    """Says after a while by the wall clock what key it was."""
+
+    def process(self, key: str, value: str, context: Any) -> None:
+        context.set_timer(after="10s", time="wall")
+
+    def on_timer(self, key: str, context: Any) -> None:
+        context.forward(key)
+
+
+def wall(app: ms.App, source: ms.Topic[str]) -> Any:
+    """Timers of the wall clock."""
+    return app.stream(source).process(Later(), name="rows", wall_timers="1m", value=str)
+
+
+BUILDS = [held, grouped, windows, final, unmatched, as_of, timers, wall]
 
 
 def program(build: Any, on_error: Any, later: bool = False) -> tuple[ms.App, Any, Any]:
@@ -55,7 +70,7 @@ def program(build: Any, on_error: Any, later: bool = False) -> tuple[ms.App, Any
 
 def filled() -> list[tuple[str, str, int]]:
     """Rows that are due together."""
-    return [(f"k{number:03}", f"v{number:03}", number % 50) for number in range(ROWS)]
+    return [(f"k{number:03}", f"k{number:03}", number % 50) for number in range(ROWS)]
 
 
 @pytest.mark.parametrize("later", [False, True])
@@ -92,7 +107,7 @@ async def test_the_rest_of_what_is_due_outlives_the_worker(
     app, source, out = program(build, "stop")
     async with TestApp(app) as t:
         await feed(t, source, filled())
-        if build is grouped:
+        if build in (grouped, wall):
             t.clock.move_to(t.clock.now() + 60_000)
         else:
             await feed(t, source, [("z", "z", LATER)], settle=False)
@@ -113,9 +128,131 @@ async def test_a_row_that_alone_is_too_large() -> None:
     source, out = app.topic("source", value=str), app.topic("out", value=str)
 
     def many(value: str) -> list[str]:
-        return ["x" * 1_000] * (100 if value == "v003" else 1)
+        return ["x" * 1_000] * (100 if value == "k003" else 1)
 
     held(app, source).flat_map(many, value=str).to(out)
     with pytest.raises(AgentError, match=r"'rows' has held back of key 'k003'.*output of this"):
         async with TestApp(app) as t:
             await feed(t, source, [*filled()[:10], ("z", "z", LATER)])
+
+
+class Census:
+    """Counts the timers that were called, and says to each record how many."""
+
+    def __init__(self, called: ms.Table[str, int]) -> None:
+        self.called = called
+
+    def process(self, key: str, value: str | None, context: Any) -> None:
+        if value == "row":
+            context.set_timer(after="100ms", key=f"{key}{context.timestamp}")
+        else:
+            context.forward(self.called.get("all", 0), key=key)
+
+    def on_timer(self, key: str, context: Any) -> None:
+        self.called["all"] = self.called.get("all", 0) + 1
+
+
+@pytest.mark.parametrize("value", ["time", None])
+@pytest.mark.parametrize("quiet", [0, 2_000])
+@pytest.mark.parametrize("how", ["", "crash", "lose", "rebalance"])
+async def test_timers_before_the_record_that_brings_their_time(
+    how: Disturbance, quiet: int, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are: it sees all that they did, and so do those after it."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", quiet)
+    monkeypatch.setattr(_due, "LET_OUT_MAX", 7)
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=str), app.topic("out", value=int)
+    called = app.table("called", key=str, value=int, like=source)
+    app.stream(source).process(Census(called), name="census", value=int).to(out)
+    async with TestApp(app) as t:
+        await feed(t, source, [("k", "row", number) for number in range(ROWS)])
+        records: list[Any] = [("k", "early", 50), ("y", value, LATER), ("z", value, 2 * LATER)]
+        await feed(t, source, records, settle=False)
+        while t.table(called).get("all", 0) < 30:
+            await asyncio.sleep(0)
+            await t.worker.committer.commit()
+        if how:
+            assert t.table(called)["all"] < ROWS
+        await disturb(t, how)
+        await t.settle()
+        assert [record.value for record in read(t, out)] == [20, ROWS, ROWS]
+        (shard,) = t.worker.shards.values()
+        assert not shard.suspending
+
+
+class Pulse:
+    """Beats every 10 ms of event time."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+        self.turn = 0
+
+    async def turns(self) -> None:
+        while True:
+            self.turn += 1
+            await asyncio.sleep(0)
+
+    def process(self, key: str, value: str, context: Any) -> None:
+        if value == "begin":
+            context.set_timer(after="10ms")
+        context.forward(value)
+
+    def on_timer(self, key: str, context: Any) -> None:
+        self.calls.append(self.turn)
+        context.set_timer(after="10ms")
+        context.forward(f"{context.timestamp}")
+
+
+async def test_a_timer_that_sets_itself_again_over_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is called for each moment, before the record behind the gap; the loop turns meanwhile."""
+    monkeypatch.setattr(_due, "LET_OUT_MAX", 7)
+    app = ms.App("shop", partitions=1)
+    source, out = app.topic("source", value=str), app.topic("out", value=str)
+    pulse = Pulse()
+    app.stream(source).process(pulse, name="pulse", value=str).to(out)
+    async with TestApp(app) as t:
+        turning = asyncio.ensure_future(pulse.turns())
+        await feed(t, source, [("k", "begin", 0), ("k", "end", 1_000)])
+        moments = [str(moment) for moment in range(10, 1_001, 10)]
+        assert t.sent(out) == ["begin", *moments, "end"]
+        turning.cancel()
+    assert max(pulse.calls.count(turn) for turn in set(pulse.calls)) == 7
+
+
+class Again:
+    """Sets a timer that is not later than the one that sets it."""
+
+    def __init__(self, again: Any) -> None:
+        self.again = again
+
+    def process(self, key: str, value: str, context: Any) -> None:
+        context.set_timer(after="1s")
+        context.set_timer(after="1s", time="wall")
+
+    def on_timer(self, key: str, context: Any) -> None:
+        self.again(context)
+
+
+@pytest.mark.parametrize(
+    ("again", "bring"),
+    [
+        (lambda context: context.set_timer(at=context.timestamp), {"stream": 5}),
+        (lambda context: context.set_timer(after=0, key="other"), {"stream": 5}),
+        (lambda context: context.set_timer(at=1, key="other"), {"stream": 5}),
+        (lambda context: context.set_timer(after=0, time="wall"), {"wall": 5}),
+    ],
+)
+async def test_a_timer_that_would_be_called_without_end(again: Any, bring: Any) -> None:
+    """It is an error that says so."""
+    app = ms.App("shop", partitions=1)
+    source = app.topic("source", value=str)
+    app.stream(source).process(Again(again), name="again", wall_timers="1s")
+
+    async def run() -> None:
+        async with TestApp(app) as t:
+            await t.send(source, "row", key="k", timestamp=2)
+            await t.advance(**bring)
+
+    with pytest.raises(AgentError, match=r"on_timer\(\) at .*, key 'k', has set a timer .* later"):
+        await run()

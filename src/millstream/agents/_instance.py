@@ -404,8 +404,8 @@ class Instance:
                 raise
             if not again:
                 break
-            assert record.value is not None
-            value = self._read(run.source, record.value, record)
+            data = record.value
+            value = None if data is None else self._read(run.source, data, record)
             if value is not SKIP:
                 return value
         self.scope.open = False

@@ -5,7 +5,8 @@ looks for the one that wrote it: here, it looks before a row and behind it.
 
 However much is due, an event lets out only so much of it (`has_room`): as many rows as come through without the event
 loop standing still, and none once the next epoch is full. The part then says that more is due, which leaves in events
-of its own before the next record. So an event's output is above the bound of an epoch by no more than that of a row.
+of its own before the next record. Where the record at hand has to wait for all of it, as with timers, its event is undone
+and comes again when that is out (`DueFirstError`). So an event's output is above the bound of an epoch by no more than that of a row.
 
 A row whose failure the policy lets pass comes again with the next attempt, like the record at hand, and is passed over
 then: `millstream.worker` remembers it until that is committed.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from millstream.tables import DueError, DueRow
+from millstream.tables import DueError, DueFirstError, DueRow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -130,6 +131,6 @@ async def _watched(done: Awaitable[None], item: T, row_of: Callable[[T], DueRow]
 
 
 def _blamed(error: Exception, item: Any, row_of: Callable[[Any], DueRow]) -> Exception:
-    if isinstance(error, DueError) or getattr(error, "culprit", None) is not None:
+    if isinstance(error, (DueError, DueFirstError)) or getattr(error, "culprit", None) is not None:
         return error  # somebody else is to blame
     return DueError(row_of(item))

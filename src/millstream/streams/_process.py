@@ -11,13 +11,13 @@ import heapq
 import inspect
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
-from millstream.clock import Duration, duration_ms, timestamp_ms
+from millstream.clock import Duration, duration_ms, format_timestamp, timestamp_ms
 from millstream.context import current
 from millstream.errors import ConfigurationError, ProgramError
-from millstream.streams._due import hand_on_due
+from millstream.streams._due import hand_on_due, has_room
 from millstream.streams._operator import Context, Done, Operator, each
 from millstream.streams._pipeline import bound
-from millstream.tables import DELETED, MISSING, Due, DueRow, TimedPart
+from millstream.tables import DELETED, MISSING, Due, DueFirstError, DueRow, TimedPart
 from millstream.windows import Window
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Processor(Protocol):
 class ProcessContext:
     """What a processor can do besides using tables, while it is called."""
 
-    __slots__ = ("_context", "_keyed", "_process", "key", "results", "timestamp")
+    __slots__ = ("_context", "_keyed", "_process", "fired", "key", "results", "timestamp")
 
     def __init__(self, context: Context, process: Process) -> None:
         self._context = context
@@ -61,6 +61,8 @@ class ProcessContext:
         self.timestamp = 0
         """Event time, in ms: of the record, or the moment for which the timer was set."""
         self.results: list[tuple[Any, Any, int]] = []
+        self.fired: tuple[int, int, Any] | None = None
+        """The timer that is being called, if any."""
 
     @property
     def stream_time(self) -> int:
@@ -96,7 +98,9 @@ class ProcessContext:
     ) -> None:
         """Have ``on_timer(key, context)`` called once, when time has reached a moment.
 
-        Setting a timer again for the same key and moment changes nothing.
+        Setting a timer again for the same key and moment changes nothing. One that ``on_timer`` sets for a moment
+        that has come already is called next: over a gap in event time, a timer that sets itself again is called
+        for each moment in it, unless it is set by ``stream_time``.
 
         Args:
             at: the moment, in ms since the epoch, or an aware datetime.
@@ -106,7 +110,7 @@ class ProcessContext:
 
         Raises:
             ProgramError: neither or both of ``at`` and ``after``, no ``on_timer``, or no interval for the wall
-                clock was given.
+                clock was given; or a timer sets one by the same clock that is not later than itself.
         """
         if (at is None) == (after is None):
             raise ProgramError("set_timer: give either the moment, or after=")
@@ -122,11 +126,18 @@ class ProcessContext:
             assert after is not None
             now = self.timestamp if time == "event" else self._context.clock.now()
             moment = now + duration_ms(after, what="set_timer(after=)")
+        clock = WALL if time == "wall" else EVENT
+        fired = self.fired
+        if fired is not None and fired[0] == clock:
+            begins = fired[1] if at is not None or clock == EVENT else now
+            if moment <= begins:
+                raise ProgramError(
+                    f"processor {self._process.name!r}: on_timer() at {format_timestamp(begins)}, key"
+                    f" {fired[2]!r}, has set a timer for {format_timestamp(moment)}, which would be called at"
+                    f" once, and again without end: set it for a later moment, as in set_timer(after='1s')"
+                )
         part: TimerPart = self._context.parts[self._process.name]
-        part.schedule(
-            (WALL if time == "wall" else EVENT, moment, self.key if key is None else key),
-            self._context.scope,
-        )
+        part.schedule((clock, moment, self.key if key is None else key), self._context.scope)
 
     def cancel_timer(
         self, at: datetime | float, *, key: Any = None, time: Literal["event", "wall"] = "event"
@@ -144,7 +155,7 @@ class ProcessContext:
 class TimerPart(TimedPart):
     """Timers of a processor in one shard: entries ``(clock, moment, key)``."""
 
-    __slots__ = ("_heaps", "_stale", "_undone")
+    __slots__ = ("_heaps", "_stale", "_undone", "wall_until")
 
     @property
     def kept_as(self) -> str:
@@ -155,6 +166,8 @@ class TimerPart(TimedPart):
         self._heaps: dict[int, list[tuple[int, bytes, Any]]] = {}
         self._stale = True
         self._undone = 0
+        self.wall_until = -1
+        """What is due by the wall clock up to here, an event has left to the next one; -1 for nothing."""
 
     def _fresh(self) -> None:
         if self._stale:
@@ -210,9 +223,18 @@ class TimerPart(TimedPart):
             self.closing_due = True
             self.on_due()
 
+    def more_is_due(self, mark: bytes = b"") -> None:
+        super().more_is_due(str(self.wall_until).encode())
+
+    def left_over(self, mark: bytes) -> None:
+        self.wall_until = int(mark)
+        super().left_over(mark)
+
     def due(self) -> list[Due]:
         self.closing_due = False
-        if self.next(EVENT, self.stream_time) is None:
+        if self.next(EVENT, self.stream_time) is None and self.next(WALL, self.wall_until) is None:
+            self.wall_until = -1
+            self.nothing_is_due()
             return []
         return [Due(None, None, Window(self.stream_time, self.stream_time), b"")]
 
@@ -275,7 +297,11 @@ class Process(Operator):
             return self._hand_on(face, forward)
 
         async def later(key: Any, value: Any, timestamp: int) -> None:
-            await self._fire(context, face, forward, EVENT, part.stream_time)
+            scope, now = context.scope, part.stream_time
+            # what a row brings that was held back cannot wait: it is out already
+            waits = scope.tp is not None
+            if not await self._fire(context, face, forward, EVENT, now, bounded=waits):
+                raise DueFirstError(self.name, now)
             face.key, face.timestamp = key, timestamp
             waits = call(key, value, face)
             if waits is not None:
@@ -333,11 +359,14 @@ class Process(Operator):
         forward: Callable[..., Done],
         clock: int,
         now: int,
-    ) -> None:
-        """Call ``on_timer`` for all that is due, in order."""
+        *,
+        bounded: bool = True,
+    ) -> bool:
+        """Call ``on_timer`` for what is due, in order; False where there is more than one event lets out."""
         part: TimerPart = context.parts[self.name]
 
         async def go(entry: tuple[int, int, Any]) -> None:
+            face.fired = entry
             _, face.timestamp, face.key = entry
             face.results = []
             waits = self.on_timer()(face.key, face)
@@ -350,31 +379,45 @@ class Process(Operator):
         def row_of(entry: tuple[int, int, Any]) -> DueRow:
             return DueRow(self.name, part.encode_key(entry), entry[2], entry[1], None, None)
 
-        while (entry := part.next(clock, now)) is not None:
-            part.forget(entry, context.scope)
-            done = hand_on_due(context.scope, entry, go, row_of)
-            if done is not None:
-                await done
+        let_out = 0
+        try:
+            while (entry := part.next(clock, now)) is not None:
+                if bounded and not has_room(context.scope, let_out):
+                    return False
+                let_out += 1
+                part.forget(entry, context.scope)
+                done = hand_on_due(context.scope, entry, go, row_of)
+                if done is not None:
+                    await done
+        finally:
+            face.fired = None
+        return True
 
     async def close(self, key: Any, window: Any, value: Any) -> None:
-        """Event time has moved without a record."""
-        await self._wake(EVENT)
+        """Event time has moved without a record, or an event has left some of what is due."""
+        part: TimerPart = current.get().parts[self.name]
+        await self._wake(EVENT, part.stream_time)
+        if part.wall_until >= 0:
+            await self._wake(WALL, part.wall_until)
 
     async def tick(self) -> None:
         """Look at the timers of the wall clock."""
         scope = current.get()
         part: TimerPart = scope.parts[self.name]
-        if part.next(WALL, self._clock().now()) is not None:
-            await self._wake(WALL)
+        now = self._clock().now()
+        if part.next(WALL, now) is not None:
+            await self._wake(WALL, now)
 
-    async def _wake(self, clock: int) -> None:
+    async def _wake(self, clock: int, now: int) -> None:
         scope = current.get()
         assert self.pipeline is not None
         context = bound(self.pipeline, scope, self._clock()).context
         part: TimerPart = scope.parts[self.name]
-        now = part.stream_time if clock == EVENT else self._clock().now()
         forward = bound(self.pipeline, scope, self._clock()).forward(self)
-        await self._fire(context, ProcessContext(context, self), forward, clock, now)
+        if not await self._fire(context, ProcessContext(context, self), forward, clock, now):
+            if clock == WALL:
+                part.wall_until = now
+            part.more_is_due()
 
 
 def _by_key(operator: Operator, pipeline: Pipeline) -> Operator | None:

@@ -20,7 +20,7 @@ from millstream.tables._position import (
 from millstream.tables._query import Queries, TableInfo
 from millstream.tables._stamped import PackedPart, StampedPart, stamp
 from millstream.tables._table import NO_DEFAULT, SetTable, Table, no_part, require_scope
-from millstream.tables._timed_part import NEVER, Due, DueError, DueRow, TimedPart
+from millstream.tables._timed_part import NEVER, Due, DueError, DueFirstError, DueRow, TimedPart
 from millstream.tables._ttl import TIME_BYTES, TtlPart, TtlTable
 from millstream.tables._view import View, ViewChange
 from millstream.tables._windowed import WindowedTable, WindowView, windowed
@@ -38,6 +38,7 @@ __all__ = [
     "BadQueryError",
     "Due",
     "DueError",
+    "DueFirstError",
     "DueRow",
     "Expiry",
     "NotHereError",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from millstream.context import PreImage, Scope
     from millstream.windows import Window
 
-__all__ = ["NEVER", "TIME_KEY", "Due", "DueError", "DueRow", "TimedPart"]
+__all__ = ["NEVER", "TIME_KEY", "Due", "DueError", "DueFirstError", "DueRow", "TimedPart"]
 
 TIME_KEY: Final = b"\x00time"
 FEEDERS_KEY: Final = b"\x00feeders"
@@ -69,6 +69,20 @@ class DueError(Exception):
     def __init__(self, row: DueRow) -> None:
         super().__init__(row)
         self.row = row
+
+
+class DueFirstError(Exception):
+    """More is due before the event at hand than one event lets out: it is to come again when that is out."""
+
+    def __init__(self, table: str, moment: int) -> None:
+        """
+        Args:
+            table: which holds it.
+            moment: the stream time that makes it due.
+        """
+        super().__init__(table, moment)
+        self.table = table
+        self.moment = moment
 
 
 class TimedPart(TablePart):

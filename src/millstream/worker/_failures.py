@@ -10,7 +10,7 @@ from millstream.agents import user_line
 from millstream.context import Scope
 from millstream.errors import AgentError
 from millstream.records import Position
-from millstream.tables import DueError
+from millstream.tables import DueError, DueFirstError
 from millstream.worker._notes import passed_note
 from millstream.worker._search import BlameSearch, table_value_error
 
@@ -44,7 +44,10 @@ class Failures:
         self._topic_ids = topic_ids
         self._attempts: dict[tuple[str, TopicPartition, int], int] = {}
         self._condemned: dict[tuple[str, TopicPartition, int], BaseException] = {}
-        """Records that have failed for good, and whose work others had seen: they do not run once more."""
+        """Records that have failed for good, and whose work others had seen: they do not run once more. And those that
+        do not yet, as something is due first."""
+        self._journaled_for: set[str] = set()
+        """Agents that keep journals only until such a record comes again."""
         self._search: BlameSearch | None = None
         """While the event is looked for whose value could not be committed."""
 
@@ -92,6 +95,8 @@ class Failures:
             await self.seek(refused, failure.scope)
         if isinstance(failure.error, DueError):
             return await self._row_failed(spec, failure, failure.error)
+        if isinstance(failure.error, DueFirstError):
+            return await self._due_first(spec, failure, failure.error)
         identity = spec.agent.name, tp, offset
         attempts = self._attempts.get(identity, 0) + 1
         policy = spec.policies.get(tp.topic, spec.policy)
@@ -146,6 +151,30 @@ class Failures:
         if failure.ran and not self._undo(failure):
             await self._start_over()
         await self._shard.clock.sleep(delay_s)
+        return True
+
+    async def _due_first(self, spec: AgentSpec, failure: Failure, error: DueFirstError) -> bool:
+        """Have out what is due before the record, in events of its own; then the record comes again."""
+        shard, name = self._shard, spec.agent.name
+        identity = name, failure.run.tp, failure.record.offset
+        if failure.ran and not failure.scope.subtopology.undo(failure.scope):
+            if name not in shard.suspending:
+                self._journaled_for.add(name)
+                shard.suspending.add(name)
+            self._condemned[identity] = error
+            await self._start_over()
+        self._condemned.pop(identity, None)
+        scope = failure.scope
+        part = scope.parts[error.table]
+        # it has done nothing: it is no event in the middle for the commits to come
+        scope.subtopology.events.pop(scope, None)
+        shard.advance_idle(part, max(0, error.moment - part.stream_time))
+        await shard.until_open(name)
+        if not failure.ran:  # else it comes again as another one
+            scope.subtopology.events[scope] = None
+        if name in self._journaled_for:
+            self._journaled_for.discard(name)
+            shard.suspending.discard(name)
         return True
 
     def _undo(self, failure: Failure) -> bool:
