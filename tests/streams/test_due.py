@@ -181,6 +181,28 @@ async def test_timers_before_the_record_that_brings_their_time(
         assert not shard.suspending
 
 
+@pytest.mark.parametrize("later", [False, True])
+@pytest.mark.parametrize("quiet", [0, 2_000])
+@pytest.mark.parametrize("how", ["", "crash", "lose", "rebalance"])
+async def test_rows_without_a_partner_before_the_pair_of_the_record(
+    how: Disturbance, quiet: int, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are: what is made of the record that brings their time comes after them."""
+    monkeypatch.setattr(_subtopology, "QUIET_EVENTS", quiet)
+    monkeypatch.setattr(_due, "LET_OUT_MAX", 7)
+    app, source, out = program(unmatched, "stop", later)
+    async with TestApp(app) as t:
+        await feed(t, source, [*filled(), ("z", "z", 99)])
+        await feed(t, app.topics["other"], [("z", "other", 199)], settle=False)
+        while not read(t, out):
+            await asyncio.sleep(0)
+            await t.worker.committer.commit()
+        await disturb(t, how)
+        await t.settle()
+        found = [record.value.strip() for record in read(t, out)]
+        assert found == [key for key, _, _ in sorted(filled(), key=lambda row: row[2])] + ["z"]
+
+
 class Pulse:
     """Beats every 10 ms of event time."""
 

@@ -5,8 +5,7 @@ looks for the one that wrote it: here, it looks before a row and behind it.
 
 However much is due, an event lets out only so much of it (`has_room`): as many rows as come through without the event
 loop standing still, and none once the next epoch is full. The part then says that more is due, which leaves in events
-of its own before the next record. Where the record at hand has to wait for all of it, as with timers, its event is undone
-and comes again when that is out (`DueFirstError`). So an event's output is above the bound of an epoch by no more than that of a row.
+of its own before the next record. Where the record at hand has to wait for all of it, as with timers or the rows of a left join, its event is undone and comes again when that is out (`DueFirstError`). So an event's output is above the bound of an epoch by no more than that of a row.
 
 A row whose failure the policy lets pass comes again with the next attempt, like the record at hand, and is passed over
 then: `millstream.worker` remembers it until that is committed.

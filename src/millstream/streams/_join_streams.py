@@ -191,15 +191,16 @@ class StreamJoin(Operator):
                 if timestamp > stream_time or scope.journal is not None:
                     stream_time = waiting.reached(timestamp, scope)
                 if stream_time >= waiting.next_due:
-                    out = deliver_waiting(waiting, waiting.release(scope), scope, deliver)
+                    rows = waiting.release(scope, first=True)
+                    out = deliver_waiting(waiting, rows, scope, deliver)
             if key is None or value is None:
                 if value is None or not alone:
                     counters["null_keys_dropped" if key is None else "null_values_dropped"] += 1
                     return out
                 return then(out, deliver, [_pair(None, value, None, timestamp, left=left)])
             if release is not None and timestamp == stream_time:
-                rows = release.release(stream_time, scope, left=left)
-                out = deliver_waiting(waiting, rows, scope, deliver)  # type: ignore[arg-type]
+                late = release.release(stream_time, scope, left=left)
+                out = deliver_waiting(waiting, late, scope, deliver)  # type: ignore[arg-type]
             if plain and scope.record is not None and scope.record.value is not None:
                 data = scope.record.value  # as it is in its topic
             else:

@@ -34,7 +34,7 @@ from millstream.streams._join_rows import (
     rows_of,
     value_in,
 )
-from millstream.tables import DELETED, NEVER, Due, DueRow
+from millstream.tables import DELETED, NEVER, Due, DueFirstError, DueRow
 from millstream.windows import Window
 
 if TYPE_CHECKING:
@@ -411,10 +411,16 @@ class WaitingPart(RowsPart):
 
     # what is due ----------------------------------------------------------------------------------
 
-    def release(self, scope: Scope) -> Iterator[Waiting]:
+    def release(self, scope: Scope, *, first: bool = False) -> Iterator[Waiting]:
         """Take out the rows that are due, in order of time; right before left, then by key.
 
         What is due beyond what one event lets out leaves between this event and the next.
+
+        Args:
+            first: the record at hand may only go on when all of it is out.
+
+        Raises:
+            DueFirstError: that is not so; while iterating.
         """
         let_out = 0
         while has_room(scope, let_out):
@@ -429,7 +435,8 @@ class WaitingPart(RowsPart):
                     self.tie(self._due_at(entry), scope)
                 self._drop_entry(entry, scope)
                 yield from self._rows(entry, segment)
-        self.next_due = NEVER  # until `due` has found nothing more
+        if first and scope.tp is not None:
+            raise DueFirstError(self.name, self.stream_time)
         self.became_due()
 
     def _due_at(self, entry: Any) -> int:

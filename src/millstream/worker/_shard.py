@@ -294,6 +294,9 @@ class Shard:
             closing = self._tables[part.name].on_close
             if isinstance(part, TimedPart) and closing is not None:
                 self.connect(f"on_close:{part.name}", part.name)
+                if part.closing_due:  # what is left of that comes before their next record
+                    for user in self._agents.keys() & self._tables[part.name].users:
+                        self.connect(user, part.name)
                 self._final_windows.follow(part, closing)
 
     def _place(self, tp: TopicPartition, found: OffsetAndMetadata | None, start: int) -> None:
