@@ -31,7 +31,7 @@ from millstream.serialization import upgrading, value_schema
 from millstream.streams._codec import upgrade_with
 from millstream.streams._operator import WAITS, Context, Done, Operator, finish
 from millstream.streams._sides import check_foreign_key
-from millstream.streams._table_ops import Upsert, awaited
+from millstream.streams._table_ops import Upsert, both
 from millstream.streams._types import field_type, result_type, without_none
 from millstream.tables import DELETED, MISSING, TablePart
 
@@ -185,7 +185,7 @@ class Subscribe(Operator):
             return None
 
         async def later(key: Any, new: Any, before: Any, after: Any, timestamp: int) -> None:
-            subscribe(key, new, await awaited(before), await awaited(after), timestamp)
+            subscribe(key, new, *await both(before, after), timestamp)
 
         return [take]
 

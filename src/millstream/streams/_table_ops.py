@@ -32,6 +32,7 @@ __all__ = [
     "TableFold",
     "Upsert",
     "awaited",
+    "both",
 ]
 
 
@@ -101,7 +102,7 @@ class FilterTable(_Looked):
         async def later(
             key: Any, new: Any, old: Any, timestamp: int, passes: Any, passed: Any
         ) -> None:
-            passes, passed = await awaited(passes), await awaited(passed)
+            passes, passed = await both(passes, passed)
             done = forward(key, new if passes else None, old if passed else None, timestamp)
             if done is not None:
                 await done
@@ -155,7 +156,7 @@ class MapTable(_Looked):
             return forward(key, made, before, timestamp)
 
         async def later(key: Any, made: Any, before: Any, timestamp: int) -> None:
-            made, before = await awaited(made), await awaited(before)
+            made, before = await both(made, before)
             done = forward(key, made, before, timestamp)
             if done is not None:
                 await done
@@ -265,7 +266,7 @@ class GroupTable(Operator):
             return None
 
         async def later(of_new: Any, of_old: Any, new: Any, old: Any, timestamp: int) -> None:
-            send(await awaited(of_new), await awaited(of_old), new, old, timestamp)
+            send(*await both(of_new, of_old), new, old, timestamp)
 
         def send(of_new: Any, of_old: Any, new: Any, old: Any, timestamp: int) -> None:
             scope = context.scope
@@ -368,6 +369,17 @@ async def awaited(made: Any) -> Any:
     return await made if made.__class__ in WAITS else made
 
 
+async def both(one: Any, other: Any) -> tuple[Any, Any]:
+    """What two functions have returned, once it is there; the second is given up where the first one fails."""
+    try:
+        one = await awaited(one)
+    except BaseException:
+        if hasattr(other, "close") and other.__class__ in WAITS:
+            other.close()
+        raise
+    return one, await awaited(other)
+
+
 class JoinTables(_Looked):
     """Two tables by key: a change of either side makes a result of both.
 
@@ -444,7 +456,7 @@ class JoinTables(_Looked):
             return forward(key, made, before, timestamp)
 
         async def later(key: Any, made: Any, before: Any, timestamp: int) -> None:
-            made, before = await awaited(made), await awaited(before)
+            made, before = await both(made, before)
             done = forward(key, made, before, timestamp)
             if done is not None:
                 await done
