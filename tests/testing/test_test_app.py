@@ -55,6 +55,14 @@ async def test_send_returns_when_all_is_done() -> None:
         assert t.sent(out) == [Order("ada", 5.0)]
 
 
+async def test_no_place_on_disk() -> None:
+    """A test needs none, whatever the app's log is, even one without a path."""
+    app = ms.App("shop", broker="local://", partitions=1)
+    numbers = app.topic("numbers", value=int)
+    async with TestApp(app) as t:
+        assert (await t.send(numbers, 1)).offset == 0
+
+
 async def test_time_stands_still() -> None:
     """The app's clock is the test's, starts where it is told, and is given back."""
     app, _, _ = counting()

@@ -24,7 +24,7 @@ from millstream.app._changes import change_listeners
 from millstream.app._dead_letters import ERROR_HEADERS, error_headers, timer_letter
 from millstream.app._patterns import Patterns
 from millstream.app._replies import Replies, reply_topic
-from millstream.app._slot import Slot, state_folder
+from millstream.app._slot import Slot
 from millstream.app._timing import Passing, run_leader_crontab, run_shard_timer, run_timer
 from millstream.context import watched_tasks
 from millstream.errors import (
@@ -100,8 +100,7 @@ class Runtime:
         self._with_worker = worker
         self._with_web = web
         self._commits = commits
-        root = state_folder(app.settings) / app.id
-        self.slot = Slot(root, app=app.id, wanted=app.settings.slot)
+        self.slot = Slot(app.id, app.settings)
         self.transport: Transport = (
             open_transport(
                 app.settings.broker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import uuid
@@ -35,17 +36,21 @@ class Slot:
     """The slot of one worker: its directory, and the names under which the log knows who works there.
 
     Args:
-        root: where the app's slots are.
         app: its id.
-        wanted: the slot that the settings name; empty for any.
+        settings: where the app's slots are, and which one is wanted.
     """
 
-    def __init__(self, root: Path, *, app: str, wanted: str) -> None:
+    def __init__(self, app: str, settings: Settings) -> None:
         self.name = ""
         """Empty until it is taken."""
-        self._root = root
         self._app = app
-        self._wanted = wanted
+        self._settings = settings
+        self._wanted = settings.slot
+
+    @functools.cached_property
+    def _root(self) -> Path:
+        # not before somebody takes a slot: who keeps state and log in memory needs no place on disk
+        return state_folder(self._settings) / self._app
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[Path]:

@@ -484,7 +484,7 @@ class Member:
                 node, request, response, timeout_s=timeout_s, alone=alone
             )
         except (AnswerLostError, LogUnavailableError) as exc:
-            moved = str(exc)
+            moved = str(exc) or type(exc).__name__
         else:
             code = _code_of(answer)
             moved = code.name if code in COORDINATOR_MOVED else ""
