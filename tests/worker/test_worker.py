@@ -302,7 +302,8 @@ async def test_a_reader_that_finds_nothing_meanwhile(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log has not come back where nothing came of it: it is not said again."""
-    fetch, answers = MemoryTransport._fetch, iter([None, [], None, [], None])
+    fetch = MemoryTransport._fetch
+    answers: Any = iter([None, [], None, [], None])
 
     async def away(self: MemoryTransport, *asked: Any) -> Any:
         found = next(answers, "there")
